@@ -1,0 +1,226 @@
+"""Run configs: TOML read strictly into frozen dataclasses.
+
+An unknown key, a wrong type or a value out of range is a `UserError` that
+names the key, what was given, what is allowed and the nearest right spelling.
+"""
+
+import dataclasses
+import difflib
+import re
+import tomllib
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class UserError(Exception):
+    """A request that cannot be met as it was made; jobs exit with code 2."""
+
+
+def option(default: Any, help: str, *, low=None, high=None, choices=None) -> Any:
+    """A dataclass field that carries its range (both ends allowed) and its description."""
+    metadata = {"help": help, "low": low, "high": high, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ingest:
+    source: str = option("digits", "where images come from", choices=("digits", "idx", "folder", "cifar10", "table"))
+    path: str = option("", "folder, file or table to read; URL or local path")
+    height: int = option(28, "pixels", low=4, high=4096)
+    width: int = option(28, "pixels", low=4, high=4096)
+    channels: int = option(1, "1 for grey, 3 for RGB", choices=(1, 3))
+    fit: str = option("crop", "how another aspect ratio is made to fit", choices=("crop", "pad", "stretch"))
+    classes: tuple[str, ...] = option((), "source 'idx': names of the labels 0, 1, ...; '0' to '9' where none are given")
+    encoding: str = option("auto", "raw pixels, PNG bytes, or PNG from 64 KiB of RGB pixels on", choices=("auto", "raw", "png"))
+    validation: float = option(0.1, "share of the images for validation", low=0.0, high=0.9)
+    test: float = option(0.1, "share for testing, where the source has no test split", low=0.0, high=0.9)
+    planned_workers: int = option(4, "ranks that will read at once; there are at least 4 row groups for each", low=1, high=4096)
+    max_file_mb: int = option(64, "larger files are rejected", low=1, high=1024)
+    max_megapixels: int = option(64, "images that declare more pixels are rejected unread", low=1, high=1024)
+    id_column: str = option("id", "source 'table': unique string id")
+    image_column: str = option("content", "source 'table': encoded image bytes")
+    label_column: str = option("", "source 'table': class of the image; empty for none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    steps: int = option(1000, "global steps", low=1)
+    batch_size: int = option(64, "global batch, shared by all workers", low=1)
+    workers: int = option(1, "Horovod ranks", low=1, high=4096)
+    launcher: str = option("spark", "Horovod on Spark, or this process alone", choices=("spark", "local"))
+    threads: int = option(0, "TensorFlow threads a rank; 0 for spark.task.cpus", low=0, high=256)
+    precision: str = option("float32", "compute type of the layers", choices=("float32", "mixed_bfloat16"))
+    split: str = option("train", "split to train on", choices=("train", "validation", "test"))
+    seed: int = option(0, "of weights, latents and shuffling", low=0, high=2**31 - 1)
+    shuffle_buffer: int = option(8192, "images that a rank shuffles among (at most 128 MiB)", low=1)
+    log_every: int = option(50, "steps", low=1)
+    sample_every: int = option(500, "steps", low=1)
+    checkpoint_every: int = option(500, "steps", low=1)
+    keep: int = option(3, "newest checkpoints that are kept", low=1)
+    restarts: int = option(2, "times that a failed job starts again from its last checkpoint", low=0, high=100)
+    start_timeout: int = option(120, "seconds to wait for a task slot a rank", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    images: int = option(64, "how many", low=1)
+    first_seed: int = option(0, "seeds count up from here; one seed is one image", low=0, high=2**62)
+    batch_size: int = option(64, "images a forward pass", low=1, high=65536)
+    partitions: int = option(0, "Spark tasks; 0 for the session's parallelism", low=0)
+    checkpoint: int = option(0, "step of the checkpoint; 0 for the newest", low=0)
+    table: str = option("", "name or URL of the table; empty for the run's name")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    features: str = option("lenet", "feature network", choices=("lenet", "InceptionV3"))
+    weights: str = option("imagenet", "InceptionV3: 'imagenet', or a Keras weights file (.h5)")
+    split: str = option("test", "real images to compare with", choices=("train", "validation", "test"))
+    batch_size: int = option(100, "images a forward pass", low=1, high=4096)
+    sample: int = option(5000, "images of each side for KID, precision and recall", low=10, high=50000)
+    neighbours: int = option(3, "k of precision and recall", low=1, high=100)
+    kid_subsets: int = option(50, "subsets that KID averages over", low=1, high=1000)
+    kid_subset_size: int = option(1000, "images in a subset", low=2, high=50000)
+    classifier_steps: int = option(2000, "steps that trains the lenet classifier", low=1)
+    classifier_batch: int = option(128, "global batch of the lenet classifier", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run, whole. `model` is the `Config` of the model that `model.name` names."""
+
+    run: str
+    dataset: str
+    model: Any = None
+    lake: str = option("lake", "root of the data lake; URL or local path")
+    ingest: Ingest = Ingest()
+    train: Train = Train()
+    generate: Generate = Generate()
+    evaluate: Evaluate = Evaluate()
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def load(path: str, overrides: Sequence[str] = (), model_config: Callable[[str], type] | None = None) -> Config:
+    """Reads `path`, applies `key.sub=value` overrides, checks everything.
+
+    `model_config` gives the Config class for a model's name (`models.config_class`);
+    it is passed in so that this module needs no TensorFlow.
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"config {path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"config {path}: not valid TOML: {error}") from error
+    for override in overrides:
+        _override(table, override)
+    return parse(table, model_config)
+
+
+def parse(table: dict, model_config: Callable[[str], type] | None = None) -> Config:
+    """A checked `Config` from nested dicts; the inverse of `resolved`."""
+    table = dict(table)
+    model = table.pop("model", None)
+    config = _build(Config, table, "")
+    for key in ("run", "dataset"):
+        if not _NAME.fullmatch(getattr(config, key)):
+            raise UserError(f"{key} = {getattr(config, key)!r}: expected letters, digits, '.', '_' and '-', starting with a letter or digit")
+    if config.ingest.validation + config.ingest.test >= 1:
+        raise UserError(f"ingest.validation + ingest.test = {config.ingest.validation + config.ingest.test:g}: expected less than 1, so that some images are left to train on")
+    for key, size in (("train.batch_size", config.train.batch_size), ("evaluate.classifier_batch", config.evaluate.classifier_batch)):
+        if size % config.train.workers:
+            raise UserError(f"{key} = {size} does not divide by train.workers = {config.train.workers}: each rank takes an equal share")
+    if config.train.launcher == "local" and config.train.workers > 1:
+        raise UserError(f"train.workers = {config.train.workers} with train.launcher = 'local': one process is one worker; use launcher 'spark'")
+    if model is not None:
+        if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+            raise UserError("model.name: expected the name of a model as a string")
+        config = dataclasses.replace(config, model=_build(model_config(model["name"]), model, "model."))
+    return config
+
+
+def resolved(config: Any) -> dict:
+    """The config as plain, JSON-ready dicts with every default filled in."""
+    return dataclasses.asdict(config)
+
+
+def differences(old: dict, new: dict, ignore: Sequence[str] = (), where: str = "") -> list[str]:
+    """'key: was X, is Y' for each leaf that differs, but for those named in `ignore`."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        name = where + key
+        if name in ignore:
+            continue
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, ignore, name + ".")
+        elif _plain(a) != _plain(b):
+            found.append(f"{name}: was {_plain(a)!r}, is {_plain(b)!r}")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _override(table: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override}: expected key=value, for instance train.steps=10")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, last = key.split(".")
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise UserError(f"--set {override}: {section} is a value, not a section")
+    table[last] = value
+
+
+def _build(cls: type, table: dict, where: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    types = typing.get_type_hints(cls)
+    values = {}
+    for key, value in table.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1)
+            hint = f"; did you mean {where}{near[0]}?" if near else ""
+            raise UserError(f"{where}{key}: unknown key{hint} (known: {', '.join(fields)})")
+        if dataclasses.is_dataclass(types[key]):
+            if not isinstance(value, dict):
+                raise UserError(f"{where}{key} = {value!r}: expected a section [{where}{key}]")
+            values[key] = _build(types[key], value, f"{where}{key}.")
+        else:
+            values[key] = _checked(f"{where}{key}", value, types[key], fields[key].metadata)
+    missing = [name for name, field in fields.items() if name not in values and field.default is dataclasses.MISSING]
+    if missing:
+        raise UserError(f"{where}{missing[0]}: missing; it has no default")
+    return cls(**values)
+
+
+def _checked(name: str, value: Any, kind: Any, limits: typing.Mapping) -> Any:
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{name} = {value!r}: expected a list of {item.__name__}")
+        return tuple(_checked(f"{name}[{i}]", each, item, limits) for i, each in enumerate(value))
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UserError(f"{name} = {value!r}: expected {kind.__name__}, got {type(value).__name__}")
+    low, high, choices = (limits.get(key) for key in ("low", "high", "choices"))
+    if choices and value not in choices:
+        near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{name} = {value!r}: expected one of {', '.join(map(repr, choices))}{hint}")
+    # Written so that NaN, which compares false with everything, is refused.
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        allowed = " and ".join([f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None))
+        raise UserError(f"{name} = {value!r}: expected {allowed}")
+    return value

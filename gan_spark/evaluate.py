@@ -1,0 +1,244 @@
+"""Quality of a generated table against a split of real images, as Spark aggregations.
+
+FID and the Inception-style score need only sums: each task folds its images into a `Moments`, and a
+tree of tasks merges them, so no feature of an image reaches the driver. KID, precision
+and recall need pairs of images: they look at a bounded sample, chosen by a hash of the id.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+
+from . import dataset as datasets
+from . import features, images, lake, schema, trainer
+from .config import Config, UserError
+from .store import Run
+
+log = logging.getLogger(__name__)
+
+
+# --- mathematics -----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Count, mean [d] and sum of outer products of deviations [d, d]; merges as Chan, Golub and LeVeque (1979) do."""
+
+    count: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Moments":
+        mean = values.mean(0)
+        centred = values - mean
+        return cls(len(values), mean, centred.T @ centred)
+
+    def merge(self, other: "Moments") -> "Moments":
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        scatter = self.scatter + other.scatter + np.outer(delta, delta) * (self.count * other.count / count)
+        return Moments(count, self.mean + delta * (other.count / count), scatter)
+
+    @property
+    def covariance(self) -> np.ndarray:
+        return self.scatter / (self.count - 1)
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the squared Frechet distance of two Gaussians (arXiv 1706.08500).
+
+    The trace of the root is the sum of the singular values of C1^(1/2) C2^(1/2), which stays real where
+    covariances are singular.
+    """
+    cross = np.linalg.svd(_root(a.covariance) @ _root(b.covariance), compute_uv=False).sum()
+    distance = np.square(a.mean - b.mean).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2.0 * cross
+    return float(max(distance, 0.0))
+
+
+def _root(matrix: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
+
+
+def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
+    """Unbiased squared MMD with the kernel (x.y / d + 1)^3 (KID; arXiv 1801.01401); x and y [n, d] of equal n."""
+    size, dimension = x.shape
+    xx, yy, xy = ((a @ b.T / dimension + 1.0) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    off_diagonal = (xx.sum() - np.trace(xx) + yy.sum() - np.trace(yy)) / (size * (size - 1))
+    return float(off_diagonal - 2.0 * xy.mean())
+
+
+def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """[n, d] and [m, d] to squared Euclidean distances [n, m]."""
+    return np.maximum(np.square(x).sum(1)[:, None] + np.square(y).sum(1)[None] - 2.0 * x @ y.T, 0.0)
+
+
+def inception_score(probabilities: Moments, entropy: Moments) -> float:
+    """exp(mean KL(p(y|x) || p(y))) (arXiv 1606.03498) from the mean of p(y|x) and of sum_y p log p."""
+    marginal = np.clip(probabilities.mean, 1e-300, None)
+    return float(np.exp(entropy.mean[0] - np.sum(probabilities.mean * np.log(marginal))))
+
+
+# --- Spark -----------------------------------------------------------------------------
+
+
+def evaluate(spark, config: Config) -> dict:
+    """FID, KID, precision, recall and score of the config's generated table against `evaluate.split`, with the floor beside them."""
+    options = config.evaluate
+    real_url, fake_url = lake.dataset_url(config), lake.table_url(config)
+    manifest = schema.read_manifest(real_url)
+    if not manifest.rows[options.split]:
+        raise UserError(f"dataset {real_url}: its split {options.split!r} has no images to compare with")
+    if not lake.exists(fake_url):
+        raise UserError(f"no generated table at {fake_url}; make it with jobs/generate.py")
+    fake_frame = spark.read.parquet(fake_url).selectExpr("cast(seed as string) as id", "image", "height", "width", "channels", "run", "step")
+    made = fake_frame.select("run", "step", "height", "width", "channels").first()
+    if (made["height"], made["width"], made["channels"]) != manifest.shape:
+        raise UserError(f"table {fake_url} holds images of {(made['height'], made['width'], made['channels'])}, dataset {real_url} of {manifest.shape}")
+    network = features.network(spark, config)
+    log.info("evaluate: %s against %s, split %s, with %s", fake_url, real_url, options.split, network.name)
+
+    real_frame = spark.read.parquet(*datasets.files(real_url, options.split))
+    real = measure(real_frame, network, manifest.shape, manifest.encoding, options.batch_size)
+    fake = measure(fake_frame, network, manifest.shape, "png", options.batch_size)
+    halves = [real["half0"], real["half1"]]
+    samples = [
+        sample(frame, network, manifest.shape, encoding, options.batch_size, options.sample)
+        for frame, encoding in ((real_frame, manifest.encoding), (fake_frame, "png"))
+    ]
+    result = {
+        "fid": frechet_distance(real["all"], fake["all"]),
+        "fid_floor": frechet_distance(*halves) if min(half.count for half in halves) > 1 else None,
+        "fid_self": frechet_distance(real["all"], real["all"]),
+        "score": inception_score(fake["probabilities"], fake["entropy"]),
+        "score_real": inception_score(real["probabilities"], real["entropy"]),
+        **kid(spark, *samples, options.kid_subsets, options.kid_subset_size),
+        **precision_recall(spark, *samples, options.neighbours),
+        "real_images": real["all"].count,
+        "generated_images": fake["all"].count,
+        "features": network.name,
+    }
+    if network.kind == "lenet":
+        result["classifier_accuracy"] = held_out(real_frame, network.run, network.step, manifest, options.batch_size)["accuracy"]
+    run, step = made["run"], made["step"]
+    result |= {f"held_out_{name}": value for name, value in held_out(real_frame, run, step, manifest, options.batch_size).items()}
+    result = {key: round(value, 6) if isinstance(value, float) else value for key, value in result.items()}
+    report = {**result, "table": fake_url, "dataset": real_url, "split": options.split, "run": run, "step": step}
+    lake.write_json(f"{fake_url}.quality.json", report)
+    return {**report, "report": f"{fake_url}.quality.json"}
+
+
+def measure(frame, network: features.Network, shape: tuple, encoding: str, batch_size: int) -> dict[str, Moments]:
+    """Moments of the features of all images and of two halves of them, of the probabilities and of their entropies."""
+
+    def partial(rows: Iterator) -> Iterator[dict[str, Moments]]:
+        total: dict[str, Moments] = {}
+        for ids, feature, probability in _features(rows, network, shape, encoding, batch_size):
+            half = np.array([schema.split_of(id, 0.0, 0.5) == "test" for id in ids])
+            entropy = np.sum(probability * np.log(np.clip(probability, 1e-300, None)), axis=1, keepdims=True)
+            batch = {"all": feature, "half0": feature[~half], "half1": feature[half], "probabilities": probability, "entropy": entropy}
+            total = _merge(total, {name: Moments.of(values) for name, values in batch.items() if len(values)})
+        yield total
+
+    total = frame.select("id", "image").rdd.mapPartitions(partial).treeReduce(_merge)
+    empty = Moments(0, total["all"].mean, total["all"].scatter)
+    return {"half0": empty, "half1": empty, **total}
+
+
+def _merge(a: dict[str, Moments], b: dict[str, Moments]) -> dict[str, Moments]:
+    return {name: a[name].merge(b[name]) if name in a and name in b else (a if name in a else b)[name] for name in a.keys() | b.keys()}
+
+
+def sample(frame, network: features.Network, shape: tuple, encoding: str, batch_size: int, count: int) -> np.ndarray:
+    """Features [at most count, d] of the images whose ids hash lowest: the same ones every time."""
+    from pyspark.sql import functions as F
+
+    chosen = frame.select("id", "image", F.xxhash64("id").alias("order")).orderBy("order").limit(count).select("id", "image")
+    chosen = chosen.repartition(frame.sparkSession.sparkContext.defaultParallelism)
+    parts = chosen.rdd.mapPartitions(lambda rows: [(feature.astype(np.float32), ids) for ids, feature, _ in _features(rows, network, shape, encoding, batch_size)]).collect()
+    if not parts:
+        raise UserError("no images to measure")
+    order = np.argsort(np.concatenate([ids for _, ids in parts]), kind="stable")
+    return np.concatenate([feature for feature, _ in parts])[order]
+
+
+def _features(rows: Iterator, network: features.Network, shape: tuple, encoding: str, batch_size: int) -> Iterator[tuple[list, np.ndarray, np.ndarray]]:
+    apply = features.function(network)
+    while chunk := [row for _, row in zip(range(batch_size), rows)]:
+        pixels = schema.unpack([row["image"] for row in chunk], shape, encoding)
+        feature, probability = apply(pixels)
+        yield [row["id"] for row in chunk], feature, probability
+
+
+def kid(spark, real: np.ndarray, fake: np.ndarray, subsets: int, size: int) -> dict[str, float]:
+    """Mean and deviation of the kernel distance over random subsets, each computed in a task."""
+    size = min(size, len(real), len(fake))
+    shared = spark.sparkContext.broadcast((real, fake))
+
+    def one(index: int) -> float:
+        rng = np.random.default_rng(index)
+        x, y = (values[rng.choice(len(values), size, replace=False)].astype(np.float64) for values in shared.value)
+        return kernel_distance(x, y)
+
+    values = spark.sparkContext.parallelize(range(subsets)).map(one).collect()
+    shared.destroy()
+    return {"kid": float(np.mean(values)), "kid_deviation": float(np.std(values))}
+
+
+def precision_recall(spark, real: np.ndarray, fake: np.ndarray, neighbours: int) -> dict[str, float]:
+    """Improved precision and recall (arXiv 1904.06991): the share of each side that lies inside the other's k-nearest-neighbour balls."""
+    if min(len(real), len(fake)) <= neighbours:
+        raise UserError(f"evaluate.neighbours = {neighbours} with {min(len(real), len(fake))} images: expected more images than neighbours")
+    shared = spark.sparkContext.broadcast((real.astype(np.float64), fake.astype(np.float64)))
+    blocks = [(side, start) for side in (0, 1) for start in range(0, len((real, fake)[side]), 500)]
+    slices = max(2, spark.sparkContext.defaultParallelism)
+
+    def radius(block: tuple[int, int]) -> tuple[tuple[int, int], np.ndarray]:
+        side, start = block
+        values = shared.value[side]
+        # Position `neighbours` in sorted order: position 0 is the image itself.
+        return block, np.partition(squared_distances(values[start : start + 500], values), neighbours, axis=1)[:, neighbours]
+
+    radii = dict(spark.sparkContext.parallelize(blocks, slices).map(radius).collect())
+    balls = [np.concatenate([radii[block] for block in blocks if block[0] == side]) for side in (0, 1)]
+
+    def covered(block: tuple[int, int]) -> tuple[int, int]:
+        side, start = block
+        distances = squared_distances(shared.value[side][start : start + 500], shared.value[1 - side])
+        return side, int((distances <= balls[1 - side]).any(1).sum())
+
+    inside = [0, 0]
+    for side, count in spark.sparkContext.parallelize(blocks, slices).map(covered).collect():
+        inside[side] += count
+    shared.destroy()
+    return {"precision": inside[1] / len(fake), "recall": inside[0] / len(real)}
+
+
+def held_out(frame, run_url: str, step: int, manifest: schema.Manifest, batch_size: int) -> dict[str, float]:
+    """Means over all images of the values that the run's model computes on held-out images, if it does."""
+    record = Run(run_url).record()
+    columns = ["id", "image"] + (["label"] if manifest.classes else [])
+
+    def partial(rows: Iterator) -> Iterator[tuple[int, dict[str, float]]]:
+        import tensorflow as tf
+
+        model = trainer.load_model(run_url, step, record)
+        compute = tf.function(model.held_out, reduce_retracing=True)
+        count, sums = 0, {}
+        while chunk := [row for _, row in zip(range(batch_size), rows)]:
+            batch = {"image": images.to_unit(schema.unpack([row["image"] for row in chunk], manifest.shape, manifest.encoding))}
+            if manifest.classes:
+                batch["label"] = np.array([row["label"] for row in chunk], np.int32)
+            count += len(chunk)
+            for name, values in compute(batch).items():
+                sums[name] = sums.get(name, 0.0) + float(tf.reduce_sum(values))
+        yield count, sums
+
+    def add(a, b):
+        return a[0] + b[0], {name: a[1].get(name, 0.0) + b[1].get(name, 0.0) for name in a[1].keys() | b[1].keys()}
+
+    count, sums = frame.select(columns).rdd.mapPartitions(partial).treeReduce(add)
+    return {name: total / count for name, total in sorted(sums.items())}

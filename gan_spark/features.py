@@ -1,0 +1,130 @@
+"""Feature networks: what a quality measure looks at images through."""
+
+import dataclasses
+import hashlib
+import os
+
+import numpy as np
+
+from . import images, lake, models, schema, trainer
+from .config import Config, UserError
+from .store import Run
+
+
+_functions: dict = {}  # one for each network in this process
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A feature network by reference, small enough to travel in a task's closure; loaded once a Python worker."""
+
+    kind: str  # "lenet" or "InceptionV3"
+    run: str = ""  # lenet: URL of its run
+    step: int = 0
+    record: dict | None = None
+    weights: str = ""  # InceptionV3: "imagenet" or a file's URL
+
+    @property
+    def name(self) -> str:
+        return f"lenet ({self.run.rsplit('/', 1)[-1]}, step {self.step})" if self.kind == "lenet" else f"InceptionV3 ({self.weights})"
+
+
+def network(spark, config: Config) -> Network:
+    """The network that `config.evaluate` names; a `lenet` is trained first where the dataset has none yet."""
+    if config.evaluate.features == "lenet":
+        return _trained_lenet(spark, config)
+    weights = config.evaluate.weights
+    if weights != "imagenet":
+        weights = lake.to_url(weights)
+        if not lake.exists(weights):
+            raise UserError(f"evaluate.weights = {config.evaluate.weights!r}: no such file; expected 'imagenet' or a Keras weights file (.h5) of InceptionV3")
+    return Network("InceptionV3", weights=weights)
+
+
+def _trained_lenet(spark, config: Config) -> Network:
+    url = lake.dataset_url(config)
+    manifest = schema.read_manifest(url)
+    if not manifest.classes:
+        raise UserError(f"evaluate.features = 'lenet': dataset {url} has no labels to train it on; use 'InceptionV3'")
+    if manifest.height != manifest.width:
+        raise UserError(f"evaluate.features = 'lenet': expected square images, dataset {url} holds {manifest.height} x {manifest.width}")
+    options = config.evaluate
+    classifier = dataclasses.replace(
+        config,
+        # Named after the data, so that another ingest trains another one.
+        run=f"lenet-{config.dataset}-{manifest.fingerprint[:8]}",
+        model=models.find("lenet").Config(image_size=manifest.height, channels=manifest.channels, classes=len(manifest.classes)),
+        train=dataclasses.replace(
+            config.train, steps=options.classifier_steps, batch_size=options.classifier_batch, split="train",
+            checkpoint_every=options.classifier_steps, sample_every=options.classifier_steps,
+        ),
+    )  # fmt: skip
+    trainer.train(spark, classifier)
+    run = Run.of(classifier)
+    return Network("lenet", run.url, run.checkpoints()[-1], run.record())
+
+
+def function(network: Network):
+    """uint8 [n, height, width, channels] -> (features [n, d], probabilities [n, classes]), both float64."""
+    key = (network.kind, network.run, network.step, network.weights)
+    if key not in _functions:
+        _functions[key] = _build(network)
+    return _functions[key]
+
+
+def _build(network: Network):
+    import tensorflow as tf
+
+    if network.kind == "lenet":
+        model = trainer.load_model(network.run, network.step, network.record)
+
+        @tf.function
+        def lenet(pixels):
+            features, logits = model.network(images.to_unit(pixels), training=False)
+            return features, tf.nn.softmax(logits)
+
+        return _batched(lenet)
+    model = _inception(network.weights)
+
+    @tf.function
+    def inception(pixels):
+        resized = tf.image.resize(tf.cast(pixels, tf.float32), [299, 299])
+        if resized.shape[-1] == 1:
+            resized = tf.image.grayscale_to_rgb(resized)
+        return model(resized / 127.5 - 1.0, training=False)
+
+    return _batched(inception)
+
+
+def _inception(weights: str):
+    """Keras's InceptionV3 with its pooled features, 2,048 of them, and its class probabilities.
+
+    Its weights are not those of the original FID code (arXiv 1706.08500), so figures compare with
+    each other and not with published ones.
+    """
+    import tempfile
+
+    import tensorflow as tf
+
+    if weights == "imagenet":
+        model = tf.keras.applications.InceptionV3(weights="imagenet")
+    else:
+        model = tf.keras.applications.InceptionV3(weights=None)
+        data = lake.read_bytes(weights)
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, f"{hashlib.sha256(data).hexdigest()[:8]}.weights.h5")
+            with open(path, "wb") as out:
+                out.write(data)
+            try:
+                model.load_weights(path)
+            except (ValueError, OSError) as error:
+                raise UserError(f"{weights}: does not fit InceptionV3: {error}") from error
+    return tf.keras.Model(model.input, [model.get_layer("avg_pool").output, model.output])
+
+
+def _batched(call):
+    def apply(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        features, probabilities = call(pixels)
+        return features.numpy().astype(np.float64), probabilities.numpy().astype(np.float64)
+
+    return apply

@@ -1,0 +1,129 @@
+"""Runs a function on many ranks: in this process, or as `horovod.spark.run` tasks."""
+
+import dataclasses
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+
+from .config import Train, UserError
+
+log = logging.getLogger(__name__)
+
+
+class RankFailure(Exception):
+    """A rank died or raised; the job can start again from its last checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Team:
+    """What a rank knows of the others."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    reduce: Callable[[list], list] = list  # averages a list of tensors over all ranks
+    broadcast: Callable[[list], None] = lambda variables: None  # variables become rank 0's
+
+
+def check(spark, config: Train) -> None:
+    """`UserError` where the session cannot hold the ranks at once."""
+    if config.launcher == "local":
+        return
+    context = spark.sparkContext
+    if context.getConf().get("spark.dynamicAllocation.enabled", "false").lower() == "true":
+        raise UserError("spark.dynamicAllocation.enabled = true: all ranks must run at once; set it to false")
+    slots = context.defaultParallelism // int(context.getConf().get("spark.task.cpus", "1"))
+    if context.master.startswith("local") and config.workers > slots:
+        raise UserError(f"train.workers = {config.workers}, but {context.master} has {slots} task slots: every rank needs one; use fewer workers or more slots")
+
+
+def run(spark, function: Callable, argument, config: Train) -> list:
+    """`function(team, argument)` on every rank; results in rank order.
+
+    Raises `RankFailure` where a rank fails and `UserError` where no slots came free in time.
+    """
+    if config.launcher == "local":
+        return [function(Team(), argument)]
+    import horovod.spark
+
+    local = spark.sparkContext.master.startswith("local")
+    stream = _Stream()
+    try:
+        return horovod.spark.run(
+            _on_rank,
+            args=(function, argument),
+            num_proc=config.workers,
+            use_gloo=True,
+            start_timeout=config.start_timeout,
+            nics={"lo"} if local else None,
+            stdout=stream,
+            stderr=stream,
+            verbose=0,
+        )
+    except Exception as error:
+        if "Timed out waiting" in str(error):
+            raise UserError(
+                f"train.workers = {config.workers}: not that many free task slots in train.start_timeout = {config.start_timeout} s; "
+                "use fewer workers, give the application more cores, or wait for the cluster to be free"
+            ) from error
+        raise RankFailure(f"{error}" + "".join(f"\n    {line}" for line in stream.last)) from error
+
+
+def _on_rank(function: Callable, argument):
+    import horovod.tensorflow as hvd
+
+    hvd.init()
+
+    def broadcast(variables):
+        hvd.broadcast_variables(variables, root_rank=0)
+
+    return function(Team(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.grouped_allreduce, broadcast), argument)
+
+
+class _Stream:
+    """Ranks' output on the driver's stderr, without Horovod's prefix for rank 0; keeps the last lines for an error."""
+
+    def __init__(self):
+        self.last: list[str] = []
+
+    def write(self, text: str) -> None:
+        match = re.match(r"\[(\d+)\]<std(?:out|err)>:", text)
+        rank = int(match[1]) if match else 0
+        line = text[match.end() :] if match else text
+        sys.stderr.write(line if rank == 0 else f"[rank {rank}] {line}")
+        if line.endswith("\n") and line.strip():
+            self.last = [*self.last[-14:], f"[rank {rank}] {line.rstrip()}"]
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def pin_device(team: Team) -> None:
+    """On GPUs, this rank sees one: Spark's resource where it assigned one, else the one of its local rank."""
+    import tensorflow as tf
+
+    devices = tf.config.list_physical_devices("GPU")
+    if not devices:
+        return
+    assigned = []
+    if team.size > 1:
+        from horovod.spark.task import get_available_devices
+
+        assigned = get_available_devices()
+    index = int(assigned[0]) if assigned else team.local_rank
+    tf.config.set_visible_devices(devices[index % len(devices)], "GPU")
+    tf.config.experimental.set_memory_growth(devices[index % len(devices)], True)
+
+
+def set_threads(threads: int) -> None:
+    """TensorFlow's threads; only a process that has not yet run an operation can still set them."""
+    import tensorflow as tf
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    except RuntimeError:
+        log.debug("TensorFlow is running already; its threads stay as they are")

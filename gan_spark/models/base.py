@@ -1,0 +1,95 @@
+"""The one interface that the trainer knows.
+
+A model is given `reduce`, which averages a list of tensors over all ranks and is the only
+thing about them that it ever sees. Whatever a model carries from step to step must come
+from reduced values, so that every rank holds the same model.
+"""
+
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+
+class TrainedModel(tf.Module):
+    """Networks, their optimizers, and one step of training."""
+
+    Config: type  # frozen dataclass with at least `name`, `image_size` and `channels`
+    batches_per_step = 1  # WGAN-GP: n_critic
+
+    def __init__(self, config, reduce: Callable[[list], list] = list, seed: int = 0):
+        """`seed` is this rank's own: ranks draw different latents."""
+        super().__init__()
+        self.config = config
+        self.reduce = reduce
+        self.seed = seed
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+        self.optimizers = {}
+        self.groups = {}
+
+    def optimize(self, name: str, optimizer: tf.keras.optimizers.Optimizer, variables: Sequence[tf.Variable]) -> None:
+        """Registers an optimizer for `variables`. Every trainable variable belongs to one, or stays frozen."""
+        optimizer.build(variables)
+        self.optimizers[name] = optimizer
+        self.groups[name] = list(variables)
+
+    def minimize(self, name: str, tape: tf.GradientTape, loss: tf.Tensor) -> None:
+        """One step of optimizer `name` on gradients that are averaged over all ranks."""
+        variables = self.groups[name]
+        gradients = tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        self.optimizers[name].apply_gradients(zip(self.reduce(gradients), variables))
+
+    def normal(self, shape: Sequence[int], stream: int = 0) -> tf.Tensor:
+        """N(0, 1) noise that is a function of the rank's seed, the step and `stream` alone, so a resumed run draws what it would have drawn."""
+        return tf.random.stateless_normal(shape, seed=tf.stack([self.step, tf.constant(self.seed * 1000 + stream, tf.int64)]))
+
+    def state(self) -> list[tf.Variable]:
+        """Everything that is carried from step to step: `tf.Module.variables` leaves out optimizer slots."""
+        slots = [variable for optimizer in self.optimizers.values() for variable in optimizer.variables]
+        unique = {id(variable): variable for variable in [*self.variables, *slots]}
+        return list(unique.values())
+
+    def train_step(self, batches: list[dict[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
+        """One step on `batches_per_step` batches; returns scalars to log."""
+        raise NotImplementedError(f"{type(self).__name__}.train_step: every model defines its step")
+
+    def preview(self, batch: dict[str, tf.Tensor], seeds: tf.Tensor) -> tf.Tensor | None:
+        """Images in [-1, 1] that show how training goes, or None where there is nothing to look at."""
+        return None
+
+    def held_out(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Values an image that are averaged over a held-out split, by name; each of shape [batch]."""
+        return {}
+
+
+class GenerativeModel(TrainedModel):
+    """A model that makes images."""
+
+    def __init__(self, config, reduce: Callable[[list], list] = list, seed: int = 0):
+        super().__init__(config, reduce, seed)
+        self._averages = []
+
+    def average(self, copy: tf.keras.Model, network: tf.keras.Model) -> tf.keras.Model:
+        """Makes `copy` follow `network` as an exponential moving average, one `update_averages` a step."""
+        copy.set_weights(network.get_weights())
+        copy.trainable = False
+        self._averages.append((copy, network))
+        return copy
+
+    def update_averages(self, decay: float) -> None:
+        """average = d average + (1 - d) weights, with d = min(decay, (1 + step) / (10 + step)) so that early weights are forgotten."""
+        step = tf.cast(self.step, tf.float32)
+        rate = tf.minimum(decay, (1.0 + step) / (10.0 + step))
+        for copy, network in self._averages:
+            for average, weight in zip(copy.variables, network.variables):
+                average.assign(rate * average + (1.0 - rate) * weight)
+
+    def latents(self, seeds: tf.Tensor, size: int) -> tf.Tensor:
+        """N(0, 1) [n, size], row i a function of seeds[i] alone."""
+        return tf.map_fn(lambda seed: tf.random.stateless_normal([size], tf.stack([seed, 0])), tf.cast(seeds, tf.int64), fn_output_signature=tf.float32)
+
+    def generate(self, inputs: dict[str, tf.Tensor], seeds: tf.Tensor) -> tf.Tensor:
+        """Images in [-1, 1], [n, height, width, channels], one a seed."""
+        raise NotImplementedError(f"{type(self).__name__}.generate: every generative model defines its sampler")
+
+    def preview(self, batch, seeds):
+        return self.generate(batch, seeds)

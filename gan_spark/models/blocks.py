@@ -1,0 +1,49 @@
+"""Layers that several families share."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+
+class BatchNorm(tf.keras.layers.Layer):
+    """Batch normalisation over all axes but the last (arXiv 1502.03167), local or synchronised.
+
+    With `reduce` given, the batch's mean and mean square are averaged over all ranks, in the
+    gradient too, so that ranks of B/2 normalise as one process of B does.
+    """
+
+    def __init__(self, reduce: Callable[[list], list] | None = None, momentum: float = 0.9, epsilon: float = 1e-5):
+        super().__init__(dtype="float32")  # also under a mixed precision policy
+        self.reduce, self.momentum, self.epsilon = reduce, momentum, epsilon
+
+    def build(self, shape):
+        size = shape[-1:]
+        self.gamma = self.add_weight("gamma", size, initializer=tf.keras.initializers.RandomNormal(1.0, 0.02))
+        self.beta = self.add_weight("beta", size, initializer="zeros")
+        self.moving_mean = self.add_weight("moving_mean", size, initializer="zeros", trainable=False)
+        self.moving_variance = self.add_weight("moving_variance", size, initializer="ones", trainable=False)
+
+    def call(self, inputs, training=False):
+        if not training:
+            scale = self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
+            return inputs * scale + (self.beta - self.moving_mean * scale)
+        if self.reduce is None and inputs.shape.rank == 4:
+            outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(inputs, self.gamma, self.beta, epsilon=self.epsilon, is_training=True)
+        else:
+            axes = list(range(inputs.shape.rank - 1))
+            mean, square = tf.reduce_mean(inputs, axes), tf.reduce_mean(tf.square(inputs), axes)
+            if self.reduce is not None:
+                mean, square = self.reduce([mean, square])
+            variance = tf.maximum(square - tf.square(mean), 0.0)
+            outputs = (inputs - mean) * (self.gamma * tf.math.rsqrt(variance + self.epsilon)) + self.beta
+        self.moving_mean.assign(self.momentum * self.moving_mean + (1.0 - self.momentum) * mean)
+        self.moving_variance.assign(self.momentum * self.moving_variance + (1.0 - self.momentum) * variance)
+        return outputs
+
+
+def pyramid(image_size: int, smallest: int = 4) -> tuple[int, int]:
+    """(side of the smallest map, number of doublings to `image_size`): 28 is (7, 2), 32 is (4, 3), 64 is (4, 4)."""
+    side, doublings = image_size, 0
+    while side % 2 == 0 and side // 2 >= smallest:
+        side, doublings = side // 2, doublings + 1
+    return side, doublings

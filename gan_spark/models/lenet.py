@@ -1,0 +1,52 @@
+"""A small convolutional classifier after LeNet-5 (LeCun, Bottou, Bengio and Haffner, 1998).
+
+It is the feature network where no pre-trained one is to be had: quality measures read its
+last hidden layer. Differences: ReLU, max-pooling, wider layers, dropout, Adam.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+
+from ..config import option
+from .base import TrainedModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    name: str = option("lenet", "", choices=("lenet",))
+    image_size: int = option(28, "pixels a side", low=8, high=1024)
+    channels: int = option(1, "of the image", choices=(1, 3))
+    classes: int = option(10, "how many", low=2)
+    features: int = option(128, "units of the last hidden layer", low=1)
+    dropout: float = option(0.4, "of the last hidden layer", low=0.0, high=0.95)
+    rate: float = option(1e-3, "Adam's learning rate", low=0.0)
+
+
+class LeNet(TrainedModel):
+    Config = Config
+
+    def __init__(self, config, reduce=list, seed=0):
+        super().__init__(config, reduce, seed)
+        layers = tf.keras.layers
+        image = tf.keras.Input([config.image_size, config.image_size, config.channels])
+        x = layers.MaxPool2D()(layers.Conv2D(32, 5, padding="same", activation="relu")(image))
+        x = layers.MaxPool2D()(layers.Conv2D(64, 5, padding="same", activation="relu")(x))
+        x = layers.Flatten()(x)
+        features = layers.Dense(config.features, "relu", dtype="float32")(x)
+        logits = layers.Dense(config.classes, dtype="float32")(layers.Dropout(config.dropout)(features))
+        self.network = tf.keras.Model(image, [features, logits], name="lenet")
+        self.optimize("classifier", tf.keras.optimizers.Adam(config.rate), self.network.trainable_variables)
+
+    def train_step(self, batches):
+        (batch,) = batches
+        with tf.GradientTape() as tape:
+            _, logits = self.network(batch["image"], training=True)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits))
+        self.minimize("classifier", tape, loss)
+        correct = tf.equal(tf.argmax(logits, 1, tf.int32), batch["label"])
+        return {"loss": loss, "accuracy": tf.reduce_mean(tf.cast(correct, tf.float32))}
+
+    def held_out(self, batch):
+        _, logits = self.network(batch["image"], training=False)
+        return {"accuracy": tf.cast(tf.equal(tf.argmax(logits, 1, tf.int32), batch["label"]), tf.float32)}

@@ -1,0 +1,22 @@
+"""The whole way: ingest -> train -> generate -> evaluate."""
+
+import logging
+
+from . import evaluate, generate, ingest, lake, schema, trainer
+from .config import Config, differences, resolved
+
+log = logging.getLogger(__name__)
+
+
+def pipeline(spark, config: Config) -> dict:
+    """Runs the four steps; a dataset that was ingested with the same settings is used again, and a run goes on where it is."""
+    url = lake.dataset_url(config)
+    if lake.exists(lake.join(url, schema.MANIFEST)) and not differences(schema.read_manifest(url).ingest, resolved(config.ingest)):
+        log.info("pipeline: dataset %s was made with these settings and is used again; jobs/ingest.py makes it anew", url)
+        ingested = {"dataset": url}
+    else:
+        ingested = ingest.ingest(spark, config)
+    trained = trainer.train(spark, config)
+    generated = generate.generate(spark, config)
+    measured = evaluate.evaluate(spark, config)
+    return {**ingested, **trained, **generated, **measured}

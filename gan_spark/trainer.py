@@ -1,0 +1,313 @@
+"""The only training loop: every model of every family goes through it.
+
+Driver: `train` checks everything, records the run, launches the ranks and starts them again after a failure.
+Rank: `_work` builds the model, restores and broadcasts it, steps, logs and saves.
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import logging
+import math
+import platform
+import sys
+import tempfile
+import time
+
+from . import __version__, dataset, images, lake, launch, schema
+from .config import Config, UserError, parse, resolved
+from .launch import Team
+from .store import Run
+
+log = logging.getLogger(__name__)
+PREVIEW = 64  # images in a grid of samples
+_loaded: dict = {}  # (run URL, step) -> model
+
+
+class TrainingStopped(Exception):
+    """Training cannot go on, and starting again would not help."""
+
+
+def train(spark, config: Config) -> dict:
+    """Trains `config.model` on `config.dataset` up to `config.train.steps`, resuming where the run has a checkpoint."""
+    if config.model is None:
+        raise UserError("the config has no [model] section: name one, for instance model.name = 'dcgan'")
+    url = lake.dataset_url(config)
+    manifest = schema.read_manifest(url)
+    check_model(config, manifest, url)
+    dataset.check_shards(url, config.train.split, config.train.workers)
+    run = Run.of(config)
+    record = _record(config, url, manifest)
+    run.check(record)
+    launch.check(spark, config.train)
+
+    threads = config.train.threads or int(spark.sparkContext.getConf().get("spark.task.cpus", "1"))
+    job = {"config": resolved(config), "dataset": url, "threads": threads, "interactive": sys.stderr.isatty()}
+    for attempt in range(config.train.restarts + 1):
+        job |= {"attempt": attempt, "owner": run.start(record)}
+        log.info("train: %s on %d workers, run %s", config.model.name, config.train.workers, run.url)
+        started = time.time()
+        try:
+            results = launch.run(spark, _work, job, config.train)
+            break
+        except launch.RankFailure as failure:
+            log.warning("train: attempt %d of %d failed after %.0f s: %s", attempt + 1, config.train.restarts + 1, time.time() - started, failure)
+            if attempt == config.train.restarts:
+                raise
+    first = results[0]
+    if first["stopped"]:
+        raise TrainingStopped(first["stopped"])
+    if len({result["checksum"] for result in results}) > 1:
+        raise TrainingStopped(f"run {run.url}: the ranks ended with different weights; this is a defect of the model: something it carries from step to step is not reduced")
+    return {
+        "run": run.url, "model": config.model.name, "steps": first["steps"], "workers": config.train.workers,
+        "images_per_second": first["images_per_second"], "seconds": first["seconds"],
+        "start_seconds": round(time.time() - started - first["seconds"], 1), "restarts": attempt,
+        "checksum": first["checksum"], **{key: value for key, value in first["scalars"].items()},
+    }  # fmt: skip
+
+
+def check_model(config: Config, manifest: schema.Manifest, url: str) -> None:
+    """`UserError` where the model's images or classes are not the dataset's."""
+    model = config.model
+    expected = (model.image_size, model.image_size, model.channels)
+    if manifest.shape != expected:
+        raise UserError(f"model.image_size and model.channels ask for images of {expected}; dataset {url} holds {manifest.shape}: change the model or ingest at that size")
+    classes = getattr(model, "classes", None)
+    if classes is not None and classes != len(manifest.classes):
+        raise UserError(f"model.classes = {classes}; dataset {url} has {len(manifest.classes)} classes")
+
+
+def _record(config: Config, url: str, manifest: schema.Manifest) -> dict:
+    import pyspark
+    import tensorflow as tf
+
+    return {
+        "config": {"run": config.run, "model": resolved(config.model), "train": resolved(config.train)},
+        "dataset": {"url": url, "fingerprint": manifest.fingerprint},
+        "versions": {"gan_spark": __version__, "python": platform.python_version(), "tensorflow": tf.__version__, "pyspark": pyspark.__version__},
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def build(config, team: Team = Team(), seed: int = 0):
+    """The model of a model config; every rank starts from the same weights and draws other latents."""
+    import tensorflow as tf
+
+    from . import models
+
+    tf.keras.utils.set_random_seed(seed)
+    model = models.find(config.name)(config, team.reduce, seed * 4096 + team.rank)
+    # From here on for dropout, which must differ from rank to rank.
+    tf.keras.utils.set_random_seed(seed * 4096 + team.rank + 1)
+    return model
+
+
+def restore(model, run: Run, step: int = 0) -> int:
+    """Loads checkpoint `step` (0: the newest whole one) into `model`; returns its step, 0 where there is none."""
+    import tensorflow as tf
+
+    with run.checkpoint(step) as found:
+        if found is None:
+            return 0
+        step, prefix = found
+        tf.train.Checkpoint(model=model).read(prefix).assert_existing_objects_matched()
+    return step
+
+
+def load_model(url: str, step: int, record: dict):
+    """The model of the run at `url` at a checkpoint, to sample from or look through; built once in each process."""
+    from . import models
+
+    if (url, step) not in _loaded:
+        launch.set_threads(1)
+        config = parse({"run": "r", "dataset": "d", "model": record["config"]["model"]}, models.config_class).model
+        model = build(config)
+        restore(model, Run(url), step)
+        _loaded.clear()
+        _loaded[url, step] = model
+    return _loaded[url, step]
+
+
+def _work(team: Team, job: dict) -> dict:
+    """One rank. Returns its result; a stop that no restart can mend is returned too, by every rank alike."""
+    import os
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
+
+    from . import models
+
+    config = parse(job["config"], models.config_class)
+    options, run = config.train, Run.of(config)
+    launch.set_threads(job["threads"])
+    launch.pin_device(team)
+    policy = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy(options.precision)
+    try:
+        model = build(config.model, team, options.seed)
+    finally:
+        tf.keras.mixed_precision.set_global_policy(policy)
+
+    if team.rank == 0:
+        restore(model, run)
+    team.broadcast(model.state())
+    start = int(model.step)
+
+    share = options.batch_size // team.size
+    # Another seed after a resume, or the same row groups would come first again.
+    stream = iter(dataset.batches(job["dataset"], options.split, share, team.rank, team.size, options.seed + start, options.shuffle_buffer))
+
+    @tf.function
+    def step_function(batches):
+        scalars = model.train_step(batches)
+        model.step.assign_add(1)
+        return scalars
+
+    preview = tf.function(model.preview)
+    with _Diary(run, job, team, start) as diary:
+        scalars, stopped, fixed = {}, None, None
+        for step in range(start + 1, options.steps + 1):
+            batches = [next(stream) for _ in range(model.batches_per_step)]
+            fixed = fixed or {key: values[:PREVIEW] for key, values in batches[0].items()}
+            values = step_function(batches)
+            last = step == options.steps
+            saves, samples = last or step % options.checkpoint_every == 0, last or step % options.sample_every == 0
+            if step == start + 1:
+                diary.begin()  # The first step traces the graph; the clock starts after it.
+            if not (saves or samples or step % options.log_every == 0):
+                continue
+            # The log, and whether to stop, come from values that all ranks share.
+            scalars = {key: float(value) for key, value in zip(values, team.reduce(list(values.values())))}
+            stopped = _problem(step, scalars)
+            if stopped:
+                break
+            diary.log(step, scalars)
+            if saves or samples:
+                average_statistics(model, team)
+            if samples and team.rank == 0:
+                made = preview(fixed, tf.range(PREVIEW, dtype=tf.int64))
+                diary.sample(step, None if made is None else images.to_pixels(made))
+            if saves and team.rank == 0:
+                diary.save(step, lambda prefix: tf.train.Checkpoint(model=model).write(prefix), options.keep)
+        if start >= options.steps:
+            scalars = next(({key: line[key] for key in line["scalars"]} for line in reversed(run.metrics()) if "scalars" in line), {})
+        return {"stopped": stopped, "steps": int(model.step), "scalars": scalars, "checksum": checksum(model), **diary.rate()}
+
+
+def _problem(step: int, scalars: dict[str, float]) -> str | None:
+    bad = [name for name, value in scalars.items() if not math.isfinite(value)]
+    if not bad:
+        return None
+    return f"step {step}: {', '.join(f'{name} is {scalars[name]}' for name in bad)}; the last checkpoint is from before. Lower the learning rate, or look at the images"
+
+
+def average_statistics(model, team: Team) -> None:
+    """Batch norm's moving statistics are each rank's own; from here they are the ranks' mean."""
+    local = [variable for variable in model.variables if not variable.trainable and variable.dtype.is_floating]
+    if team.size > 1 and local:
+        for variable, mean in zip(local, team.reduce([variable.value() for variable in local])):
+            variable.assign(mean)
+
+
+def checksum(model) -> str:
+    """SHA-256 over everything the model carries, optimizer slots included."""
+    digest = hashlib.sha256()
+    for variable in model.state():
+        digest.update(variable.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class _Diary:
+    """What rank 0 writes down: progress, metrics, TensorBoard, samples, checkpoints. Other ranks keep only the time."""
+
+    def __init__(self, run: Run, job: dict, team: Team, start: int):
+        self.run, self.job, self.leads = run, job, team.rank == 0
+        self.options = job["config"]["train"]
+        self.start = self.logged = start
+        self.began = self.mark = self.opened = time.time()
+
+    def __enter__(self):
+        if self.leads:
+            import tensorflow as tf
+            from tqdm import tqdm
+
+            self.temporary = tempfile.TemporaryDirectory()
+            self.writer = tf.summary.create_file_writer(self.temporary.name)
+            tty = self.job["interactive"]
+            self.bar = tqdm(
+                total=self.options["steps"], initial=self.start, unit="step", desc=self.job["config"]["run"], ncols=140,
+                mininterval=0.5 if tty else 15, file=sys.stderr if tty else _Lines(), dynamic_ncols=False,
+            )  # fmt: skip
+            self.note("start")
+        return self
+
+    def __exit__(self, *_):
+        if self.leads:
+            self.bar.close()
+            self.writer.close()
+            self.run.put_events(self.temporary.name)
+            self.temporary.cleanup()
+
+    def begin(self) -> None:
+        self.began = self.mark = time.time()
+        self.logged = self.start + 1
+
+    def note(self, event: str) -> None:
+        self.run.append_metrics({"event": event, "step": self.start, "attempt": self.job["attempt"], "workers": self.options["workers"], "time": _now()})
+
+    def log(self, step: int, scalars: dict[str, float]) -> None:
+        now = time.time()
+        speed = (step - self.logged) * self.options["batch_size"] / max(now - self.mark, 1e-9)
+        self.mark, self.logged = now, step
+        if not self.leads:
+            return
+        import tensorflow as tf
+
+        line = {"step": step, **scalars, "scalars": list(scalars), "time": _now()}
+        if step > self.start + 1:
+            line["images_per_second"] = round(speed, 1)
+        self.run.append_metrics(line)
+        with self.writer.as_default(step):
+            for name, value in scalars.items():
+                tf.summary.scalar(name, value)
+        self.bar.set_postfix_str(f"{speed:.0f} images/s, " + ", ".join(f"{name} {value:.4g}" for name, value in scalars.items()), refresh=False)
+        self.bar.update(step - self.bar.n)
+
+    def sample(self, step: int, pixels) -> None:
+        if pixels is None:
+            return
+        import tensorflow as tf
+
+        sheet = images.grid(pixels)
+        self.run.save_sample(step, images.encode_png(sheet))
+        with self.writer.as_default(step):
+            tf.summary.image("samples", sheet[None])
+
+    def save(self, step: int, write, keep: int) -> None:
+        self.run.check_owner(self.job["owner"])
+        self.run.save_checkpoint(step, write, keep)
+        self.writer.flush()
+        self.run.put_events(self.temporary.name)
+
+    def rate(self) -> dict:
+        """Images a second after the first step, and seconds since the loop was entered."""
+        steps = self.logged - self.start - 1
+        speed = steps * self.options["batch_size"] / max(self.mark - self.began, 1e-9) if steps > 0 else None
+        return {"images_per_second": speed and round(speed, 1), "seconds": round(time.time() - self.opened, 1)}
+
+
+class _Lines:
+    """A progress bar for logs: every refresh is a line of its own."""
+
+    def write(self, text: str) -> None:
+        text = text.strip("\r\n")
+        if text:
+            sys.stderr.write(text + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
