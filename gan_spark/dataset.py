@@ -7,7 +7,6 @@ microseconds an image, fancy indexing a fraction of one.
 
 import logging
 import posixpath
-import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -77,19 +76,17 @@ def _row_groups(url: str, split: str, manifest: schema.Manifest, rank: int, size
     logging.getLogger("petastorm").setLevel(logging.ERROR)
     # A list of files, not the folder: so Petastorm takes the schema from Parquet, and
     # never unpickles the one that is stored in the folder's _common_metadata.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        reader = make_batch_reader(
-            files(url, split),
-            schema_fields=["^image$", "^label$"] if manifest.classes else ["^image$"],
-            workers_count=1,
-            results_queue_size=_QUEUED_ROW_GROUPS,
-            num_epochs=None,
-            shuffle_row_groups=True,
-            cur_shard=rank,
-            shard_count=size,
-            seed=seed,
-        )
+    reader = make_batch_reader(
+        files(url, split),
+        schema_fields=["^image$", "^label$"] if manifest.classes else ["^image$"],
+        workers_count=1,
+        results_queue_size=_QUEUED_ROW_GROUPS,
+        num_epochs=None,
+        shuffle_row_groups=True,
+        cur_shard=rank,
+        shard_count=size,
+        seed=seed,
+    )
     with reader:
         for group in reader:
             rows = {"image": schema.unpack(group.image, manifest.shape, manifest.encoding)}

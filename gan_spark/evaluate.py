@@ -137,7 +137,7 @@ def measure(frame, network: features.Network, shape: tuple, encoding: str, batch
     def partial(rows: Iterator) -> Iterator[dict[str, Moments]]:
         total: dict[str, Moments] = {}
         for ids, feature, probability in _features(rows, network, shape, encoding, batch_size):
-            half = np.array([schema.split_of(id, 0.0, 0.5) == "test" for id in ids])
+            half = np.array([schema.split_of(f"half of {id}", 0.0, 0.5) == "test" for id in ids])
             entropy = np.sum(probability * np.log(np.clip(probability, 1e-300, None)), axis=1, keepdims=True)
             batch = {"all": feature, "half0": feature[~half], "half1": feature[half], "probabilities": probability, "entropy": entropy}
             total = _merge(total, {name: Moments.of(values) for name, values in batch.items() if len(values)})

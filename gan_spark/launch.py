@@ -3,8 +3,6 @@
 import dataclasses
 import logging
 import os
-import re
-import sys
 from collections.abc import Callable
 
 from .config import Train, UserError
@@ -49,7 +47,6 @@ def run(spark, function: Callable, argument, config: Train) -> list:
     import horovod.spark
 
     local = spark.sparkContext.master.startswith("local")
-    stream = _Stream()
     try:
         return horovod.spark.run(
             _on_rank,
@@ -58,8 +55,6 @@ def run(spark, function: Callable, argument, config: Train) -> list:
             use_gloo=True,
             start_timeout=config.start_timeout,
             nics={"lo"} if local else None,
-            stdout=stream,
-            stderr=stream,
             verbose=0,
         )
     except Exception as error:
@@ -68,7 +63,7 @@ def run(spark, function: Callable, argument, config: Train) -> list:
                 f"train.workers = {config.workers}: not that many free task slots in train.start_timeout = {config.start_timeout} s; "
                 "use fewer workers, give the application more cores, or wait for the cluster to be free"
             ) from error
-        raise RankFailure(f"{error}" + "".join(f"\n    {line}" for line in stream.last)) from error
+        raise RankFailure(str(error)) from error
 
 
 def _on_rank(function: Callable, argument):
@@ -80,24 +75,6 @@ def _on_rank(function: Callable, argument):
         hvd.broadcast_variables(variables, root_rank=0)
 
     return function(Team(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.grouped_allreduce, broadcast), argument)
-
-
-class _Stream:
-    """Ranks' output on the driver's stderr, without Horovod's prefix for rank 0; keeps the last lines for an error."""
-
-    def __init__(self):
-        self.last: list[str] = []
-
-    def write(self, text: str) -> None:
-        match = re.match(r"\[(\d+)\]<std(?:out|err)>:", text)
-        rank = int(match[1]) if match else 0
-        line = text[match.end() :] if match else text
-        sys.stderr.write(line if rank == 0 else f"[rank {rank}] {line}")
-        if line.endswith("\n") and line.strip():
-            self.last = [*self.last[-14:], f"[rank {rank}] {line.rstrip()}"]
-
-    def flush(self) -> None:
-        sys.stderr.flush()
 
 
 def pin_device(team: Team) -> None:

@@ -144,10 +144,17 @@ class Run:
 
     def metrics(self) -> list[dict]:
         """Lines of metrics.jsonl, in order; a last line that was cut off is left out."""
-        if not lake.exists(self.path("metrics.jsonl")):
-            return []
-        lines = lake.read_bytes(self.path("metrics.jsonl")).decode().split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        return self.watch(0)[0]
+
+    def watch(self, offset: int) -> tuple[list[dict], int]:
+        """Whole lines of metrics.jsonl from byte `offset` on, and the offset behind them."""
+        fs, path = lake.filesystem(self.path("metrics.jsonl"))
+        # Listings may be cached; another process writes this file.
+        fs.invalidate_cache()
+        if not fs.exists(path):
+            return [], offset
+        whole = fs.cat_file(path, start=offset).rpartition(b"\n")[0]
+        return [json.loads(line) for line in whole.splitlines()], offset + len(whole) + (1 if whole else 0)
 
     def save_sample(self, step: int, png: bytes) -> str:
         url = self.path("samples", f"step-{step:08d}.png")

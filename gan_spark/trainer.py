@@ -12,9 +12,12 @@ import math
 import platform
 import sys
 import tempfile
+import threading
 import time
 
-from . import __version__, dataset, images, lake, launch, schema
+from tqdm import tqdm
+
+from . import __version__, dataset, images, lake, launch, models, schema
 from .config import Config, UserError, parse, resolved
 from .launch import Team
 from .store import Run
@@ -42,18 +45,21 @@ def train(spark, config: Config) -> dict:
     launch.check(spark, config.train)
 
     threads = config.train.threads or int(spark.sparkContext.getConf().get("spark.task.cpus", "1"))
-    job = {"config": resolved(config), "dataset": url, "threads": threads, "interactive": sys.stderr.isatty()}
+    job = {"config": resolved(config), "dataset": url, "threads": threads}
     for attempt in range(config.train.restarts + 1):
         job |= {"attempt": attempt, "owner": run.start(record)}
         log.info("train: %s on %d workers, run %s", config.model.name, config.train.workers, run.url)
         started = time.time()
         try:
-            results = launch.run(spark, _work, job, config.train)
+            with _Progress(run, config):
+                results = launch.run(spark, _work, job, config.train)
             break
         except launch.RankFailure as failure:
-            log.warning("train: attempt %d of %d failed after %.0f s: %s", attempt + 1, config.train.restarts + 1, time.time() - started, failure)
+            errors = [line["error"] for line in run.metrics() if line.get("event") == "error" and line["attempt"] == attempt]
+            reason = "; ".join(errors) or f"{failure} (a rank was killed, or its executor's stderr says more)"
+            log.warning("train: attempt %d of %d failed after %.0f s: %s", attempt + 1, config.train.restarts + 1, time.time() - started, reason)
             if attempt == config.train.restarts:
-                raise
+                raise launch.RankFailure(f"run {run.url}: {attempt + 1} attempts failed, the last one: {reason}") from failure
     first = results[0]
     if first["stopped"]:
         raise TrainingStopped(first["stopped"])
@@ -94,8 +100,6 @@ def build(config, team: Team = Team(), seed: int = 0):
     """The model of a model config; every rank starts from the same weights and draws other latents."""
     import tensorflow as tf
 
-    from . import models
-
     tf.keras.utils.set_random_seed(seed)
     model = models.find(config.name)(config, team.reduce, seed * 4096 + team.rank)
     # From here on for dropout, which must differ from rank to rank.
@@ -117,8 +121,6 @@ def restore(model, run: Run, step: int = 0) -> int:
 
 def load_model(url: str, step: int, record: dict):
     """The model of the run at `url` at a checkpoint, to sample from or look through; built once in each process."""
-    from . import models
-
     if (url, step) not in _loaded:
         launch.set_threads(1)
         config = parse({"run": "r", "dataset": "d", "model": record["config"]["model"]}, models.config_class).model
@@ -131,12 +133,17 @@ def load_model(url: str, step: int, record: dict):
 
 def _work(team: Team, job: dict) -> dict:
     """One rank. Returns its result; a stop that no restart can mend is returned too, by every rank alike."""
-    import os
+    try:
+        return _train_rank(team, job)
+    except Exception as error:
+        # The driver sees only that a rank has failed; this is how it learns why.
+        run = Run.of(parse(job["config"], models.config_class))
+        run.append_metrics({"event": "error", "rank": team.rank, "attempt": job["attempt"], "error": f"rank {team.rank}: {type(error).__name__}: {error}"[:2000]})
+        raise
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+def _train_rank(team: Team, job: dict) -> dict:
     import tensorflow as tf
-
-    from . import models
 
     config = parse(job["config"], models.config_class)
     options, run = config.train, Run.of(config)
@@ -218,8 +225,58 @@ def checksum(model) -> str:
     return digest.hexdigest()[:16]
 
 
+class _Progress(threading.Thread):
+    """A progress bar on the driver, fed by the run's metrics: ranks may be on any machine, and Horovod hands on their output late."""
+
+    def __init__(self, run: Run, config: Config):
+        super().__init__(daemon=True)
+        self.run_, self.done, self.offset = run, threading.Event(), run.watch(0)[1]
+        tty = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=config.train.steps, unit="step", desc=config.run, ncols=150,
+            mininterval=0 if tty else 15, file=sys.stderr if tty else _Lines(),
+        )  # fmt: skip
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.done.set()
+        self.join()
+        self.bar.close()
+
+    def run(self) -> None:
+        while not self.done.wait(1.0):
+            self.show()
+        self.show()
+
+    def show(self) -> None:
+        lines, self.offset = self.run_.watch(self.offset)
+        for line in lines:
+            if line.get("event") == "start":
+                self.bar.initial = self.bar.n = line["step"]
+                self.bar.start_t = self.bar.last_print_t = time.time()
+            elif "scalars" in line:
+                losses = ", ".join(f"{name} {line[name]:.4g}" for name in line["scalars"])
+                self.bar.set_postfix_str(f"{line.get('images_per_second', 0):.0f} images/s, {losses}", refresh=False)
+                self.bar.update(line["step"] - self.bar.n)
+
+
+class _Lines:
+    """A progress bar for logs: every refresh is a line of its own."""
+
+    def write(self, text: str) -> None:
+        text = text.strip("\r\n")
+        if text:
+            sys.stderr.write(text + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 class _Diary:
-    """What rank 0 writes down: progress, metrics, TensorBoard, samples, checkpoints. Other ranks keep only the time."""
+    """What rank 0 writes down: metrics, TensorBoard, samples, checkpoints. Other ranks keep only the time."""
 
     def __init__(self, run: Run, job: dict, team: Team, start: int):
         self.run, self.job, self.leads = run, job, team.rank == 0
@@ -230,21 +287,14 @@ class _Diary:
     def __enter__(self):
         if self.leads:
             import tensorflow as tf
-            from tqdm import tqdm
 
             self.temporary = tempfile.TemporaryDirectory()
             self.writer = tf.summary.create_file_writer(self.temporary.name)
-            tty = self.job["interactive"]
-            self.bar = tqdm(
-                total=self.options["steps"], initial=self.start, unit="step", desc=self.job["config"]["run"], ncols=140,
-                mininterval=0.5 if tty else 15, file=sys.stderr if tty else _Lines(), dynamic_ncols=False,
-            )  # fmt: skip
             self.note("start")
         return self
 
     def __exit__(self, *_):
         if self.leads:
-            self.bar.close()
             self.writer.close()
             self.run.put_events(self.temporary.name)
             self.temporary.cleanup()
@@ -271,8 +321,6 @@ class _Diary:
         with self.writer.as_default(step):
             for name, value in scalars.items():
                 tf.summary.scalar(name, value)
-        self.bar.set_postfix_str(f"{speed:.0f} images/s, " + ", ".join(f"{name} {value:.4g}" for name, value in scalars.items()), refresh=False)
-        self.bar.update(step - self.bar.n)
 
     def sample(self, step: int, pixels) -> None:
         if pixels is None:
@@ -295,18 +343,6 @@ class _Diary:
         steps = self.logged - self.start - 1
         speed = steps * self.options["batch_size"] / max(self.mark - self.began, 1e-9) if steps > 0 else None
         return {"images_per_second": speed and round(speed, 1), "seconds": round(time.time() - self.opened, 1)}
-
-
-class _Lines:
-    """A progress bar for logs: every refresh is a line of its own."""
-
-    def write(self, text: str) -> None:
-        text = text.strip("\r\n")
-        if text:
-            sys.stderr.write(text + "\n")
-
-    def flush(self) -> None:
-        sys.stderr.flush()
 
 
 def _now() -> str:

@@ -18,7 +18,10 @@ from . import losses
 from .base import GenerativeModel
 from .blocks import BatchNorm, pyramid
 
-_INIT = tf.keras.initializers.RandomNormal(0.0, 0.02)
+
+def _init():
+    # One for each layer: an initializer that is used twice gives the same values twice.
+    return tf.keras.initializers.RandomNormal(0.0, 0.02)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +50,13 @@ def generator(config: Config, reduce=list) -> tf.keras.Model:
     side, doublings = pyramid(config.image_size)
     z = tf.keras.Input([config.latent])
     filters = config.width * 2 ** (doublings - 1)
-    x = tf.keras.layers.Dense(side * side * filters, use_bias=config.batch_norm == "none", kernel_initializer=_INIT)(z)
+    x = tf.keras.layers.Dense(side * side * filters, use_bias=config.batch_norm == "none", kernel_initializer=_init())(z)
     x = tf.keras.layers.Reshape([side, side, filters])(x)
     x = tf.keras.layers.ReLU()(_normalised(config, reduce, x))
     for level in reversed(range(doublings - 1)):
-        x = tf.keras.layers.Conv2DTranspose(config.width * 2**level, 4, 2, "same", use_bias=config.batch_norm == "none", kernel_initializer=_INIT)(x)
+        x = tf.keras.layers.Conv2DTranspose(config.width * 2**level, 4, 2, "same", use_bias=config.batch_norm == "none", kernel_initializer=_init())(x)
         x = tf.keras.layers.ReLU()(_normalised(config, reduce, x))
-    x = tf.keras.layers.Conv2DTranspose(config.channels, 4, 2, "same", kernel_initializer=_INIT)(x)
+    x = tf.keras.layers.Conv2DTranspose(config.channels, 4, 2, "same", kernel_initializer=_init())(x)
     return tf.keras.Model(z, tf.keras.layers.Activation("tanh", dtype="float32")(x), name="generator")
 
 
@@ -63,11 +66,11 @@ def discriminator(config: Config, reduce=list) -> tf.keras.Model:
     image = tf.keras.Input([config.image_size, config.image_size, config.channels])
     x = image
     for level in range(doublings):
-        x = tf.keras.layers.Conv2D(config.width * 2**level, 4, 2, "same", use_bias=level == 0 or config.batch_norm == "none", kernel_initializer=_INIT)(x)
+        x = tf.keras.layers.Conv2D(config.width * 2**level, 4, 2, "same", use_bias=level == 0 or config.batch_norm == "none", kernel_initializer=_init())(x)
         x = x if level == 0 else _normalised(config, reduce, x)
         x = tf.keras.layers.LeakyReLU(0.2)(x)
     x = tf.keras.layers.Flatten()(x)
-    return tf.keras.Model(image, tf.keras.layers.Dense(1, kernel_initializer=_INIT, dtype="float32")(x), name="discriminator")
+    return tf.keras.Model(image, tf.keras.layers.Dense(1, kernel_initializer=_init(), dtype="float32")(x), name="discriminator")
 
 
 class DCGAN(GenerativeModel):
