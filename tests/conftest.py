@@ -1,0 +1,60 @@
+"""One Spark session and one small dataset for all tests: each costs seconds."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from gan_spark import config, ingest, job, models
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+
+# Small enough that a step takes milliseconds.
+MODEL_CONFIGS = {
+    "dcgan": {"name": "dcgan", "image_size": 16, "width": 4, "latent": 8},
+    "lenet": {"name": "lenet", "image_size": 16, "features": 16},
+    "vae": {"name": "vae", "image_size": 16, "hidden": (32,), "latent": 4},
+}
+
+
+@pytest.fixture(scope="session")
+def spark():
+    session = job.session("tests")
+    yield session
+    session.stop()
+
+
+@pytest.fixture(scope="session")
+def lake(tmp_path_factory) -> str:
+    """A lake that holds the packaged digits at 16x16 as dataset `digits`, in at least 8 row groups a split."""
+    return str(tmp_path_factory.mktemp("lake"))
+
+
+@pytest.fixture(scope="session")
+def digits(spark, lake) -> str:
+    """URL of the dataset `digits`."""
+    return ingest.ingest(spark, make_config(lake))["dataset"]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    if not SHARED.exists():
+        pytest.skip(f"real images are not here: no folder {SHARED}")
+    return SHARED
+
+
+def make_config(lake: str, model: str = "dcgan", run: str = "run", **sections: dict) -> config.Config:
+    """A config on the 16x16 digits; `sections` update its sections, for instance train={"steps": 3}."""
+    made = config.parse(
+        {
+            "run": run,
+            "dataset": "digits",
+            "lake": lake,
+            "ingest": {"source": "digits", "height": 16, "width": 16, "validation": 0.1, "test": 0.2, "planned_workers": 2},
+            "model": MODEL_CONFIGS[model],
+            "train": {"steps": 4, "batch_size": 16, "log_every": 2, "checkpoint_every": 2, "sample_every": 4, "launcher": "local"},
+        },
+        models.config_class,
+    )
+    return dataclasses.replace(made, **{name: dataclasses.replace(getattr(made, name), **values) for name, values in sections.items()})
