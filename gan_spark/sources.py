@@ -97,13 +97,14 @@ def _idx_header(url: str, dimensions: int) -> tuple[int, ...]:
 def _idx(spark, config: Ingest) -> Source:
     """A folder of `<part>-images-idx3-ubyte[.gz]`, each with its `<part>-labels-idx1-ubyte[.gz]` or none of them.
 
-    The part `train` is split further; `t10k` and `test` are the test split.
+    Where there is a part `t10k` or `test`, it is the test split, and only validation images are taken from the others.
     """
     root = lake.to_url(config.path)
     fs, path = lake.filesystem(root)
     if not fs.isdir(path):
         raise UserError(f"ingest.path = {config.path!r}: expected a folder of IDX files")
     files = sorted(posixpath.basename(name) for name in fs.ls(path, detail=False))
+    has_test = any(re.match(r"(t10k|test)-images", name) for name in files)
     parts, labelled = [], set()
     for name in files:
         match = re.fullmatch(r"(.+)-images[-.]idx3-ubyte(\.gz)?", name)
@@ -117,7 +118,7 @@ def _idx(spark, config: Ingest) -> Source:
             (label_count,) = _idx_header(lake.join(root, label_name), 1)
             if label_count != count:
                 raise UserError(f"{images} declares {count} images, {label_name} declares {label_count} labels: expected as many")
-        split = {"t10k": "test", "test": "test"}.get(match[1])
+        split = "test" if match[1] in ("t10k", "test") else "train" if has_test else None
         step = max(_CHUNK, -(-count // spark.sparkContext.defaultParallelism))
         for start in range(0, count, step):
             labels = lake.join(root, label_name) if label_name else None
@@ -242,11 +243,12 @@ def _cifar10(spark, config: Ingest) -> Source:
     batches = [member for member in members if re.fullmatch(r"(data_batch_\d|test_batch)(\.bin)?", member[2])]
     if not batches:
         raise UserError(f"ingest.path = {config.path!r}: no data_batch_N or test_batch in it")
+    has_test = any(name.startswith("test") for _, _, name in batches)
     frame = spark.createDataFrame(batches, "url string, member string, name string").repartition(len(batches), "name")
-    return Source(frame.mapInPandas(_read_cifar10, ROW), CIFAR10, 10_000 * len(batches))
+    return Source(frame.mapInPandas(functools.partial(_read_cifar10, has_test), ROW), CIFAR10, 10_000 * len(batches))
 
 
-def _read_cifar10(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+def _read_cifar10(has_test: bool, batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
     for frame in batches:
         for batch in frame.itertuples():
             data = _member_bytes(batch.url, batch.member)
@@ -261,7 +263,7 @@ def _read_cifar10(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
                     content=[image.transpose(1, 2, 0).tobytes() for image in pixels[start : start + many]],
                     height=[32] * many, width=[32] * many, channels=[3] * many,
                     label=[None if reason else CIFAR10[label] for label, reason in zip(labels[start : start + many], bad)],
-                    split=["test" if batch.name.startswith("test") else None] * many, reason=bad,
+                    split=["test" if batch.name.startswith("test") else "train" if has_test else None] * many, reason=bad,
                 )  # fmt: skip
 
 
