@@ -35,11 +35,16 @@ def main(step: Callable[..., dict], description: str, argv: list[str] | None = N
         if arguments.dry_run:
             print(json.dumps(resolved(config), indent=2))
             return 0
+        from pyspark.sql import SparkSession
+
+        borrowed = SparkSession.getActiveSession() is not None
         spark = session(f"{Path(sys.argv[0]).stem} {config.run}")
         try:
-            print(json.dumps(step(spark, config)))
+            result = step(spark, config)
         finally:
-            spark.stop()
+            if not borrowed:
+                spark.stop()
+        print(json.dumps(result))
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -139,6 +139,7 @@ class Run:
 
     def append_metrics(self, *lines: dict) -> None:
         fs, path = lake.filesystem(self.path("metrics.jsonl"))
+        fs.makedirs(posixpath.dirname(path), exist_ok=True)
         with fs.open(path, "ab") as stream:
             stream.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 

@@ -1,0 +1,62 @@
+"""One seed is one image, whatever the partitioning and wherever it is made."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from conftest import make_config
+from gan_spark import generate, images, lake as lakes, trainer
+from gan_spark.config import UserError
+from gan_spark.store import Run
+
+
+@pytest.fixture(scope="module", params=["dcgan", "vae"])
+def run(request, spark, lake, digits):
+    config = make_config(lake, model=request.param, run=f"generates-{request.param}", generate={"images": 50, "batch_size": 16, "first_seed": 7})
+    trainer.train(spark, config)
+    return config
+
+
+def pngs(spark, config, partitions):
+    seeds = spark.range(7, 57, 1, partitions).withColumnRenamed("id", "seed")
+    return {row["seed"]: bytes(row["image"]) for row in generate.generated(seeds, Run.of(config), config.generate).collect()}
+
+
+def test_the_same_seed_is_the_same_image_for_any_partitioning_and_in_this_process(spark, run):
+    one, seven = pngs(spark, run, 1), pngs(spark, run, 7)
+    assert len(one) == 50 and one == seven
+    model = trainer.load_model(Run.of(run).url, 4, Run.of(run).record())
+    seeds = np.resize(np.arange(7, 57), 64).reshape(4, 16)
+    local = np.concatenate([images.to_pixels(tf.function(model.generate)({}, tf.constant(part, tf.int64))) for part in seeds])
+    different = [seed for seed, image in zip(range(7, 57), local) if images.encode_png(image) != one[seed]]
+    assert different == []
+
+
+def test_the_table_says_where_each_image_is_from(spark, run):
+    result = generate.generate(spark, run)
+    rows = spark.read.parquet(result["table"]).orderBy("seed").collect()
+    assert result["images"] == len(rows) == 50
+    assert [row["seed"] for row in rows] == list(range(7, 57))
+    assert {(row["run"], row["model"], row["step"], row["height"], row["width"], row["channels"]) for row in rows} == {(Run.of(run).url, run.model.name, 4, 16, 16, 1)}
+    assert images.decode_png(rows[0]["image"]).shape == (16, 16, 1)
+    assert images.decode_png(lakes.read_bytes(result["grid"])).shape == (7 * 18 + 2, 8 * 18 + 2, 1)
+
+
+def test_labels_ride_along_as_input(spark, run):
+    seeds = spark.createDataFrame([(1, 3), (2, 4)], "seed long, label int")
+    rows = generate.generated(seeds, Run.of(run), run.generate).orderBy("seed").collect()
+    assert [row["input"] for row in rows] == ["3", "4"]
+
+
+def test_generate_refuses_a_run_or_a_checkpoint_that_is_not_there(spark, lake, run):
+    with pytest.raises(UserError, match="no run at .*never-trained"):
+        generate.generate(spark, make_config(lake, run="never-trained"))
+    with pytest.raises(UserError, match=r"no checkpoint at step 3 \(there are: 2, 4\)"):
+        generate.generate(spark, make_config(lake, run=run.run, generate={"checkpoint": 3}))
+
+
+def test_a_classifier_generates_nothing(spark, lake, digits):
+    config = make_config(lake, model="lenet", run="classifies", train={"steps": 1})
+    trainer.train(spark, config)
+    with pytest.raises(UserError, match="model 'lenet' does not generate images"):
+        generate.generate(spark, config)

@@ -1,0 +1,178 @@
+"""What every model promises, over the registry, and what each family adds."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from conftest import MODEL_CONFIGS
+from gan_spark import models, trainer
+from gan_spark.config import UserError
+from gan_spark.models.blocks import BatchNorm, pyramid
+
+GENERATIVE = [name for name, model in models.MODELS.items() if issubclass(model, models.GenerativeModel)]
+
+
+def build(name, reduce=list, **changes):
+    model = models.find(name)
+    tf.keras.utils.set_random_seed(0)
+    return model(model.Config(**{**MODEL_CONFIGS[name], **changes}), reduce)
+
+
+def batch(name, size=8):
+    config = MODEL_CONFIGS[name]
+    rng = np.random.default_rng(0)
+    images = rng.uniform(-1, 1, [size, config["image_size"], config["image_size"], 1]).astype(np.float32)
+    return {"image": tf.constant(images), "label": tf.constant(rng.integers(0, 10, size), tf.int32)}
+
+
+def test_every_model_has_a_test_config():
+    assert set(MODEL_CONFIGS) == set(models.MODELS)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_every_trainable_variable_belongs_to_one_optimizer(name):
+    model = build(name)
+    owned = [id(variable) for group in model.groups.values() for variable in group]
+    assert len(owned) == len(set(owned))
+    averages = {id(variable) for copy, _ in getattr(model, "_averages", []) for variable in copy.variables}
+    assert {id(variable) for variable in model.trainable_variables} - averages == set(owned)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_a_step_changes_every_variable_that_is_trained_and_counts_no_step_itself(name):
+    model = build(name)
+    before = {id(v): v.numpy() for group in model.groups.values() for v in group}
+    scalars = model.train_step([batch(name)] * model.batches_per_step)
+    assert scalars and all(np.isfinite(float(value)) for value in scalars.values())
+    unchanged = [v.name for group in model.groups.values() for v in group if np.array_equal(before[id(v)], v.numpy())]
+    assert unchanged == []
+    assert int(model.step) == 0
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_state_holds_weights_and_optimizer_slots(name):
+    model = build(name)
+    state = {id(variable) for variable in model.state()}
+    assert {id(variable) for variable in model.variables} <= state
+    assert all(id(variable) in state for optimizer in model.optimizers.values() for variable in optimizer.variables)
+    assert len(state) == len(model.state())
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_every_gradient_goes_through_reduce(name):
+    """With a reduce that returns zeros, SGD must leave every trained variable where it was."""
+    model = build(name, reduce=lambda tensors: [tf.zeros_like(tensor) for tensor in tensors])
+    for optimizer, variables in [*model.groups.items()]:
+        model.optimize(optimizer, tf.keras.optimizers.SGD(1.0), variables)
+    before = [v.numpy() for group in model.groups.values() for v in group]
+    model.train_step([batch(name)] * model.batches_per_step)
+    after = [v.numpy() for group in model.groups.values() for v in group]
+    assert all(np.array_equal(a, b) for a, b in zip(before, after))
+
+
+@pytest.mark.parametrize("name", GENERATIVE)
+def test_one_seed_is_one_image(name):
+    model = build(name)
+    images = model.generate({}, tf.constant([5, 3, 5, 2**40], tf.int64)).numpy()
+    config = MODEL_CONFIGS[name]
+    assert images.shape == (4, config["image_size"], config["image_size"], 1)
+    assert -1 <= images.min() and images.max() <= 1
+    np.testing.assert_array_equal(images[0], images[2])
+    assert not np.allclose(images[0], images[1]) and not np.allclose(images[0], images[3])
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_a_checkpoint_brings_back_everything(name, tmp_path):
+    model = build(name)
+    model.train_step([batch(name)] * model.batches_per_step)
+    tf.train.Checkpoint(model=model).write(str(tmp_path / "checkpoint"))
+    other = build(name)
+    assert trainer.checksum(other) != trainer.checksum(model)
+    tf.train.Checkpoint(model=other).read(str(tmp_path / "checkpoint")).assert_existing_objects_matched()
+    assert trainer.checksum(other) == trainer.checksum(model)
+
+
+def test_an_unknown_model_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'dcgan'"):
+        models.find("dcgann")
+
+
+@pytest.mark.parametrize("size, expected", [(28, (7, 2)), (32, (4, 3)), (64, (4, 4)), (48, (6, 3)), (16, (4, 2))])
+def test_depth_follows_from_the_image_size(size, expected):
+    assert pyramid(size) == expected
+
+
+@pytest.mark.parametrize("size", [28, 32, 64])
+def test_dcgan_reaches_any_size(size):
+    model = build("dcgan", image_size=size, channels=3)
+    assert model.generate({}, tf.range(2, dtype=tf.int64)).shape == (2, size, size, 3)
+    assert model.discriminator(tf.zeros([2, size, size, 3])).shape == (2, 1)
+
+
+def test_dcgan_has_no_batch_norm_at_the_generators_output_or_the_discriminators_input():
+    model = build("dcgan", image_size=32)
+    kinds = lambda network: [type(layer).__name__ for layer in network.layers]
+    assert kinds(model.discriminator).index("BatchNorm") > kinds(model.discriminator).index("LeakyReLU")
+    assert kinds(model.generator)[-2:] == ["Conv2DTranspose", "Activation"]
+
+
+def test_the_average_follows_the_generator_at_its_rate():
+    model = build("dcgan", average=0.9)
+    weight, average = model.generator.trainable_variables[0], model.sampler.variables[0]
+    np.testing.assert_array_equal(weight, average)
+    start = weight.numpy()
+    weight.assign_add(tf.ones_like(weight))
+    model.update_averages(0.9)  # step 0: d = min(0.9, 1 / 10)
+    np.testing.assert_allclose(average, start + 0.9, atol=1e-6)
+    model.step.assign(1000)  # d = 0.9
+    model.update_averages(0.9)
+    np.testing.assert_allclose(average, start + 0.91, atol=1e-6)
+
+
+def test_batch_norm_normalises_and_remembers():
+    layer = BatchNorm()
+    inputs = tf.constant(np.random.default_rng(0).normal(3.0, 2.0, [64, 4, 4, 5]), tf.float32)
+    outputs = layer(inputs, training=True).numpy()
+    normalised = (outputs - layer.beta.numpy()) / layer.gamma.numpy()
+    np.testing.assert_allclose(normalised.mean((0, 1, 2)), 0, atol=1e-4)
+    np.testing.assert_allclose(normalised.std((0, 1, 2)), 1, atol=1e-3)
+    np.testing.assert_allclose(layer.moving_mean, 0.1 * inputs.numpy().mean((0, 1, 2)), atol=1e-4)
+    for _ in range(200):
+        layer(inputs, training=True)
+    np.testing.assert_allclose(layer(inputs, training=False), outputs, atol=2e-2)
+
+
+def test_synchronised_batch_norm_uses_the_reduced_moments():
+    """A reduce that answers for another half of the batch gives what the whole batch gives."""
+    whole = tf.constant(np.random.default_rng(0).normal(size=[8, 2, 2, 3]), tf.float32)
+    first, second = whole[:4], whole[4:]
+    moments = lambda x: [tf.reduce_mean(x, [0, 1, 2]), tf.reduce_mean(tf.square(x), [0, 1, 2])]
+    layer = BatchNorm(reduce=lambda mine: [(a + b) / 2 for a, b in zip(mine, moments(second))])
+    alone = BatchNorm(reduce=list)
+    alone(whole), layer(whole)  # builds them
+    alone.set_weights(layer.get_weights())
+    np.testing.assert_allclose(layer(first, training=True), alone(whole, training=True)[:4], atol=1e-5)
+    assert not np.allclose(layer(first, training=True), BatchNorm(reduce=list)(first, training=True), atol=1e-3)
+
+
+def test_vae_bound_is_an_upper_bound_that_training_lowers():
+    model = build("vae")
+    images = tf.constant(np.where(np.random.default_rng(0).uniform(size=[64, 16, 16, 1]) < 0.1, 1.0, -1.0), tf.float32)
+    first = float(tf.reduce_mean(model.held_out({"image": images})["negative_elbo"]))
+    assert first == pytest.approx(256 * np.log(2), rel=0.2)  # an untrained decoder says 1/2 for every pixel
+    for _ in range(60):
+        model.train_step([{"image": images}])
+        model.step.assign_add(1)
+    last = float(tf.reduce_mean(model.held_out({"image": images})["negative_elbo"]))
+    entropy = 256 * -(0.1 * np.log(0.1) + 0.9 * np.log(0.9))
+    assert entropy * 0.9 < last < first * 0.7
+
+
+def test_noise_is_a_function_of_seed_step_and_stream():
+    a, b = build("vae"), build("vae")
+    b.seed = 1
+    first = a.normal([3])
+    np.testing.assert_array_equal(first, a.normal([3]))
+    assert not np.allclose(first, b.normal([3])) and not np.allclose(first, a.normal([3], stream=1))
+    a.step.assign_add(1)
+    assert not np.allclose(first, a.normal([3]))

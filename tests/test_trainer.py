@@ -1,0 +1,274 @@
+"""The training loop: in one process, on two Horovod ranks, and through a death."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import cloudpickle
+import numpy as np
+import psutil
+import pytest
+import tensorflow as tf
+
+from conftest import MODEL_CONFIGS, ROOT, make_config
+from gan_spark import images, lake as lakes, launch, models, trainer
+from gan_spark.config import Train, UserError
+from gan_spark.store import Run
+
+# Ranks cannot import this module, so what they run of it travels by value.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+BATCH = 16
+
+
+# --- two ranks against one -------------------------------------------------------------
+
+
+def rank_images(first: int, count: int) -> np.ndarray:
+    return np.random.default_rng(7).uniform(-1, 1, [BATCH, 16, 16, 1]).astype(np.float32)[first : first + count]
+
+
+def identical(team: launch.Team, configs: dict) -> dict:
+    """Checksums of every model after 3 steps on data and noise that differ from rank to rank."""
+    sums = {}
+    for name, values in configs.items():
+        model = trainer.build(models.find(name).Config(**values), team)
+        team.broadcast(model.state())
+        for step in range(3):
+            batch = {"image": tf.constant(rank_images(8 * team.rank, 8)), "label": tf.range(8) % 10}
+            tf.function(model.train_step)([batch] * model.batches_per_step)
+            model.step.assign_add(1)
+        trainer.average_statistics(model, team)
+        sums[name] = (trainer.checksum(model), float(tf.reduce_mean(model.normal([100]))))
+    return sums
+
+
+def one_step(team: launch.Team, config) -> list[np.ndarray]:
+    """Weights after one step of SGD on this rank's share of a fixed batch and fixed noise."""
+    tf.keras.utils.set_random_seed(0)
+    model = models.find(config.name)(config, team.reduce)
+    noise = np.random.default_rng(8).normal(size=[BATCH, config.latent]).astype(np.float32)
+    share = BATCH // team.size
+    first = share * team.rank
+    model.normal = lambda shape, stream=0: tf.constant(noise[first : first + share])
+    for name, variables in [*model.groups.items()]:
+        model.optimize(name, tf.keras.optimizers.SGD(0.1), variables)
+    model.train_step([{"image": tf.constant(rank_images(first, share))}])
+    return [variable.numpy() for group in model.groups.values() for variable in group]
+
+
+STEPS = {
+    "vae": {},
+    "dcgan without batch norm": {"batch_norm": "none"},
+    "dcgan with synchronised batch norm": {"batch_norm": "synchronised"},
+    "dcgan with local batch norm": {"batch_norm": "local"},
+}
+
+
+def step_config(case: str):
+    name = case.split()[0]
+    return models.find(name).Config(**{**MODEL_CONFIGS[name], **STEPS[case]})
+
+
+def both(team: launch.Team, argument: dict) -> dict:
+    return {"identical": identical(team, argument["models"]), "steps": {case: one_step(team, step_config(case)) for case in argument["steps"]}}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(spark):
+    """What both ranks of one Horovod job computed."""
+    return launch.run(spark, both, {"models": MODEL_CONFIGS, "steps": list(STEPS)}, Train(workers=2))
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_two_ranks_hold_identical_weights_and_draw_different_noise(two_ranks, name):
+    (first, first_noise), (second, second_noise) = (result["identical"][name] for result in two_ranks)
+    assert first == second
+    assert first_noise != second_noise
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_two_ranks_of_half_a_batch_step_as_one_process_of_the_whole(two_ranks, case):
+    alone = one_step(launch.Team(), step_config(case))
+    ranks = [result["steps"][case] for result in two_ranks]
+    worst = max(float(np.abs(a - b).max()) for a, b in zip(alone, ranks[0]))
+    assert all(np.array_equal(a, b) for a, b in zip(*ranks))
+    if "local" in case:
+        assert worst > 1e-4  # each rank normalises by its own statistics: the comparison can fail
+    else:
+        assert worst < 1e-5
+
+
+# --- the loop --------------------------------------------------------------------------
+
+
+def test_a_run_leaves_what_it_promises(spark, lake, digits):
+    config = make_config(lake, run="leaves", train={"steps": 5})
+    result = trainer.train(spark, config)
+    run = Run.of(config)
+    assert result["steps"] == 5 and result["workers"] == 1 and result["run"] == run.url and result["restarts"] == 0
+    assert run.checkpoints() == [2, 4, 5]
+    steps = [line["step"] for line in run.metrics() if "scalars" in line]
+    assert steps == [2, 4, 5]
+    for name in ("step-00000004.png", "step-00000005.png"):
+        assert images.decode_png(lakes.read_bytes(run.path("samples", name))).shape == (8 * 18 + 2, 8 * 18 + 2, 1)
+    events = [name for name in os.listdir(lakes.filesystem(run.path("events"))[1]) if "tfevents" in name]
+    tags = {value.tag for name in events for event in tf.compat.v1.train.summary_iterator(lakes.filesystem(run.path("events", name))[1]) for value in event.summary.value}
+    assert {"d_loss", "g_loss", "samples"} <= tags
+    record = run.record()
+    assert record["config"]["model"]["width"] == 4 and record["dataset"]["fingerprint"] and record["versions"]["tensorflow"] == tf.__version__
+
+
+def test_a_finished_run_is_not_trained_again_and_a_longer_one_goes_on(spark, lake, digits):
+    config = make_config(lake, run="longer")
+    first = trainer.train(spark, config)
+    again = trainer.train(spark, config)
+    assert again["checksum"] == first["checksum"] and again["g_loss"] == first["g_loss"]
+    longer = trainer.train(spark, make_config(lake, run="longer", train={"steps": 6}))
+    assert longer["steps"] == 6 and longer["checksum"] != first["checksum"]
+    assert [line["step"] for line in Run.of(config).metrics() if line.get("event") == "start"] == [0, 4, 4]
+
+
+def test_the_same_seed_trains_the_same_model_up_to_the_order_of_rows(spark, lake, digits):
+    """Weights start equal for equal seeds and differ for others."""
+    a, b, c = (trainer.build(make_config(lake).model, seed=seed) for seed in (1, 1, 2))
+    assert trainer.checksum(a) == trainer.checksum(b) != trainer.checksum(c)
+
+
+def test_a_non_finite_loss_stops_with_the_step_and_keeps_the_checkpoint_from_before(spark, lake, digits, monkeypatch):
+    step = models.find("vae").train_step
+
+    def breaks(self, batches):
+        scalars = step(self, batches)
+        return {**scalars, "kl": tf.where(self.step >= 3, float("nan"), scalars["kl"])}
+
+    monkeypatch.setattr(models.find("vae"), "train_step", breaks)
+    config = make_config(lake, model="vae", run="explodes", train={"steps": 8})
+    with pytest.raises(trainer.TrainingStopped, match="step 4: kl is nan; .*Lower the learning rate"):
+        trainer.train(spark, config)
+    assert Run.of(config).checkpoints() == [2]
+
+
+def test_bfloat16_layers_keep_float32_weights(spark, lake, digits):
+    config = make_config(lake, run="bfloat16", train={"precision": "mixed_bfloat16"})
+    result = trainer.train(spark, config)
+    assert np.isfinite(result["d_loss"])
+    assert tf.keras.mixed_precision.global_policy().name == "float32"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"train": {"launcher": "spark", "workers": 16}}, "train.workers = 16, but local.* has 2 task slots"),
+        ({"train": {"split": "validation", "launcher": "spark", "workers": 16, "batch_size": 16}}, "has 2 task slots|row groups"),
+    ],
+)
+def test_more_ranks_than_slots_or_row_groups_are_refused_and_nothing_is_written(spark, lake, digits, changes, message):
+    config = make_config(lake, run="refused", **changes)
+    with pytest.raises(UserError, match=message):
+        trainer.train(spark, config)
+    assert not lakes.exists(Run.of(config).url)
+
+
+def test_a_session_that_moves_its_executors_is_refused(spark, lake, digits):
+    class Conf:
+        get = staticmethod(lambda key, default=None: "true" if key == "spark.dynamicAllocation.enabled" else default)
+
+    class Session:
+        class sparkContext:
+            getConf = staticmethod(Conf)
+
+    with pytest.raises(UserError, match="spark.dynamicAllocation.enabled = true: all ranks must run at once"):
+        launch.check(Session, Train(workers=2))
+
+
+def test_an_error_on_a_rank_is_named_after_the_last_attempt(spark, lake, digits):
+    config = make_config(lake, run="fails", train={"launcher": "spark", "workers": 1, "restarts": 0})
+    run = Run.of(config)
+    run.append_metrics({"event": "none"})
+    os.makedirs(lakes.filesystem(run.path("checkpoints", "step-00000002"))[1] + "/manifest.json.d")
+    # A file stands where the folder of samples should be.
+    with open(lakes.filesystem(run.path("samples"))[1], "w") as out:
+        out.write("in the way")
+    with pytest.raises(launch.RankFailure, match="1 attempts failed, the last one: rank 0: .*(FileExistsError|NotADirectoryError)"):
+        trainer.train(spark, config)
+
+
+# --- death -----------------------------------------------------------------------------
+
+
+def ranks_of(pid: int) -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            command = process.cmdline()
+        except psutil.NoSuchProcess:
+            continue
+        if "horovod.spark.task.gloo_exec_fn" in command and command[0].endswith(("python", "python3")) and "-m" in command:
+            found.append(process)
+    return found
+
+
+def wait_for(condition, what: str, seconds: float = 120):
+    deadline = time.time() + seconds
+    while time.time() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.2)
+    raise AssertionError(f"no {what} in {seconds} s")
+
+
+def test_a_killed_driver_and_then_a_killed_rank_lose_nothing_but_time(lake, digits, tmp_path):
+    """SIGKILL for the driver, the same command again, SIGKILL for a rank: the run ends complete."""
+    config = make_config(lake, run="dies")
+    command = [
+        sys.executable, str(ROOT / "jobs" / "train.py"), "--config", str(tmp_path / "run.toml"),
+    ]  # fmt: skip
+    (tmp_path / "run.toml").write_text(
+        f"""
+        run = "dies"
+        dataset = "digits"
+        lake = "{lake}"
+        [model]
+        name = "dcgan"
+        image_size = 16
+        width = 4
+        latent = 8
+        [train]
+        steps = 3000
+        batch_size = 16
+        workers = 2
+        log_every = 50
+        checkpoint_every = 100
+        sample_every = 3000
+        """
+    )
+    run = Run.of(config)
+
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(run.checkpoints, "checkpoint")
+    orphans = ranks_of(first.pid)
+    assert len(orphans) >= 2
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    psutil.wait_procs(orphans, timeout=60)
+    assert not any(process.is_running() for process in orphans)
+    reached = run.checkpoints()[-1]
+
+    second = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    errors = []
+    reader = threading.Thread(target=lambda: errors.extend(second.stderr), daemon=True)
+    reader.start()
+    wait_for(lambda: run.checkpoints()[-1] > reached, "checkpoint after the restart")
+    os.kill(ranks_of(second.pid)[-1].pid, signal.SIGKILL)
+    output = second.stdout.read()
+    assert second.wait() == 0, "".join(errors)
+    assert '"steps": 3000' in output and '"restarts": 1' in output
+
+    starts = [(line["step"], line["attempt"]) for line in run.metrics() if line.get("event") == "start"]
+    assert [attempt for _, attempt in starts] == [0, 0, 1]
+    assert starts[0][0] == 0 and starts[1][0] == reached and starts[2][0] > reached
+    assert run.checkpoints()[-1] == 3000
+    assert "attempt 1 of 3 failed" in "".join(errors)
