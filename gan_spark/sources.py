@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
+from pyspark import StorageLevel
 
 from . import lake
 from .config import Ingest, UserError
@@ -190,34 +191,55 @@ def _blocks(url: str, header: int, start: int, stop: int, size: int) -> Iterator
 
 
 def _folder(spark, config: Ingest) -> Source:
-    """Files in one folder a class, or all flat. Every file counts, whatever its name; bytes are read in tasks."""
+    """Files in one folder a class, or all flat. Every file counts, whatever its name; tasks list them and read them."""
     root = lake.to_url(config.path)
     fs, base = lake.filesystem(root)
     if not fs.isdir(base):
         raise UserError(f"ingest.path = {config.path!r}: expected a folder of images")
-    base = base.rstrip("/") + "/"
-    rows, folders = [], set()
-    for path, info in fs.find(base, withdirs=True, detail=True).items():
-        name = path.removeprefix(base)
-        if not name or path.rstrip("/") + "/" == base:
-            continue
-        if info["type"] == "directory":
-            if _IMAGE_NAME.search(name):
-                rows.append({"id": name, "reason": "a folder, not a file"})
-            continue
-        label = name.split("/")[0] if "/" in name else None
-        if label:
-            folders.add(label)
-        reason = None
-        if info["size"] > config.max_file_mb * 2**20:
-            reason = f"{info['size']} bytes, over the limit of {config.max_file_mb} MB"
-        rows.append({"id": name, "url": fs.unstrip_protocol(path), "label": label, "reason": reason})
-    if not rows:
+    context = spark.sparkContext
+    entries = context.parallelize([root], 1).flatMap(_subfolders).collect()
+    classes = tuple(sorted(entries))
+    max_bytes = config.max_file_mb * 2**20
+    listing = context.parallelize([None, *classes], len(classes) + 1).mapPartitions(functools.partial(_list, root, max_bytes, bool(classes)))
+    frame = listing.toDF("id string, url string, label string, reason string").persist(StorageLevel.DISK_ONLY)
+    count = frame.count()
+    if not count:
         raise UserError(f"ingest.path = {config.path!r}: the folder is empty")
-    for row in rows:
-        if folders and not row.get("label") and not row.get("reason"):
-            row["reason"] = "not inside a class folder, as the other files are"
-    return Source(_rows(spark, rows), tuple(sorted(folders)), len(rows))
+    return Source(_padded(frame), classes, count)
+
+
+def _subfolders(root: str) -> list[str]:
+    fs, base = lake.filesystem(root)
+    folders = [posixpath.basename(entry["name"].rstrip("/")) for entry in fs.ls(base, detail=True) if entry["type"] == "directory"]
+    return [name for name in folders if not _IMAGE_NAME.search(name)]
+
+
+def _list(root: str, max_bytes: int, by_class: bool, classes: Iterator[str | None]) -> Iterator[tuple]:
+    """(id, url, label, reason) of every file of each class; of the files beside the class folders for None."""
+    fs, base = lake.filesystem(root)
+    base = base.rstrip("/") + "/"
+    for label in classes:
+        found = fs.ls(base, detail=True) if label is None else fs.find(base + label, withdirs=True, detail=True).values()
+        for entry in found:
+            name = entry["name"].rstrip("/").removeprefix(base)
+            reason = None
+            if entry["type"] == "directory":
+                if not _IMAGE_NAME.search(name):
+                    continue
+                reason = "a folder, not a file"
+            elif by_class and label is None:
+                reason = "not inside a class folder, as the other files are"
+            elif (entry["size"] or 0) > max_bytes:
+                reason = f"{entry['size']} bytes, over the limit of {max_bytes >> 20} MB"
+            yield name, fs.unstrip_protocol(entry["name"]), label, reason
+
+
+def _padded(frame):
+    """`frame` with ROW's other columns, null."""
+    from pyspark.sql import functions as F
+
+    kinds = dict(field.split() for field in ROW.split(", "))
+    return frame.select([F.col(name) if name in frame.columns else F.lit(None).cast(kinds[name]).alias(name) for name in _COLUMNS])
 
 
 # --- CIFAR-10's own archives -----------------------------------------------------------
@@ -336,12 +358,11 @@ def from_frame(frame, id_column: str, image_column: str, label_column: str = "")
     reason = F.when(F.col(image_column).isNull(), "no image (null)")
     if label_column:
         reason = reason.when(label.isNull(), "no label (null)")
-    null = {name: F.lit(None).cast(kind).alias(name) for name, kind in (field.split() for field in ROW.split(", "))}
-    chosen = {
-        "id": F.coalesce(F.col(id_column).cast("string"), F.concat(F.lit("null id "), F.monotonically_increasing_id())).alias("id"),
-        "content": F.col(image_column).alias("content"),
-        "label": label.alias("label"),
-        "reason": reason.alias("reason"),
-    }
+    chosen = frame.select(
+        F.coalesce(F.col(id_column).cast("string"), F.concat(F.lit("null id "), F.monotonically_increasing_id())).alias("id"),
+        F.col(image_column).alias("content"),
+        label.alias("label"),
+        reason.alias("reason"),
+    )
     classes = sorted(row[0] for row in frame.select(label).distinct().collect() if row[0] is not None) if label_column else []
-    return Source(frame.select([chosen.get(name, null[name]) for name in _COLUMNS]), tuple(classes), frame.count())
+    return Source(_padded(chosen), tuple(classes), frame.count())

@@ -38,11 +38,11 @@ def train(spark, config: Config) -> dict:
     url = lake.dataset_url(config)
     manifest = schema.read_manifest(url)
     check_model(config, manifest, url)
+    launch.check(spark, config.train)
     dataset.check_shards(url, config.train.split, config.train.workers)
     run = Run.of(config)
     record = _record(config, url, manifest)
     run.check(record)
-    launch.check(spark, config.train)
 
     threads = config.train.threads or int(spark.sparkContext.getConf().get("spark.task.cpus", "1"))
     job = {"config": resolved(config), "dataset": url, "threads": threads}
