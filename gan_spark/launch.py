@@ -1,8 +1,11 @@
 """Runs a function on many ranks: in this process, or as `horovod.spark.run` tasks."""
 
+import contextlib
 import dataclasses
 import logging
 import os
+import signal
+import socket
 from collections.abc import Callable
 
 from .config import Train, UserError
@@ -48,15 +51,16 @@ def run(spark, function: Callable, argument, config: Train) -> list:
 
     local = spark.sparkContext.master.startswith("local")
     try:
-        return horovod.spark.run(
-            _on_rank,
-            args=(function, argument),
-            num_proc=config.workers,
-            use_gloo=True,
-            start_timeout=config.start_timeout,
-            nics={"lo"} if local else None,
-            verbose=0,
-        )
+        with _signals_end_the_job():
+            return horovod.spark.run(
+                _on_rank,
+                args=(function, argument),
+                num_proc=config.workers,
+                use_gloo=True,
+                start_timeout=config.start_timeout,
+                nics={"lo"} if local else None,
+                verbose=0,
+            )
     except Exception as error:
         if "Timed out waiting" in str(error):
             raise UserError(
@@ -64,6 +68,29 @@ def run(spark, function: Callable, argument, config: Train) -> list:
                 "use fewer workers, give the application more cores, or wait for the cluster to be free"
             ) from error
         raise RankFailure(str(error)) from error
+
+
+@contextlib.contextmanager
+def _signals_end_the_job():
+    """Horovod takes SIGINT and SIGTERM over, for good, and makes a failed rank of them; that would be restarted."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours, theirs = socket.socketpair()
+    for end in (ours, theirs):
+        end.setblocking(False)
+    # Told of every signal, whoever handles it.
+    previous = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+        with ours, theirs, contextlib.suppress(BlockingIOError):
+            received = set(ours.recv(64))
+            if signal.SIGTERM in received:
+                raise SystemExit(128 + signal.SIGTERM)
+            if signal.SIGINT in received:
+                raise KeyboardInterrupt
 
 
 def _on_rank(function: Callable, argument):

@@ -1,0 +1,115 @@
+"""The jobs through spark-submit on a standalone cluster: a master and two workers of one core each."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from conftest import ROOT
+from gan_spark import job, lake as lakes
+from gan_spark.store import Run
+
+
+def start(command, environment, pattern, log):
+    """A Spark daemon, once its log says `pattern`; returns (process, the match)."""
+    with open(log, "w") as out:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    deadline = time.time() + 60
+    while time.time() < deadline:
+        if match := re.search(pattern, log.read_text()):
+            return process, match
+        time.sleep(0.2)
+    process.kill()
+    raise AssertionError(f"no {pattern!r} from {command}: {log.read_text()}")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """(URL of the master, environment for spark-submit)."""
+    import pyspark
+
+    home, folder = os.path.dirname(pyspark.__file__), tmp_path_factory.mktemp("cluster")
+    environment = {
+        **os.environ, "SPARK_HOME": home, "SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable,
+        "PYSPARK_DRIVER_PYTHON": sys.executable, "SPARK_CONF_DIR": str(ROOT / "conf"), "SPARK_LOCAL_DIRS": str(folder),
+        "SPARK_WORKER_DIR": str(folder / "work"),
+    }  # fmt: skip
+    environment.pop("PYSPARK_GATEWAY_PORT", None)
+    environment.pop("PYSPARK_GATEWAY_SECRET", None)
+    if packaged := job.java_home():
+        environment["JAVA_HOME"] = packaged
+    # The daemons say that they are ready at level info, which conf/log4j2.properties leaves out.
+    daemons = {**environment, "SPARK_CONF_DIR": str(folder)}
+    launcher, processes = os.path.join(home, "bin", "spark-class"), []
+    try:
+        master, found = start(
+            [launcher, "org.apache.spark.deploy.master.Master", "--host", "127.0.0.1", "--port", "0", "--webui-port", "0"],
+            daemons, r"Starting Spark master at (spark://\S+)", folder / "master.log",
+        )  # fmt: skip
+        processes.append(master)
+        for index in range(2):
+            worker, _ = start(
+                [launcher, "org.apache.spark.deploy.worker.Worker", found[1], "--cores", "1", "--memory", "3g", "--host", "127.0.0.1", "--webui-port", "0"],
+                daemons, "Successfully registered with master", folder / f"worker{index}.log",
+            )  # fmt: skip
+            processes.append(worker)
+        yield found[1], environment
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait(30)
+
+
+def submit(cluster, name, *arguments):
+    url, environment = cluster
+    command = [
+        os.path.join(environment["SPARK_HOME"], "bin", "spark-submit"), "--master", url, "--properties-file", str(ROOT / "conf" / "spark-defaults.conf"),
+        "--conf", "spark.executor.memory=2g", "--conf", "spark.driver.host=127.0.0.1", str(ROOT / "jobs" / f"{name}.py"), *arguments,
+    ]  # fmt: skip
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return answer.returncode, answer.stdout.strip().splitlines(), answer.stderr
+
+
+def test_ingest_train_on_two_workers_and_generate(cluster, tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text(
+        f"""
+        run = "cluster"
+        dataset = "digits"
+        lake = "{tmp_path}/lake"
+        [ingest]
+        height = 16
+        width = 16
+        planned_workers = 2
+        [model]
+        name = "dcgan"
+        image_size = 16
+        width = 4
+        latent = 8
+        [train]
+        steps = 20
+        batch_size = 16
+        workers = 2
+        [generate]
+        images = 30
+        """
+    )
+    results = {}
+    for name in ("ingest", "train", "generate"):
+        code, out, errors = submit(cluster, name, "--config", str(config))
+        assert code == 0, errors
+        results[name] = json.loads(out[-1])
+    assert results["ingest"]["rows"] == 1797
+    assert results["train"]["steps"] == 20 and results["train"]["workers"] == 2
+    assert results["generate"]["images"] == 30
+    assert Run(results["train"]["run"]).checkpoints() == [20]
+    assert lakes.exists(results["generate"]["grid"])
+
+    code, _, errors = submit(cluster, "train", "--config", str(config), "--set", "run=wide", "--set", "train.workers=4", "--set", "train.start_timeout=8")
+    assert code == 2
+    assert "error: train.workers = 4: not that many free task slots in train.start_timeout = 8 s" in errors
+    assert not Run(lakes.join(results["train"]["run"], "..", "wide")).checkpoints()

@@ -1,0 +1,155 @@
+"""A wrong config is refused with a message that says what to write instead; a right one survives the round trip."""
+
+import json
+
+import pytest
+from conftest import MODEL_CONFIGS, ROOT
+
+from gan_spark import models
+from gan_spark.config import UserError, differences, load, parse, resolved
+
+BASE = {"run": "r", "dataset": "d"}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"train": {"stepss": 5}}, r"^train\.stepss: unknown key; did you mean train\.steps\? \(known: steps, "),
+        ({"train": {"zzz": 5}}, r"^train\.zzz: unknown key \(known: steps, "),
+        ({"trian": {}}, r"^trian: unknown key; did you mean train\?"),
+        ({"model": {"name": "dcgan", "widht": 8}}, r"^model\.widht: unknown key; did you mean model\.width\?"),
+        ({"train": {"steps": "5"}}, r"^train\.steps = '5': expected int, got str"),
+        ({"train": {"steps": 5.0}}, r"^train\.steps = 5\.0: expected int, got float"),
+        ({"train": {"steps": True}}, r"^train\.steps = True: expected int, got bool"),
+        ({"ingest": {"validation": False}}, r"^ingest\.validation = False: expected float, got bool"),
+        ({"run": 7}, r"^run = 7: expected str, got int"),
+        ({"train": 5}, r"^train = 5: expected a section \[train\]"),
+        ({"ingest": {"classes": "cat"}}, r"^ingest\.classes = 'cat': expected a list of str"),
+        ({"ingest": {"classes": ["cat", 3]}}, r"^ingest\.classes\[1\] = 3: expected str, got int"),
+        ({"train": {"steps": 0}}, r"^train\.steps = 0: expected at least 1$"),
+        ({"train": {"workers": 0}}, r"^train\.workers = 0: expected at least 1 and at most 4096"),
+        ({"ingest": {"height": 5000}}, r"^ingest\.height = 5000: expected at least 4 and at most 4096"),
+        ({"ingest": {"validation": float("nan")}}, r"^ingest\.validation = nan: expected at least 0\.0 and at most 0\.9"),
+        ({"ingest": {"validation": float("inf")}}, r"^ingest\.validation = inf: expected at least 0\.0 and at most 0\.9"),
+        ({"model": {"name": "dcgan", "generator_rate": float("nan")}}, r"^model\.generator_rate = nan: expected at least 0\.0"),
+        ({"ingest": {"source": "fodler"}}, r"^ingest\.source = 'fodler': expected one of 'digits', .*; did you mean 'folder'\?"),
+        ({"ingest": {"channels": 2}}, r"^ingest\.channels = 2: expected one of 1, 3"),
+        ({"ingest": {"validation": 0.5, "test": 0.5}}, r"^ingest\.validation \+ ingest\.test = 1: expected less than 1"),
+        ({"train": {"workers": 3}}, r"^train\.batch_size = 64 does not divide by train\.workers = 3"),
+        ({"train": {"workers": 2}, "evaluate": {"classifier_batch": 63}}, r"^evaluate\.classifier_batch = 63 does not divide by train\.workers = 2"),
+        ({"train": {"workers": 2, "launcher": "local"}}, r"^train\.workers = 2 with train\.launcher = 'local'.*use launcher 'spark'"),
+        ({"run": "../r"}, r"^run = '\.\./r': expected letters, digits"),
+        ({"dataset": ""}, r"^dataset = '': expected letters, digits"),
+        ({"dataset": "d\n"}, r"^dataset = 'd\\n': expected letters, digits"),
+        ({"model": {"width": 8}}, r"^model\.name: expected the name of a model"),
+        ({"model": {"name": 3}}, r"^model\.name: expected the name of a model"),
+        ({"model": "dcgan"}, r"^model\.name: expected the name of a model"),
+        ({"model": {"name": "dcgam"}}, r"^model\.name = 'dcgam': no such model; did you mean 'dcgan'\? \(known: dcgan, "),
+        ({"model": {"name": "zzz"}}, r"^model\.name = 'zzz': no such model \(known: dcgan, "),
+    ],
+)
+def test_a_wrong_value_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        parse({**BASE, **change}, models.config_class)
+
+
+@pytest.mark.parametrize("key", ["run", "dataset"])
+def test_a_missing_key_is_named(key):
+    with pytest.raises(UserError, match=f"^{key}: missing; it has no default"):
+        parse({name: value for name, value in BASE.items() if name != key})
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(text: str = 'run = "r"\ndataset = "d"\n[model]\nname = "dcgan"\n') -> str:
+        path = tmp_path / "run.toml"
+        path.write_bytes(text.encode("latin-1"))
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("text", ["run = ", "run = 'a'\nrun = 'b'", "[train\n", "run = '\xff'"])
+def test_bad_toml_is_refused(written, text):
+    with pytest.raises(UserError, match=r"^config .*run\.toml: not valid TOML: "):
+        load(written(text))
+
+
+@pytest.mark.parametrize("name, reason", [("missing.toml", "No such file"), ("", "Is a directory")])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name, reason):
+    with pytest.raises(UserError, match=rf"^config .*{name}: cannot be read: {reason}"):
+        load(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "override, value",
+    [
+        ("train.steps=7", 7),
+        ("ingest.validation=0.25", 0.25),
+        ("ingest.validation=0", 0.0),
+        ("run=other", "other"),
+        ('run="other"', "other"),
+        ("lake=s3a://bucket/lake", "s3a://bucket/lake"),
+        ("ingest.path=/images/a=b", "/images/a=b"),
+        ("ingest.path=", ""),
+        ("ingest.classes=['a', 'b']", ("a", "b")),
+        ("model.width=8", 8),
+    ],
+)
+def test_an_override_reaches_its_key(written, override, value):
+    found = load(written(), [override], models.config_class)
+    for name in override.partition("=")[0].split("."):
+        found = getattr(found, name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_the_last_override_wins(written):
+    assert load(written(), ["train.steps=7", "train.steps=8"], models.config_class).train.steps == 8
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("train.steps", r"^--set train\.steps: expected key=value, for instance"),
+        ("=7", r"^--set =7: expected key=value"),
+        ("run.x=7", r"^--set run\.x=7: run is a value, not a section"),
+        ("train=7", r"^train = 7: expected a section"),
+        ("train.stepz=7", r"^train\.stepz: unknown key; did you mean train\.steps\?"),
+        ("trian.steps=7", r"^trian: unknown key; did you mean train\?"),
+        ("train.steps=many", r"^train\.steps = 'many': expected int, got str"),
+    ],
+)
+def test_a_wrong_override_is_refused(written, override, message):
+    with pytest.raises(UserError, match=message):
+        load(written(), [override], models.config_class)
+
+
+@pytest.mark.parametrize("model", [None, *MODEL_CONFIGS])
+def test_resolved_is_json_and_parses_back(model):
+    table = {**BASE, "ingest": {"classes": ["a", "b"], "validation": 0}, "train": {"steps": 9}}
+    config = parse({**table, "model": MODEL_CONFIGS[model]} if model else table, models.config_class)
+    plain = json.loads(json.dumps(resolved(config)))
+    assert parse(plain, models.config_class) == config
+    assert plain["train"]["steps"] == 9
+    assert plain["train"]["batch_size"] == 64
+    assert differences(plain, resolved(config)) == []
+
+
+def test_differences_name_each_leaf():
+    old = {"a": 1, "b": {"c": [1, 2], "d": "x", "e": {"f": 1}}, "gone": 0}
+    new = {"a": 1, "b": {"c": (1, 3), "d": "y", "e": {"f": 2}}, "new": {"h": 1}}
+    assert differences(old, new, ignore=["b.d"]) == [
+        "b.c: was [1, 2], is [1, 3]",
+        "b.e.f: was 1, is 2",
+        "gone: was 0, is None",
+        "new: was None, is {'h': 1}",
+    ]
+    assert differences(old, {**old, "b": {**old["b"], "c": (1, 2)}}) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_shipped_configs_load(path):
+    config = load(str(path), model_config=models.config_class)
+    assert config.run == path.stem
+    assert config.model is not None
