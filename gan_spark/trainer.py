@@ -45,6 +45,7 @@ def train(spark, config: Config) -> dict:
     run.check(record)
 
     threads = config.train.threads or int(spark.sparkContext.getConf().get("spark.task.cpus", "1"))
+    is_new = not lake.exists(run.url)
     job = {"config": resolved(config), "dataset": url, "threads": threads}
     for attempt in range(config.train.restarts + 1):
         job |= {"attempt": attempt, "owner": run.start(record)}
@@ -54,6 +55,10 @@ def train(spark, config: Config) -> dict:
             with _Progress(run, config):
                 results = launch.run(spark, _work, job, config.train)
             break
+        except UserError:
+            if is_new and attempt == 0:  # no slots: leave no trace
+                lake.remove(run.url)
+            raise
         except launch.RankFailure as failure:
             errors = [line["error"] for line in run.metrics() if line.get("event") == "error" and line["attempt"] == attempt]
             reason = "; ".join(errors) or f"{failure} (a rank was killed, or its executor's stderr says more)"

@@ -140,14 +140,14 @@ class Died(BaseException):
     """The process ends here."""
 
 
-def dies_at(monkeypatch, fs, method: str, call: int):
-    """Lets `method` of the filesystem `fs` work until its `call`-th call, which raises."""
+def dies_at(monkeypatch, fs, method: str, call: int, error=Died):
+    """Lets `method` of the filesystem `fs` work but for its `call`-th call, which raises."""
     original, calls = getattr(type(fs), method), []
 
     def counted(self, *arguments, **options):
         calls.append(arguments)
         if len(calls) == call:
-            raise Died
+            raise error
         return original(self, *arguments, **options)
 
     monkeypatch.setattr(type(fs), method, counted)
@@ -165,6 +165,18 @@ def test_a_replacement_that_dies_is_recovered(tmp_path, monkeypatch, method, cal
     lake.recover(url)
     lake.remove(new)
     assert content(lake.to_url(str(tmp_path))) == {"d/sub/a": left}
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_replacement_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch, call):
+    url = lake.to_url(str(tmp_path / "d"))
+    put(url, a=b"old")
+    new = staged(url, a=b"new")
+    with monkeypatch.context() as patch:
+        dies_at(patch, lake.filesystem(url)[0], "mv", call, OSError("disk full"))
+        with pytest.raises(OSError, match="disk full"):
+            lake.replace(new, url)
+    assert content(url) == {"sub/a": b"old"}
 
 
 @pytest.mark.parametrize("present", [True, False])
