@@ -79,7 +79,7 @@ class Evaluate:
     weights: str = option("imagenet", "InceptionV3: 'imagenet', or a Keras weights file (.h5)")
     split: str = option("test", "real images to compare with", choices=("train", "validation", "test"))
     batch_size: int = option(100, "images a forward pass", low=1, high=4096)
-    sample: int = option(5000, "images of each side for KID, precision and recall", low=10, high=50000)
+    sample: int = option(5000, "about as many images of each side for KID, precision and recall", low=10, high=50000)
     neighbours: int = option(3, "k of precision and recall", low=1, high=100)
     kid_subsets: int = option(50, "subsets that KID averages over", low=1, high=1000)
     kid_subset_size: int = option(1000, "images in a subset", low=2, high=50000)

@@ -106,8 +106,8 @@ def evaluate(spark, config: Config) -> dict:
     fake = measure(fake_frame, network, manifest.shape, "png", options.batch_size)
     halves = [real["half0"], real["half1"]]
     samples = [
-        sample(frame, network, manifest.shape, encoding, options.batch_size, options.sample)
-        for frame, encoding in ((real_frame, manifest.encoding), (fake_frame, "png"))
+        sample(frame, network, manifest.shape, encoding, options.batch_size, options.sample / moments["all"].count)
+        for frame, encoding, moments in ((real_frame, manifest.encoding, real), (fake_frame, "png", fake))
     ]
     result = {
         "fid": frechet_distance(real["all"], fake["all"]),
@@ -152,12 +152,12 @@ def _merge(a: dict[str, Moments], b: dict[str, Moments]) -> dict[str, Moments]:
     return {name: a[name].merge(b[name]) if name in a and name in b else (a if name in a else b)[name] for name in a.keys() | b.keys()}
 
 
-def sample(frame, network: features.Network, shape: tuple, encoding: str, batch_size: int, count: int) -> np.ndarray:
-    """Features [at most count, d] of the images whose ids hash lowest: the same ones every time."""
+def sample(frame, network: features.Network, shape: tuple, encoding: str, batch_size: int, share: float) -> np.ndarray:
+    """Features [about share * n, d] of the images whose ids hash lowest, in the order of their ids: the same ones every time."""
     from pyspark.sql import functions as F
 
-    chosen = frame.select("id", "image", F.xxhash64("id").alias("order")).orderBy("order").limit(count).select("id", "image")
-    chosen = chosen.repartition(frame.sparkSession.sparkContext.defaultParallelism)
+    highest = 2**63 - 1 if share >= 1 else int(2**64 * share) - 2**63
+    chosen = frame.select("id", "image").where(F.xxhash64("id") <= F.lit(highest))
     parts = chosen.rdd.mapPartitions(lambda rows: [(feature.astype(np.float32), ids) for ids, feature, _ in _features(rows, network, shape, encoding, batch_size)]).collect()
     if not parts:
         raise UserError("no images to measure")

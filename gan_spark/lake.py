@@ -91,7 +91,7 @@ def replace(staged: str, url: str) -> None:
     """Puts the staged folder at `url`; what stood there is kept until the new one is in place."""
     fs, path = filesystem(url)
     source = filesystem(staged)[1]
-    old = filesystem(_displaced(url))[1]
+    old = filesystem(displaced(url))[1]
     recover(url)
     if fs.exists(path):
         fs.mv(path, old, recursive=True)
@@ -103,7 +103,7 @@ def replace(staged: str, url: str) -> None:
 def recover(url: str) -> None:
     """Undoes a `replace` that died between its two renames."""
     fs, path = filesystem(url)
-    old = filesystem(_displaced(url))[1]
+    old = filesystem(displaced(url))[1]
     if fs.exists(old):
         if fs.exists(path):
             fs.rm(old, recursive=True)
@@ -111,6 +111,7 @@ def recover(url: str) -> None:
             fs.mv(old, path, recursive=True)
 
 
-def _displaced(url: str) -> str:
+def displaced(url: str) -> str:
+    """Where `replace` keeps what stood at `url`."""
     parent, name = url.rstrip("/").rsplit("/", 1)
     return f"{parent}/.{name}.old"

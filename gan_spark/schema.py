@@ -43,12 +43,12 @@ class Manifest:
 
 def read_manifest(url: str) -> Manifest:
     """The manifest of the dataset at `url`; `UserError` where there is no whole dataset."""
-    lake.recover(url)
     try:
         table = lake.read_json(lake.join(url, MANIFEST))
         return Manifest(**{**table, "classes": tuple(table["classes"])})
     except FileNotFoundError:
-        raise UserError(f"no dataset at {url}: expected {MANIFEST} there; make it with jobs/ingest.py") from None
+        died = " again; one died while it replaced this dataset, whose former state it will put back" if lake.exists(lake.displaced(url)) else ""
+        raise UserError(f"no dataset at {url}: expected {MANIFEST} there; make it with jobs/ingest.py{died}") from None
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"dataset {url}: {MANIFEST} cannot be understood ({error}); ingest it again") from None
 
