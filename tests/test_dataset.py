@@ -114,6 +114,13 @@ def test_a_missing_dataset_is_refused(tmp_path):
         dataset.batches(url, "train", 16)
 
 
+def test_a_reader_leaves_an_unfinished_replacement_alone(tmp_path):
+    (tmp_path / ".d.old").mkdir()
+    with pytest.raises(UserError, match="^no dataset at .*/d: .*one died while it replaced this dataset, whose former state it will put back"):
+        dataset.batches(lake.to_url(str(tmp_path / "d")), "train", 16)
+    assert os.listdir(tmp_path) == [".d.old"]
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"height": 8}', '{"classes": 5}'])
 def test_a_damaged_manifest_is_refused(tmp_path, text):
     (tmp_path / "_gan_spark.json").write_text(text)
