@@ -6,6 +6,7 @@ CIFAR-10 Python's MD5 sums by torchvision and the CIFAR page.
 
 import dataclasses
 import hashlib
+import http.client
 import os
 import tempfile
 import urllib.error
@@ -105,10 +106,12 @@ def _fetch_to(remote: Remote, part: str, timeout: float) -> None:
             with open(part, "ab" if response.status == 206 else "wb") as out:
                 while block := response.read(2**20):
                     out.write(block)
+            if response.length:
+                raise OSError(f"connection lost with {response.length} bytes to come")
     except urllib.error.HTTPError as error:
         if error.code != 416:  # 416: nothing is left to fetch; the checksum decides.
             raise UserError(f"{remote.url}: the server answered {error.code} {error.reason}") from error
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise UserError(f"{remote.url}: not reached ({error}); {part} keeps what came, run the same command again to resume") from error
     with open(part, "rb") as stream:
         found = _digest(stream, remote.digest)

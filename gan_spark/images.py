@@ -59,8 +59,12 @@ def decode(data: bytes, height: int, width: int, channels: int, fit: str = "crop
 
 
 def _to_8_bit(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    if image.mode == "F":
+        raise BadImage("floating-point pixels: they have no range that is known")
+    if image.mode == "I" or image.mode.startswith("I;16"):
         grey = np.asarray(image, np.float64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise BadImage("32-bit grey: its range is not known")
         # PNG and TIFF open 16-bit grey as "I;16" or "I"; both hold 0 to 65535.
         image = Image.fromarray(np.clip(np.rint(grey / 257), 0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

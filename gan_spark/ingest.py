@@ -49,11 +49,13 @@ def write(spark, source: sources.Source, url: str, config: Ingest) -> dict:
     decoded = (
         source.frame.withColumn("order", F.xxhash64("id"))
         .repartition(files, "order")
-        .sortWithinPartitions("order", "id")
+        .sortWithinPartitions("order", "id", F.xxhash64("content", "url"))
         .drop("order")
         .mapInPandas(decode, _DECODED)
         .persist(StorageLevel.DISK_ONLY)
     )
+    hadoop = spark.sparkContext._jsc.hadoopConfiguration()
+    block_size = hadoop.get("parquet.block.size")
     staged, staged_rejects = lake.staging(url), lake.staging(f"{url}.rejected")
     columns = ["id", "image", "split"] + (["label"] if source.classes else [])
     good = decoded.where("reason is null").select(columns)
@@ -72,6 +74,8 @@ def write(spark, source: sources.Source, url: str, config: Ingest) -> dict:
         raise
     finally:
         decoded.unpersist()
+        # Petastorm restores what it set only where nothing failed.
+        hadoop.set("parquet.block.size", block_size) if block_size else hadoop.unset("parquet.block.size")
     try:
         rows, fingerprint = summarize(spark, staged, columns)
         rejected = spark.read.parquet(staged_rejects).count()
@@ -82,8 +86,7 @@ def write(spark, source: sources.Source, url: str, config: Ingest) -> dict:
             datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )  # fmt: skip
         schema.write_manifest(staged, manifest)
-        lake.replace(staged_rejects, f"{url}.rejected")
-        lake.replace(staged, url)
+        lake.replace_all({staged_rejects: f"{url}.rejected", staged: url})
     finally:
         lake.remove(staged)
         lake.remove(staged_rejects)
@@ -117,7 +120,8 @@ def _decode(config: Ingest, encoding: str, classes: tuple[str, ...], batches: It
                     image = header + image.tobytes() if encoding == "raw" else images.encode_png(image)
                 except images.BadImage as error:
                     image, reason = None, str(error)
-            previous = row.id
+            if reason is None:
+                previous = row.id
             if row.split is None:
                 split = schema.split_of(row.id, config.validation, config.test)
             else:

@@ -38,6 +38,10 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec filesystem of `url` and the path inside it."""
     if url.startswith("dbfs:/"):
         url = "file:///dbfs/" + url.removeprefix("dbfs:").lstrip("/")
+    if url.startswith("file:"):
+        # Not through fsspec's parser, to which "::" in a file's name means a chain of filesystems.
+        fs = fsspec.filesystem("file")
+        return fs, fs._strip_protocol(url)
     try:
         return fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
@@ -89,26 +93,41 @@ def staging(url: str) -> str:
 
 def replace(staged: str, url: str) -> None:
     """Puts the staged folder at `url`; what stood there is kept until the new one is in place."""
-    fs, path = filesystem(url)
-    source = filesystem(staged)[1]
-    old = filesystem(displaced(url))[1]
-    recover(url)
-    if fs.exists(path):
-        fs.mv(path, old, recursive=True)
-    fs.mv(source, path, recursive=True)
-    if fs.exists(old):
-        fs.rm(old, recursive=True)
+    replace_all({staged: url})
+
+
+def replace_all(moves: dict[str, str]) -> None:
+    """`replace` of several folders (staged: URL) together: where one cannot be put in place, all are put back."""
+    for url in moves.values():
+        recover(url)
+    try:
+        for url in moves.values():
+            if exists(url):
+                _move(url, displaced(url))
+        for staged, url in moves.items():
+            _move(staged, url)
+    except Exception:
+        for url in moves.values():
+            if exists(displaced(url)):
+                remove(url)
+                _move(displaced(url), url)
+        raise
+    for url in moves.values():
+        remove(displaced(url))
 
 
 def recover(url: str) -> None:
     """Undoes a `replace` that died between its two renames."""
-    fs, path = filesystem(url)
-    old = filesystem(displaced(url))[1]
-    if fs.exists(old):
-        if fs.exists(path):
-            fs.rm(old, recursive=True)
+    if exists(displaced(url)):
+        if exists(url):
+            remove(displaced(url))
         else:
-            fs.mv(old, path, recursive=True)
+            _move(displaced(url), url)
+
+
+def _move(source: str, target: str) -> None:
+    fs, path = filesystem(source)
+    fs.mv(path, filesystem(target)[1], recursive=True)
 
 
 def displaced(url: str) -> str:

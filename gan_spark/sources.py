@@ -14,6 +14,7 @@ import posixpath
 import re
 import struct
 import tarfile
+import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -32,6 +33,8 @@ _COLUMNS = [field.split()[0] for field in ROW.split(", ")]
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _IMAGE_NAME = re.compile(r"\.(jpe?g|png|gif|bmp|webp|tiff?|ppm|pgm)$", re.IGNORECASE)
 _CHUNK = 1024
+# What reading a gzip file raises where it is cut off, is no deflate stream or does not match its checksum.
+_STREAM_ERRORS = (OSError, EOFError, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +91,7 @@ def _idx_header(url: str, dimensions: int) -> tuple[int, ...]:
     try:
         with _open_stream(url) as stream:
             header = stream.read(4 + 4 * dimensions)
-    except (OSError, EOFError) as error:
+    except _STREAM_ERRORS as error:
         raise UserError(f"{url}: cannot be read as an IDX file: {error}") from error
     if len(header) < 4 + 4 * dimensions or header[:4] != bytes([0, 0, 8, dimensions]):
         raise UserError(f"{url}: not an IDX file of {dimensions}-dimensional unsigned bytes; it starts with {header[:4]!r}")
@@ -173,15 +176,17 @@ def _blocks(url: str, header: int, start: int, stop: int, size: int) -> Iterator
     with _open_stream(url) as stream:
         try:
             stream.seek(header + start * size)
-        except (OSError, EOFError):
+        except _STREAM_ERRORS:
             ended = True
         for first in range(start, stop, _CHUNK):
             want, block = (min(first + _CHUNK, stop) - first) * size, b""
             while len(block) < want and not ended:
                 try:
                     more = stream.read(want - len(block))
-                except (OSError, EOFError):  # gzip: cut off, or bytes that do not match their checksum
-                    more = b""
+                    if len(block) + len(more) == want and first + _CHUNK >= stop:
+                        stream.read(1)  # gzip checks its sum once its end is reached
+                except _STREAM_ERRORS:
+                    more, block = b"", b""
                 ended = not more
                 block += more
             yield first, block
@@ -197,10 +202,10 @@ def _folder(spark, config: Ingest) -> Source:
     if not fs.isdir(base):
         raise UserError(f"ingest.path = {config.path!r}: expected a folder of images")
     context = spark.sparkContext
-    entries = context.parallelize([root], 1).flatMap(_subfolders).collect()
-    classes = tuple(sorted(entries))
+    folders = context.parallelize([root], 1).flatMap(_subfolders).collect()
+    classes = tuple(sorted(name for name in folders if not name.startswith(".")))
     max_bytes = config.max_file_mb * 2**20
-    listing = context.parallelize([None, *classes], len(classes) + 1).mapPartitions(functools.partial(_list, root, max_bytes, bool(classes)))
+    listing = context.parallelize([None, *folders], len(folders) + 1).mapPartitions(functools.partial(_list, root, max_bytes, bool(classes)))
     frame = listing.toDF("id string, url string, label string, reason string").persist(StorageLevel.DISK_ONLY)
     count = frame.count()
     if not count:
@@ -208,10 +213,14 @@ def _folder(spark, config: Ingest) -> Source:
     return Source(_padded(frame), classes, count)
 
 
-def _subfolders(root: str) -> list[str]:
+def _subfolders(root: str) -> Iterator[str]:
+    """Names of the folders that hold a file at any depth, or that cannot be listed."""
     fs, base = lake.filesystem(root)
-    folders = [posixpath.basename(entry["name"].rstrip("/")) for entry in fs.ls(base, detail=True) if entry["type"] == "directory"]
-    return [name for name in folders if not _IMAGE_NAME.search(name)]
+    for entry in fs.ls(base, detail=True):
+        name, errors = posixpath.basename(entry["name"].rstrip("/")), []
+        if entry["type"] == "directory" and not _IMAGE_NAME.search(name):
+            if any(files for _, _, files in fs.walk(entry["name"], on_error=errors.append)) or errors:
+                yield name
 
 
 def _list(root: str, max_bytes: int, by_class: bool, classes: Iterator[str | None]) -> Iterator[tuple]:
@@ -219,7 +228,10 @@ def _list(root: str, max_bytes: int, by_class: bool, classes: Iterator[str | Non
     fs, base = lake.filesystem(root)
     base = base.rstrip("/") + "/"
     for label in classes:
-        found = fs.ls(base, detail=True) if label is None else fs.find(base + label, withdirs=True, detail=True).values()
+        errors = []
+        found = fs.ls(base, detail=True) if label is None else fs.find(base + label, withdirs=True, detail=True, on_error=errors.append).values()
+        for error in errors:
+            yield str(error.filename).rstrip("/").removeprefix(base), None, label, f"a folder that cannot be listed: {error.strerror}"
         for entry in found:
             name = entry["name"].rstrip("/").removeprefix(base)
             reason = None
@@ -227,6 +239,10 @@ def _list(root: str, max_bytes: int, by_class: bool, classes: Iterator[str | Non
                 if not _IMAGE_NAME.search(name):
                     continue
                 reason = "a folder, not a file"
+            elif entry["type"] != "file":
+                reason = "not a regular file"
+            elif label is not None and label.startswith("."):
+                reason = "inside a hidden folder"
             elif by_class and label is None:
                 reason = "not inside a class folder, as the other files are"
             elif (entry["size"] or 0) > max_bytes:
@@ -334,6 +350,13 @@ def cifar10_pickle(data: bytes) -> tuple[list[int], np.ndarray, str | None]:
 # --- any Spark table -------------------------------------------------------------------
 
 
+def _column(name: str):
+    """The column of this very name, dots and all."""
+    from pyspark.sql import functions as F
+
+    return F.col("`" + name.replace("`", "``") + "`")
+
+
 def _table(spark, config: Ingest) -> Source:
     """A Parquet folder (a path or URL) or a catalog table (a bare name) with a column of encoded images."""
     is_path = "/" in config.path
@@ -354,13 +377,14 @@ def from_frame(frame, id_column: str, image_column: str, label_column: str = "")
             raise UserError(f"ingest.{key}_column = {column!r}: not a column of the table (columns: {', '.join(kinds)})")
     if kinds[image_column] != "binary":
         raise UserError(f"ingest.image_column = {image_column!r}: expected a binary column, found {kinds[image_column]}")
-    label = F.col(label_column).cast("string") if label_column else F.lit(None).cast("string")
-    reason = F.when(F.col(image_column).isNull(), "no image (null)")
+    id, image = _column(id_column), _column(image_column)
+    label = _column(label_column).cast("string") if label_column else F.lit(None).cast("string")
+    reason = F.when(id.isNull(), "no id (null)").when(image.isNull(), "no image (null)")
     if label_column:
         reason = reason.when(label.isNull(), "no label (null)")
     chosen = frame.select(
-        F.coalesce(F.col(id_column).cast("string"), F.concat(F.lit("null id "), F.monotonically_increasing_id())).alias("id"),
-        F.col(image_column).alias("content"),
+        F.coalesce(id.cast("string"), F.concat(F.lit("null id "), F.monotonically_increasing_id())).alias("id"),
+        image.alias("content"),
         label.alias("label"),
         reason.alias("reason"),
     )

@@ -34,8 +34,8 @@ class Config:
     batch_norm: str = option("local", "statistics of each rank's batch, or of all ranks'", choices=("local", "synchronised", "none"))
     real_target: float = option(0.9, "target of real images; under 1 is one-sided label smoothing", low=0.5, high=1.0)
     average: float = option(0.999, "decay of the generator's moving average; 0 for its newest weights", low=0.0, high=0.99999)
-    generator_rate: float = option(2e-4, "Adam's learning rate", low=0.0)
-    discriminator_rate: float = option(2e-4, "Adam's learning rate", low=0.0)
+    generator_rate: float = option(2e-4, "Adam's learning rate", low=0.0, high=1.0)
+    discriminator_rate: float = option(2e-4, "Adam's learning rate", low=0.0, high=1.0)
     beta1: float = option(0.5, "Adam's", low=0.0, high=0.999)
 
 

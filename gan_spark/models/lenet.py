@@ -20,7 +20,7 @@ class Config:
     classes: int = option(10, "how many", low=2)
     features: int = option(128, "units of the last hidden layer", low=1)
     dropout: float = option(0.4, "of the last hidden layer", low=0.0, high=0.95)
-    rate: float = option(1e-3, "Adam's learning rate", low=0.0)
+    rate: float = option(1e-3, "Adam's learning rate", low=0.0, high=1.0)
 
 
 class LeNet(TrainedModel):

@@ -25,7 +25,7 @@ class Config:
     hidden: tuple[int, ...] = option((500,), "units of the encoder's layers; the decoder mirrors them", low=1)
     likelihood: str = option("bernoulli", "p(x | z)", choices=("bernoulli", "gaussian"))
     deviation: float = option(0.1, "of the Gaussian likelihood, for pixels in [0, 1]", low=1e-3, high=10.0)
-    rate: float = option(1e-3, "Adam's learning rate", low=0.0)
+    rate: float = option(1e-3, "Adam's learning rate", low=0.0, high=1.0)
 
 
 class VAE(GenerativeModel):
