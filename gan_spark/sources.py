@@ -239,8 +239,8 @@ def _list(root: str, max_bytes: int, by_class: bool, classes: Iterator[str | Non
                 if not _IMAGE_NAME.search(name):
                     continue
                 reason = "a folder, not a file"
-            elif entry["type"] != "file":
-                reason = "not a regular file"
+            elif entry["type"] != "file" and not fs.isfile(entry["name"]):  # a link to a file is one
+                reason = "not a file"
             elif label is not None and label.startswith("."):
                 reason = "inside a hidden folder"
             elif by_class and label is None:
