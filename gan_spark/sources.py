@@ -19,6 +19,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from pyspark import StorageLevel
 
 from . import lake
@@ -30,6 +31,7 @@ __all__ = ["Source", "download", "open_source"]
 # `content` is encoded bytes, or raw pixels where height, width and channels are given.
 ROW = "id string, url string, content binary, height int, width int, channels int, label string, split string, reason string"
 _COLUMNS = [field.split()[0] for field in ROW.split(", ")]
+_KINDS = {name: {"string": pa.string(), "binary": pa.binary(), "int": pa.int32()}[kind] for name, kind in map(str.split, ROW.split(", "))}
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _IMAGE_NAME = re.compile(r"\.(jpe?g|png|gif|bmp|webp|tiff?|ppm|pgm)$", re.IGNORECASE)
 _CHUNK = 1024
@@ -56,10 +58,10 @@ def _rows(spark, rows: list[dict]):
     return spark.createDataFrame(pd.DataFrame(rows, columns=_COLUMNS).astype(object).where(lambda frame: frame.notna(), None), ROW)
 
 
-def _chunk(**columns) -> pd.DataFrame:
+def _chunk(**columns) -> pa.RecordBatch:
     """A batch of source rows; columns that are not given are null."""
-    size = len(columns["id"])
-    return pd.DataFrame({name: columns.get(name, [None] * size) for name in _COLUMNS})
+    nulls = [None] * len(columns["id"])
+    return pa.RecordBatch.from_arrays([pa.array(columns.get(name, nulls), kind) for name, kind in _KINDS.items()], list(_KINDS))
 
 
 # --- packaged digits -------------------------------------------------------------------
@@ -133,13 +135,13 @@ def _idx(spark, config: Ingest) -> Source:
         raise UserError(f"ingest.path = {config.path!r}: some IDX image files have labels and some have none; expected all or none")
     frame = spark.createDataFrame(parts, "part string, images string, labels string, split string, start int, stop int, height int, width int")
     names = config.classes or tuple("0123456789")
-    frame = frame.repartitionByRange(len(parts), "part", "start").mapInPandas(functools.partial(_read_idx, names), ROW)
+    frame = frame.repartitionByRange(len(parts), "part", "start").mapInArrow(functools.partial(_read_idx, names), ROW)
     return Source(frame, names if labelled == {True} else (), sum(part[5] - part[4] for part in parts))
 
 
-def _read_idx(names: tuple[str, ...], ranges: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+def _read_idx(names: tuple[str, ...], ranges: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for frame in ranges:
-        for part in frame.itertuples():
+        for part in frame.to_pandas().itertuples():
             size = part.height * part.width
             labels = _read_at(part.labels, 8, part.start, part.stop, 1) if part.labels else None
             for start, block in _blocks(part.images, 16, part.start, part.stop, size):
@@ -283,12 +285,12 @@ def _cifar10(spark, config: Ingest) -> Source:
         raise UserError(f"ingest.path = {config.path!r}: no data_batch_N or test_batch in it")
     has_test = any(name.startswith("test") for _, _, name in batches)
     frame = spark.createDataFrame(batches, "url string, member string, name string").repartition(len(batches), "name")
-    return Source(frame.mapInPandas(functools.partial(_read_cifar10, has_test), ROW), CIFAR10, 10_000 * len(batches))
+    return Source(frame.mapInArrow(functools.partial(_read_cifar10, has_test), ROW), CIFAR10, 10_000 * len(batches))
 
 
-def _read_cifar10(has_test: bool, batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+def _read_cifar10(has_test: bool, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for frame in batches:
-        for batch in frame.itertuples():
+        for batch in frame.to_pandas().itertuples():
             data = _member_bytes(batch.url, batch.member)
             labels, pixels, problem = cifar10_binary(data) if batch.name.endswith(".bin") else cifar10_pickle(data)
             if problem:

@@ -285,16 +285,41 @@ def test_a_failure_while_putting_in_place_leaves_the_old_dataset(spark, old, mon
 
 
 def test_rows_lost_on_the_way_are_noticed(spark, old, monkeypatch):
-    before, summarize = everything(old), ingest.summarize
+    """A file that vanishes between its task and the rename."""
+    before, settle = everything(old), ingest._settle
 
-    def one_less(*arguments):
-        rows, fingerprint = summarize(*arguments)
-        return {**rows, "train": rows["train"] - 1}, fingerprint
+    def loses_one(staged, *arguments):
+        settle(staged, *arguments)
+        fs, path = lake.filesystem(staged)
+        fs.rm_file(fs.glob(f"{path}/split=train/*.parquet")[0])
 
-    monkeypatch.setattr(ingest, "summarize", one_less)
-    with pytest.raises(RuntimeError, match="^19 rows written and 0 rejected of 20 read: rows were lost, nothing was replaced"):
+    monkeypatch.setattr(ingest, "_settle", loses_one)
+    with pytest.raises(RuntimeError, match="rows were lost, nothing was replaced"):
         write(spark, make_frame(spark, {id: PIXELS[id] for id in list(PIXELS)[40:60]}), old, SMALL)
     assert everything(old) == before
+
+
+def test_what_a_failed_task_left_is_not_in_the_dataset(spark, old, monkeypatch):
+    """Every task leaves a half-written file behind, as one does that dies and is run again."""
+    url, settle = f"{old}-retried", ingest._settle
+
+    def leaves_halves(staged, staged_rejects, written):
+        fs, path = lake.filesystem(staged)
+        for name in fs.glob(f"{path}/split=*/*.parquet"):
+            fs.pipe_file(name.replace(".parquet", "-half.parquet"), fs.cat_file(name)[:100])
+        settle(staged, staged_rejects, written)
+
+    monkeypatch.setattr(ingest, "_settle", leaves_halves)
+    pixels = {id: PIXELS[id] for id in list(PIXELS)[:40]}
+    assert write(spark, make_frame(spark, pixels), url, SMALL)["rows"] == 40
+    assert stored(spark, url).keys() == pixels.keys()
+
+
+def test_few_images_still_make_four_row_groups_a_worker(spark, old):
+    url = f"{old}-few"
+    write(spark, make_frame(spark, {id: PIXELS[id] for id in list(PIXELS)[:60]}), url, dataclasses.replace(CONFIG, planned_workers=4))
+    fs, path = lake.filesystem(url)
+    assert sum(pq.ParquetFile(name).num_row_groups for name in fs.glob(f"{path}/split=train/*.parquet")) >= 16
 
 
 # --- a folder with every kind of bad file, through the job -----------------------------
