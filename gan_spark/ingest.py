@@ -48,7 +48,8 @@ def write(spark, source: sources.Source, url: str, config: Ingest) -> dict:
     encoding = schema.choose_encoding(config.encoding, shape)
     petastorm_schema = schema.unischema(shape, encoding, bool(source.classes))
     row_bytes = int(np.prod(shape))
-    files = max(4 * config.planned_workers, math.ceil(source.count * row_bytes / _FILE_BYTES))
+    # A task a file: every core decodes. Few files, as Petastorm's metadata takes a task for each.
+    files = max(config.planned_workers, spark.sparkContext.defaultParallelism, math.ceil(source.count * row_bytes / _FILE_BYTES))
     group_rows = max(1, min(_ROW_GROUP_BYTES // row_bytes, source.count // (16 * config.planned_workers)))
     log.info("ingest: about %d images to %s in %d files a split", source.count, url, files)
 
