@@ -21,14 +21,18 @@ WARM_UP = 2000
 ROW_GROUP_MB = 1  # What gan_spark's ingest chooses for these images.
 
 
+def unischema_of_fashion():
+    from gan_spark import schema
+
+    return schema.unischema(schema.Manifest(28, 28, 1, "raw", tuple("0123456789"), {}, 0, "", {}, ""))
+
+
 def recipe(spark, data: str, url: str, limit: int | None = None) -> None:
     """The README's: indices -> row_generator -> dict_to_spark_row -> createDataFrame -> coalesce -> write."""
     from petastorm.etl.dataset_metadata import materialize_dataset
     from petastorm.unischema import dict_to_spark_row
 
-    from gan_spark import schema
-
-    unischema = schema.unischema((28, 28, 1), "raw", labelled=True)
+    unischema = unischema_of_fashion()
     parts = [(part, *common.read_idx(data, part)) for part in common.PARTS]
     rows = [(part, i) for part, images, _ in parts for i in range(len(images))][:limit]
     shared = spark.sparkContext.broadcast({part: (images, labels) for part, images, labels in parts})
@@ -48,9 +52,7 @@ def mnist_example(spark, data: str, url: str, limit: int | None = None) -> None:
     from petastorm.etl.dataset_metadata import materialize_dataset
     from petastorm.unischema import dict_to_spark_row
 
-    from gan_spark import schema
-
-    unischema = schema.unischema((28, 28, 1), "raw", labelled=True)
+    unischema = unischema_of_fashion()
     with materialize_dataset(spark, url, unischema, ROW_GROUP_MB):
         rows = (
             {"id": f"{part}/{i:06d}", "image": image, "split": "train" if part == "train" else "test", "label": np.int32(label)}

@@ -18,9 +18,9 @@ class UserError(Exception):
     """A request that cannot be met as it was made; jobs exit with code 2."""
 
 
-def option(default: Any, help: str, *, low=None, high=None, choices=None) -> Any:
-    """A dataclass field that carries its range (both ends allowed) and its description."""
-    metadata = {"help": help, "low": low, "high": high, "choices": choices}
+def option(default: Any, help: str, *, low=None, high=None, choices=None, run: bool = False) -> Any:
+    """A dataclass field that carries its range (both ends allowed), its description, and whether it names another run whose model is used."""
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "run": run}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -42,6 +42,11 @@ class Ingest:
     id_column: str = option("id", "source 'table': unique string id")
     image_column: str = option("content", "source 'table': encoded image bytes")
     label_column: str = option("", "source 'table': class of the image; empty for none")
+    caption_column: str = option("", "source 'table': text about the image, one phrasing a line; empty for none")
+    embedding_column: str = option("", "source 'table': array of numbers, an embedding of the image's text or several end to end; empty for none")
+    parts: str = option("", "what the images are divided into, for models that read two streams", choices=("", "classes", "edges", "recoloured", "labels"))
+    domains: tuple[str, ...] = option((), "parts 'classes': the class that is domain a, and the one that is domain b")
+    labels: int = option(0, "parts 'labels': training images that keep their label, as many of each class", low=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +75,10 @@ class Generate:
     batch_size: int = option(64, "images a forward pass", low=1, high=65536)
     partitions: int = option(0, "Spark tasks; 0 for the session's parallelism", low=0)
     checkpoint: int = option(0, "step of the checkpoint; 0 for the newest", low=0)
+    label: str = option("", "models that take a label: the class to make; empty for each in turn")
+    split: str = option("test", "models that take an image or text: rows of this split of the dataset", choices=("train", "validation", "test"))
+    part: str = option("", "models that translate: the domain to start from", choices=("", "a", "b"))
+    captions: tuple[str, ...] = option((), "models that take text: these sentences instead of the dataset's")
     table: str = option("", "name or URL of the table; empty for the run's name")
 
 
@@ -78,6 +87,7 @@ class Evaluate:
     features: str = option("lenet", "feature network", choices=("lenet", "InceptionV3"))
     weights: str = option("imagenet", "InceptionV3: 'imagenet', or a Keras weights file (.h5)")
     split: str = option("test", "real images to compare with", choices=("train", "validation", "test"))
+    part: str = option("", "real images of this domain alone", choices=("", "a", "b"))
     batch_size: int = option(100, "images a forward pass", low=1, high=4096)
     sample: int = option(5000, "about as many images of each side for KID, precision and recall", low=10, high=50000)
     neighbours: int = option(3, "k of precision and recall", low=1, high=100)

@@ -20,65 +20,99 @@ _POOL_BYTES = 64 * 2**20
 _QUEUED_ROW_GROUPS = 4
 
 
-def files(url: str, split: str) -> list[str]:
-    """URLs of the split's Parquet files, sorted, so that every rank sees the same order."""
-    folder = lake.join(url, f"split={split}")
+def files(url: str, split: str, part: str = "") -> list[str]:
+    """URLs of the Parquet files of a split, or of a part of it, sorted, so that every rank sees the same order."""
+    folder = lake.join(url, f"split={split}", *([f"part={part}"] if part else []))
     fs, path = lake.filesystem(folder)
-    names = sorted(name for name in fs.glob(f"{path}/*.parquet"))
-    return [lake.join(folder, posixpath.basename(name)) for name in names]
+    names = sorted(name for name in fs.find(path) if name.endswith(".parquet"))
+    return [lake.join(folder, posixpath.relpath(name, path)) for name in names]
 
 
-def batches(url: str, split: str, batch_size: int, rank: int = 0, size: int = 1, seed: int = 0, shuffle_buffer: int = 8192):
-    """An endless tf.data.Dataset of {"image": float32 [batch, height, width, channels] in [-1, 1], "label": int32 [batch]}.
+def batches(url: str, split: str, batch_size: int, rank: int = 0, size: int = 1, seed: int = 0, shuffle_buffer: int = 8192, parts: tuple[str, ...] = ()):
+    """An endless tf.data.Dataset of batches.
+
+    A batch is {"image": float32 [batch, height, width, channels] in [-1, 1]}, with "label" int32 [batch],
+    "caption" string [batch] and "embedding" float32 [batch, k, d] where the dataset has them.
+    With `parts`, it is {part: such a batch of that part}, each of `batch_size`.
 
     Rank `rank` of `size` reads its own row groups, in an order that `seed` determines up to the
-    reader's threads. `label` is there where the dataset has classes. Raises `UserError` where
-    the split has no images, or fewer row groups than there are ranks.
+    reader's threads. Raises `UserError` where the split has no images, or fewer row groups than there are ranks.
     """
     import tensorflow as tf
 
+    if parts:
+        each = {part: _stream(url, split, part, batch_size, rank, size, seed, shuffle_buffer // len(parts) + 1) for part in parts}
+        return tf.data.Dataset.zip(each)
+    return _stream(url, split, "", batch_size, rank, size, seed, shuffle_buffer)
+
+
+def _stream(url: str, split: str, part: str, batch_size: int, rank: int, size: int, seed: int, shuffle_buffer: int):
+    import tensorflow as tf
+
     manifest = schema.read_manifest(url)
-    check_shards(url, split, size)
+    check_shards(url, split, size, part)
     signature = {"image": tf.TensorSpec((batch_size, *manifest.shape), tf.uint8)}
     if manifest.classes:
         signature["label"] = tf.TensorSpec((batch_size,), tf.int32)
+    if manifest.captioned:
+        signature["caption"] = tf.TensorSpec((batch_size,), tf.string)
+    if manifest.embedding:
+        signature["embedding"] = tf.TensorSpec((batch_size, *manifest.embedding), tf.float32)
 
     def generate():
         rng = np.random.default_rng([seed, rank])
-        row_bytes = int(np.prod(manifest.shape)) + 4
+        row_bytes = int(np.prod(manifest.shape)) + 4 * int(np.prod(manifest.embedding or (1,)))
         pool = max(batch_size, min(shuffle_buffer, _POOL_BYTES // row_bytes))
-        return shuffled(_row_groups(url, split, manifest, rank, size, seed), batch_size, pool, rng)
+        return shuffled(_row_groups(url, split, part, manifest, rank, size, seed), batch_size, pool, rng)
 
     stream = tf.data.Dataset.from_generator(generate, output_signature=signature)
     stream = stream.map(lambda batch: {**batch, "image": images.to_unit(batch["image"])})
     return stream.prefetch(4)
 
 
-def check_shards(url: str, split: str, size: int) -> None:
+def check_shards(url: str, split: str, size: int, part: str = "") -> None:
     """Petastorm gives each rank whole row groups, so there must be one for each."""
     import pyarrow.parquet as pq
 
     groups = 0
-    for name in files(url, split):
+    for name in files(url, split, part):
         fs, path = lake.filesystem(name)
         with fs.open(path, "rb") as stream:
             groups += pq.ParquetFile(stream).num_row_groups
         if groups >= size:
             return
+    where = f"split {split!r}" + (f", part {part!r}," if part else "")
     if not groups:
-        raise UserError(f"dataset {url}: its split {split!r} has no images")
-    raise UserError(f"dataset {url}: {groups} row groups in split {split!r} for {size} workers; ingest it again with ingest.planned_workers = {size}")
+        raise UserError(f"dataset {url}: its {where} has no images")
+    raise UserError(f"dataset {url}: {groups} row groups in {where} for {size} workers; ingest it again with ingest.planned_workers = {size}")
 
 
-def _row_groups(url: str, split: str, manifest: schema.Manifest, rank: int, size: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
+def columns(manifest: schema.Manifest) -> list[str]:
+    """What a row holds for a model."""
+    return ["image"] + ["label"] * bool(manifest.classes) + ["caption"] * manifest.captioned + ["embedding"] * bool(manifest.embedding)
+
+
+def unpack(rows: dict, manifest: schema.Manifest) -> dict[str, np.ndarray]:
+    """Stored columns to arrays: image uint8, label int32, caption objects, embedding float32."""
+    made = {"image": schema.unpack(rows["image"], manifest.shape, manifest.encoding)}
+    if manifest.classes:
+        made["label"] = np.asarray(rows["label"], np.int32)
+    if manifest.captioned:
+        made["caption"] = np.asarray(rows["caption"], object)
+    if manifest.embedding:
+        made["embedding"] = schema.unpack_arrays(rows["embedding"], manifest.embedding, np.float32)
+    return made
+
+
+def _row_groups(url: str, split: str, part: str, manifest: schema.Manifest, rank: int, size: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
     from petastorm import make_batch_reader
 
     logging.getLogger("petastorm").setLevel(logging.ERROR)
     # A list of files, not the folder: so Petastorm takes the schema from Parquet, and
     # never unpickles the one that is stored in the folder's _common_metadata.
     reader = make_batch_reader(
-        files(url, split),
-        schema_fields=["^image$", "^label$"] if manifest.classes else ["^image$"],
+        files(url, split, part),
+        schema_fields=[f"^{name}$" for name in columns(manifest)],
         workers_count=1,
         results_queue_size=_QUEUED_ROW_GROUPS,
         num_epochs=None,
@@ -89,10 +123,7 @@ def _row_groups(url: str, split: str, manifest: schema.Manifest, rank: int, size
     )
     with reader:
         for group in reader:
-            rows = {"image": schema.unpack(group.image, manifest.shape, manifest.encoding)}
-            if manifest.classes:
-                rows["label"] = np.asarray(group.label, np.int32)
-            yield rows
+            yield unpack(group._asdict(), manifest)
 
 
 def shuffled(groups: Iterator[dict[str, np.ndarray]], batch_size: int, pool_size: int, rng: np.random.Generator) -> Iterator[dict[str, np.ndarray]]:

@@ -94,14 +94,14 @@ def evaluate(spark, config: Config) -> dict:
         raise UserError(f"dataset {real_url}: its split {options.split!r} has no images to compare with")
     if not lake.exists(fake_url):
         raise UserError(f"no generated table at {fake_url}; make it with jobs/generate.py")
-    fake_frame = spark.read.parquet(fake_url).selectExpr("cast(seed as string) as id", "image", "height", "width", "channels", "run", "step")
+    fake_frame = spark.read.parquet(fake_url).selectExpr("cast(seed as string) as id", "input", "image", "height", "width", "channels", "run", "step")
     made = fake_frame.select("run", "step", "height", "width", "channels").first()
     if (made["height"], made["width"], made["channels"]) != manifest.shape:
         raise UserError(f"table {fake_url} holds images of {(made['height'], made['width'], made['channels'])}, dataset {real_url} of {manifest.shape}")
     network = features.network(spark, config)
     log.info("evaluate: %s against %s, split %s, with %s", fake_url, real_url, options.split, network.name)
 
-    real_frame = spark.read.parquet(*datasets.files(real_url, options.split))
+    real_frame = spark.read.parquet(*datasets.files(real_url, options.split, options.part))
     real = measure(real_frame, network, manifest.shape, manifest.encoding, options.batch_size)
     fake = measure(fake_frame, network, manifest.shape, "png", options.batch_size)
     halves = [real["half0"], real["half1"]]
@@ -123,12 +123,52 @@ def evaluate(spark, config: Config) -> dict:
     }
     if network.kind == "lenet":
         result["classifier_accuracy"] = held_out(real_frame, network.run, network.step, manifest, options.batch_size)["accuracy"]
+    if {row["input"] for row in fake_frame.select("input").distinct().limit(len(manifest.classes) + 1).collect()} <= set(manifest.classes):
+        result["class_agreement"] = class_agreement(fake_frame, network, manifest, options.batch_size)
+    if options.part:
+        result |= pair_errors(real_frame, fake_frame, manifest, options.part)
     run, step = made["run"], made["step"]
     result |= {f"held_out_{name}": value for name, value in held_out(real_frame, run, step, manifest, options.batch_size).items()}
     result = {key: round(value, 6) if isinstance(value, float) else value for key, value in result.items()}
     report = {**result, "table": fake_url, "dataset": real_url, "split": options.split, "run": run, "step": step}
     lake.write_json(f"{fake_url}.quality.json", report)
     return {**report, "report": f"{fake_url}.quality.json"}
+
+
+def class_agreement(frame, network: features.Network, manifest: schema.Manifest, batch_size: int) -> float:
+    """Share of the images that the network gives the class they were asked for (their `input`)."""
+    wanted = {name: index for index, name in enumerate(manifest.classes)}
+
+    def partial(rows: Iterator) -> Iterator[tuple[int, int]]:
+        apply, right, total = features.function(network), 0, 0
+        while chunk := [row for _, row in zip(range(batch_size), rows)]:
+            _, probability = apply(schema.unpack([row["image"] for row in chunk], manifest.shape, "png"))
+            right += int((probability.argmax(1) == [wanted[row["input"]] for row in chunk]).sum())
+            total += len(chunk)
+        yield right, total
+
+    right, total = frame.select("input", "image").rdd.mapPartitions(partial).treeReduce(lambda a, b: (a[0] + b[0], a[1] + b[1]))
+    return right / total
+
+
+def pair_errors(real, fake, manifest: schema.Manifest, part: str) -> dict[str, float]:
+    """Mean absolute error and PSNR against the truth, where the dataset holds the image `<part>/<id>` that `<other part>/<id>` should become; values in [0, 1]."""
+    from pyspark.sql import functions as F
+
+    truth = real.select(F.col("id").alias("truth"), F.col("image").alias("wanted"))
+    made = fake.select(F.concat(F.lit(f"{part}/"), F.expr("substring(input, 3)")).alias("truth"), "image")
+
+    def partial(rows: Iterator) -> Iterator[tuple[int, float, float]]:
+        count, absolute, psnr = 0, 0.0, 0.0
+        for row in rows:
+            wanted = schema.unpack([row["wanted"]], manifest.shape, manifest.encoding)[0].astype(np.float64) / 255
+            error = images.decode_png(row["image"]) / 255 - wanted
+            count, absolute = count + 1, absolute + np.abs(error).mean()
+            psnr += -10 * np.log10(max(np.square(error).mean(), 1e-10))
+        yield count, absolute, psnr
+
+    count, absolute, psnr = made.join(truth, "truth").rdd.mapPartitions(partial).fold((0, 0.0, 0.0), lambda a, b: tuple(x + y for x, y in zip(a, b)))
+    return {"pairs": count, "pair_l1": float(absolute / count), "pair_psnr": float(psnr / count)} if count else {}
 
 
 def measure(frame, network: features.Network, shape: tuple, encoding: str, batch_size: int) -> dict[str, Moments]:
@@ -220,7 +260,7 @@ def precision_recall(spark, real: np.ndarray, fake: np.ndarray, neighbours: int)
 def held_out(frame, run_url: str, step: int, manifest: schema.Manifest, batch_size: int) -> dict[str, float]:
     """Means over all images of the values that the run's model computes on held-out images, if it does."""
     record = Run(run_url).record()
-    columns = ["id", "image"] + (["label"] if manifest.classes else [])
+    columns = datasets.columns(manifest)
 
     def partial(rows: Iterator) -> Iterator[tuple[int, dict[str, float]]]:
         import tensorflow as tf
@@ -229,9 +269,8 @@ def held_out(frame, run_url: str, step: int, manifest: schema.Manifest, batch_si
         compute = tf.function(model.held_out, reduce_retracing=True)
         count, sums = 0, {}
         while chunk := [row for _, row in zip(range(batch_size), rows)]:
-            batch = {"image": images.to_unit(schema.unpack([row["image"] for row in chunk], manifest.shape, manifest.encoding))}
-            if manifest.classes:
-                batch["label"] = np.array([row["label"] for row in chunk], np.int32)
+            batch = datasets.unpack({name: [row[name] for row in chunk] for name in columns}, manifest)
+            batch["image"] = images.to_unit(batch["image"])
             count += len(chunk)
             for name, values in compute(batch).items():
                 sums[name] = sums.get(name, 0.0) + float(tf.reduce_sum(values))

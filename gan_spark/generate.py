@@ -1,4 +1,6 @@
-"""Seed rows -> a table of images in the lake, made in Spark tasks.
+"""Rows of inputs -> a table of images in the lake, made in Spark tasks.
+
+Every row has a seed, and what the model takes besides: a label, a text, an image of the dataset.
 
 One seed is one image, whatever the partitioning: its latent is a function of the seed alone,
 and every forward pass has the same shape and one thread, since both can change the last bit of a sum.
@@ -11,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from . import images, lake, models, trainer
+from . import dataset, images, lake, models, schema, trainer
 from .config import Config, Generate, UserError
 from .store import Run
 
@@ -23,58 +25,126 @@ _GRID = 64
 def generate(spark, config: Config) -> dict:
     """Writes `config.generate.images` images of the run to its table, and a grid of the first 64 beside it."""
     options, run, url = config.generate, Run.of(config), lake.table_url(config)
-    seeds = spark.range(options.first_seed, options.first_seed + options.images, 1, options.partitions or spark.sparkContext.defaultParallelism)
-    frame = generated(seeds.withColumnRenamed("id", "seed"), run, options)
+    rows = inputs(spark, config)
+    count = rows.count()
+    frame = generated(rows, run, options)
     staged = lake.staging(url)
-    log.info("generate: %d images of run %s", options.images, run.url)
+    log.info("generate: %d images of run %s", count, run.url)
     try:
         frame.write.parquet(staged)
         table = spark.read.parquet(staged)
-        count = table.count()
-        if count != options.images:
-            raise RuntimeError(f"{count} rows written for {options.images} seeds; {url} was left as it was")
-        first = table.where(f"seed < {options.first_seed + _GRID}").orderBy("seed").select("image").collect()
-        step = table.first()["step"]
+        written = table.count()
+        if written != count:
+            raise RuntimeError(f"{written} rows written for {count} seeds; {url} was left as it was")
+        first = table.orderBy("seed").limit(_GRID).select("seed", "image", "step").collect()
         lake.replace(staged, url)
     finally:
         lake.remove(staged)
+    made = np.stack([images.decode_png(row["image"]) for row in first])
+    columns = None
+    if "image" in rows.columns:  # what each was made from, beside it
+        manifest = schema.read_manifest(run.record()["dataset"]["url"])
+        sources = {row["seed"]: row["image"] for row in rows.orderBy("seed").limit(_GRID).select("seed", "image").collect()}
+        before = schema.unpack([sources[row["seed"]] for row in first], manifest.shape, manifest.encoding)
+        made, columns = np.stack([before, made], 1).reshape(-1, *made.shape[1:]), 8
     grid = f"{url}.png"
-    lake.write_bytes(grid, images.encode_png(images.grid(np.stack([images.decode_png(row["image"]) for row in first]))))
-    return {"images": count, "table": url, "grid": grid, "run": run.url, "step": step}
+    lake.write_bytes(grid, images.encode_png(images.grid(made[: 2 * _GRID], columns)))
+    return {"images": written, "table": url, "grid": grid, "run": run.url, "step": first[0]["step"]}
 
 
-def generated(seeds, run: Run, options: Generate):
-    """A DataFrame of TABLE, one row for each row of `seeds`, a DataFrame with a long column `seed`.
+def inputs(spark, config: Config):
+    """A DataFrame of `seed`, `input` (what a person reads) and the columns that the run's model takes, as they are stored.
+
+    Seeds count up from `generate.first_seed`; where rows of the dataset are taken, those whose ids hash
+    lowest, with the hash as their seed.
+    """
+    from pyspark.sql import functions as F
+
+    options, record = config.generate, Run.of(config).record()
+    takes = _takes(record)
+    partitions = options.partitions or spark.sparkContext.defaultParallelism
+    seeds = spark.range(options.first_seed, options.first_seed + options.images, 1, partitions).withColumnRenamed("id", "seed")
+    if not takes:
+        return seeds.withColumn("input", F.lit(None).cast("string"))
+    if takes == ("label",):
+        classes = record["dataset"]["classes"]
+        if options.label and options.label not in classes:
+            raise UserError(f"generate.label = {options.label!r}: expected one of {', '.join(classes)}")
+        label = F.lit(classes.index(options.label)) if options.label else F.col("seed") % len(classes)
+        named = F.element_at(F.array(*map(F.lit, classes)), F.col("label") + 1)
+        return seeds.withColumn("label", label.cast("int")).withColumn("input", named)
+    if options.captions and takes == ("caption",):
+        rows = [(options.first_seed + i, text, text) for i, text in enumerate(options.captions * -(-options.images // len(options.captions)))][: options.images]
+        return spark.createDataFrame(rows, "seed long, input string, caption string").repartition(partitions)
+    manifest = schema.read_manifest(record["dataset"]["url"])
+    part = options.part
+    if part and part not in manifest.parts:
+        raise UserError(f"generate.part = {part!r}: dataset {record['dataset']['url']} has {', '.join(manifest.parts) or 'no parts'}")
+    if not part and set(takes) <= set(manifest.parts):
+        raise UserError(f"generate.part is empty: expected the domain to start from, one of {', '.join(takes)}")
+    files = dataset.files(record["dataset"]["url"], options.split, part)
+    if not files:
+        raise UserError(f"dataset {record['dataset']['url']}: its split {options.split!r} has no images")
+    rows = spark.read.parquet(*files).withColumn("seed", F.xxhash64("id").bitwiseAND(2**62 - 1))
+    chosen = rows.orderBy("seed", "id").limit(options.images).repartition(partitions)
+    columns = [name for name in dataset.columns(manifest) if name in takes or (name == "image" and part in takes)]
+    text = F.col("caption") if takes == ("caption",) else F.col("id")
+    return chosen.select("seed", text.alias("input"), *columns)
+
+
+def _takes(record: dict) -> tuple[str, ...]:
+    table = record["config"]["model"]
+    model = models.find(table["name"])
+    if not issubclass(model, models.GenerativeModel):
+        raise UserError(f"run {record['config']['run']!r}: model {table['name']!r} does not generate images")
+    return model.takes(trainer.model_config(table))
+
+
+def generated(rows, run: Run, options: Generate):
+    """A DataFrame of TABLE, one row for each row of `rows`: a DataFrame as `inputs` gives, or any with a long `seed` and the model's columns.
 
     The checkpoint is chosen now, so that all tasks, and all retries, use the same one.
     """
     record = run.record()
+    takes = _takes(record)
     with run.checkpoint(options.checkpoint) as found:
         if found is None:
             raise UserError(f"run {run.url}: no whole checkpoint yet; train it with jobs/train.py")
         step = found[0]
-    name = record["config"]["model"]["name"]
-    if not issubclass(models.find(name), models.GenerativeModel):
-        raise UserError(f"run {run.url}: model {name!r} does not generate images")
-    columns = ["seed"] + (["label"] if "label" in seeds.columns else [])
-    return seeds.select(columns).mapInPandas(functools.partial(_generate, run.url, step, record, options.batch_size), TABLE)
+    named = {"image": options.part or "image"}
+    missing = [name for name in takes if name not in [named.get(column, column) for column in rows.columns] and name in ("label", "caption", "embedding", "image")]
+    if missing:
+        raise UserError(f"run {run.url}: its model takes {', '.join(takes)}; the rows have no column {missing[0]!r} (columns: {', '.join(rows.columns)})")
+    return rows.mapInPandas(functools.partial(_generate, run.url, step, record, options.batch_size, options.part), TABLE)
 
 
-def _generate(url: str, step: int, record: dict, batch_size: int, frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+def _generate(url: str, step: int, record: dict, batch_size: int, part: str, frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
     import tensorflow as tf
 
     model = trainer.load_model(url, step, record)
     sample = _sampler(model)
+    takes = _takes(record)
+    manifest = None
     for frame in frames:
+        if manifest is None and "image" in frame or "embedding" in frame:
+            manifest = schema.read_manifest(record["dataset"]["url"])
         for start in range(0, len(frame), batch_size):
-            part = frame.iloc[start : start + batch_size]
+            rows = frame.iloc[start : start + batch_size]
             # The last part is filled up, so that every pass has one shape.
-            filled = part.iloc[np.minimum(np.arange(batch_size), len(part) - 1)]
-            inputs = {"label": tf.constant(filled["label"], tf.int32)} if "label" in part else {}
-            pixels = images.to_pixels(sample(inputs, tf.constant(filled["seed"], tf.int64)))[: len(part)]
+            filled = rows.iloc[np.minimum(np.arange(batch_size), len(rows) - 1)]
+            given = {}
+            if "label" in takes:
+                given["label"] = tf.constant(filled["label"], tf.int32)
+            if "caption" in takes:
+                given["caption"] = tf.constant(filled["caption"].tolist(), tf.string)
+            if "embedding" in takes:
+                given["embedding"] = tf.constant(schema.unpack_arrays(filled["embedding"], manifest.embedding, np.float32))
+            if "image" in filled:
+                given[part or "image"] = images.to_unit(tf.constant(schema.unpack(filled["image"], manifest.shape, manifest.encoding)))
+            pixels = images.to_pixels(sample(given, tf.constant(filled["seed"], tf.int64)))[: len(rows)]
             yield pd.DataFrame({
-                "run": url, "model": record["config"]["model"]["name"], "step": step, "seed": part["seed"].to_numpy(),
-                "input": part["label"].astype(str).to_numpy() if "label" in part else None,
+                "run": url, "model": record["config"]["model"]["name"], "step": step, "seed": rows["seed"].to_numpy(),
+                "input": rows["input"].to_numpy() if "input" in rows else None,
                 "image": [images.encode_png(image) for image in pixels],
                 "height": pixels.shape[1], "width": pixels.shape[2], "channels": pixels.shape[3],
             })  # fmt: skip

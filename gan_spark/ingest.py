@@ -22,13 +22,13 @@ import pyarrow.parquet as pq
 from pyspark import TaskContext
 from pyspark.sql import functions as F
 
-from . import images, lake, schema, sources
+from . import images, lake, parts, schema, sources
 from .config import Config, Ingest, UserError
 
 log = logging.getLogger(__name__)
 _FILE_BYTES = 128 * 2**20
 _ROW_GROUP_BYTES = 16 * 2**20
-_WRITTEN = "split string, name string, rows long, digest binary"
+_WRITTEN = "split string, part string, name string, rows long, digest binary"
 _REJECTED = ""  # stands for a split in what tasks report
 
 
@@ -46,7 +46,10 @@ def write(spark, source: sources.Source, url: str, config: Ingest) -> dict:
 
     shape = (config.height, config.width, config.channels)
     encoding = schema.choose_encoding(config.encoding, shape)
-    petastorm_schema = schema.unischema(shape, encoding, bool(source.classes))
+    manifest = schema.Manifest(
+        *shape, encoding, source.classes, {}, 0, "", dataclasses.asdict(config), datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        parts.names(config), source.captioned, source.embedding,
+    )  # fmt: skip
     row_bytes = int(np.prod(shape))
     # A task a file: every core decodes. Few files, as Petastorm's metadata takes a task for each.
     files = max(config.planned_workers, spark.sparkContext.defaultParallelism, math.ceil(source.count * row_bytes / _FILE_BYTES))
@@ -60,9 +63,10 @@ def write(spark, source: sources.Source, url: str, config: Ingest) -> dict:
         .sortWithinPartitions("order", "id", F.xxhash64("content", "url"))
         .drop("order")
     )
-    work = functools.partial(_write, config, encoding, source.classes, staged, staged_rejects, group_rows)
+    kept = parts.chosen(source.frame, config) if config.parts == "labels" else frozenset()
+    work = functools.partial(_write, config, manifest, kept, staged, staged_rejects, group_rows)
     try:
-        with materialize_dataset(spark, staged, petastorm_schema):
+        with materialize_dataset(spark, staged, schema.unischema(manifest)):
             written = rows.mapInArrow(work, _WRITTEN).collect()
             counts = {split: sum(file["rows"] for file in written if file["split"] == split) for split in (*schema.SPLITS, _REJECTED)}
             _settle(staged, staged_rejects, written)
@@ -70,10 +74,7 @@ def write(spark, source: sources.Source, url: str, config: Ingest) -> dict:
                 raise UserError(f"no image to train on among {sum(counts.values())}: {_reasons(spark, staged_rejects) or 'the splits leave none'}")
         rejected = counts.pop(_REJECTED)
         _check(spark, staged, counts)
-        manifest = schema.Manifest(
-            *shape, encoding, source.classes, counts, rejected, _fingerprint(written), dataclasses.asdict(config),
-            datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        )  # fmt: skip
+        manifest = dataclasses.replace(manifest, rows=counts, rejected=rejected, fingerprint=_fingerprint(written))
         schema.write_manifest(staged, manifest)
         lake.replace_all({staged_rejects: f"{url}.rejected", staged: url})
     finally:
@@ -109,21 +110,24 @@ def _reasons(spark, staged_rejects: str) -> str:
 
 def _fingerprint(written: list) -> str:
     """Of every id, image, label and split, in whatever order and files they are: the sum of the rows' digests."""
-    totals = {split: [0, 0] for split in schema.SPLITS}
+    totals = {}
     for file in written:
         if file["split"] != _REJECTED:
-            totals[file["split"]][0] += file["rows"]
-            totals[file["split"]][1] += int.from_bytes(file["digest"], "big")
-    text = ",".join(f"{split}:{rows}:{digest % 2**64}" for split, (rows, digest) in sorted(totals.items()))
+            rows, digest = totals.get((file["split"], file["part"]), (0, 0))
+            totals[file["split"], file["part"]] = rows + file["rows"], digest + int.from_bytes(file["digest"], "big")
+    text = ",".join(f"{split}/{part}:{rows}:{digest % 2**64}" for (split, part), (rows, digest) in sorted(totals.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 # --- in tasks --------------------------------------------------------------------------
 
 
-def _rows_schema(labelled: bool) -> pa.Schema:
+def _rows_schema(manifest: schema.Manifest) -> pa.Schema:
     fields = [pa.field("id", pa.string(), False), pa.field("image", pa.binary(), False)]
-    return pa.schema(fields + [pa.field("label", pa.int32(), False)] * labelled)
+    fields += [pa.field("label", pa.int32(), False)] * bool(manifest.classes)
+    fields += [pa.field("caption", pa.string(), False)] * manifest.captioned
+    fields += [pa.field("embedding", pa.binary(), False)] * bool(manifest.embedding)
+    return pa.schema(fields)
 
 
 def _rejects_schema() -> pa.Schema:
@@ -169,105 +173,131 @@ class _File:
             self.stream.close()
 
 
-def _write(config: Ingest, encoding: str, classes: tuple[str, ...], staged: str, staged_rejects: str, group_rows: int, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Writes a partition's images, a file a split, and its rejects; gives one row of _WRITTEN for each file."""
+def _write(config: Ingest, manifest: schema.Manifest, kept: frozenset[str], staged: str, staged_rejects: str, group_rows: int, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Writes a partition's images, a file a split and part, and its rejects; gives one row of _WRITTEN for each file."""
     context = TaskContext.get()
     # Another attempt at the same partition writes other files.
     name = f"part-{context.partitionId():05d}-{context.taskAttemptId()}"
-    rows_schema = _rows_schema(bool(classes))
     with contextlib.ExitStack() as stack:
-        files = {split: stack.enter_context(_File(lake.join(staged, f"split={split}", f"{name}-{split}.parquet"), rows_schema, group_rows)) for split in schema.SPLITS}
-        files[_REJECTED] = stack.enter_context(_File(lake.join(staged_rejects, f"{name}.parquet"), _rejects_schema(), 10_000))
+        files = {}
+
+        def file_of(split: str, part: str) -> _File:
+            if (split, part) not in files:
+                if split == _REJECTED:
+                    made = _File(lake.join(staged_rejects, f"{name}.parquet"), _rejects_schema(), 10_000)
+                else:
+                    folder = [f"split={split}", *([f"part={part}"] if part else [])]
+                    made = _File(lake.join(staged, *folder, f"{name}-{split}{part and '-' + part}.parquet"), _rows_schema(manifest), group_rows)
+                files[split, part] = stack.enter_context(made)
+            return files[split, part]
+
         previous = None
         for batch in batches:
-            decoded, splits, previous = _decode(config, encoding, classes, batch, previous)
-            for split, file in files.items():
-                mask = splits == split
-                if mask.any():
-                    part = decoded.filter(pa.array(mask)).select(file.schema.names).cast(file.schema)
-                    file.add(part)
-                    if split != _REJECTED:
-                        file.digest += _digest(part)
-    done = [(split, file) for split, file in files.items() if file.rows]
+            decoded, previous = _decode(config, manifest, kept, batch, previous)
+            keys = list(zip(decoded["split"].to_pylist(), decoded["part"].to_pylist()))
+            for key in sorted(set(keys)):
+                file = file_of(*key)
+                rows = decoded.filter(pa.array([each == key for each in keys])).select(file.schema.names).cast(file.schema)
+                file.add(rows)
+                if key[0] != _REJECTED:
+                    file.digest += _digest(rows)
     yield pa.RecordBatch.from_pydict({
-        "split": pa.array([split for split, _ in done], pa.string()),
-        "name": pa.array([file.url.rsplit("/", 1)[1] for _, file in done], pa.string()),
-        "rows": pa.array([file.rows for _, file in done], pa.int64()),
-        "digest": pa.array([(file.digest % 2**64).to_bytes(8, "big") for _, file in done], pa.binary()),
+        "split": pa.array([split for split, _ in files], pa.string()),
+        "part": pa.array([part for _, part in files], pa.string()),
+        "name": pa.array([file.url.rsplit("/", 1)[1] for file in files.values()], pa.string()),
+        "rows": pa.array([file.rows for file in files.values()], pa.int64()),
+        "digest": pa.array([(file.digest % 2**64).to_bytes(8, "big") for file in files.values()], pa.binary()),
     })  # fmt: skip
 
 
 def _digest(table: pa.Table) -> int:
-    labels = table["label"].to_pylist() if "label" in table.column_names else [""] * table.num_rows
+    rest = zip(*(table[name].to_pylist() for name in table.column_names if name != "image"))
     total = 0
-    for id, image, label in zip(table["id"].to_pylist(), table["image"].to_pylist(), labels):
-        row = hashlib.blake2b(f"{len(id)}:{id}{label}:".encode("utf-8", "surrogatepass"), digest_size=8)
+    for values, image in zip(rest, table["image"].to_pylist()):
+        row = hashlib.blake2b(repr(values).encode("utf-8", "surrogatepass"), digest_size=8)
         row.update(image)
         total += int.from_bytes(row.digest(), "big")
     return total
 
 
-def _decode(config: Ingest, encoding: str, classes: tuple[str, ...], batch: pa.RecordBatch, previous: str | None) -> tuple[pa.Table, np.ndarray, str | None]:
-    """(table of id, image, label, reason; the split of each row or _REJECTED; the last id that was kept).
+def _decode(config: Ingest, manifest: schema.Manifest, kept: frozenset[str], batch: pa.RecordBatch, previous: str | None) -> tuple[pa.Table, str | None]:
+    """(table of id, image, label, caption, embedding, split (or _REJECTED), part, reason; the last id that was kept).
 
     Rows come sorted by a hash of their id, so equal ids are neighbours; `previous` is the id before the batch.
     """
-    labels = {name: index for index, name in enumerate(classes)}
-    ids, names, splits = (batch.column(column).to_pylist() for column in ("id", "label", "split"))
-    whole = _whole(batch, config, encoding) if not labels or all(name in labels for name in names) else None
-    if whole is not None and previous not in ids and len(set(ids)) == len(ids):
-        images_, reasons, previous = whole, [None] * len(ids), ids[-1]
-    else:
-        images_, reasons = [], []
-        for row in batch.to_pylist():
-            image, reason = None, row["reason"]
-            if row["id"] == previous:
-                reason = "duplicate id; the first row with it was kept"
-            elif reason is None:
-                try:
-                    image = _encoded(_pixels(row, config), encoding)
-                    if labels and row["label"] not in labels:
-                        raise images.BadImage("no label, in a dataset with labels")
-                except images.BadImage as error:
-                    image, reason = None, str(error)
-            if reason is None:
-                previous = row["id"]
-            images_.append(image)
-            reasons.append(reason)
-    for i, (id, split, reason) in enumerate(zip(ids, splits, reasons)):
+    labels = {name: index for index, name in enumerate(manifest.classes)}
+    ids = batch.column("id").to_pylist()
+    if not config.parts and previous not in ids and len(set(ids)) == len(ids) and (table := _whole(batch, config, manifest, labels)) is not None:
+        return table, ids[-1]
+    made = []
+    for row in batch.to_pylist():
+        id, reason = row["id"], row["reason"]
+        label, caption, embedding = labels.get(row["label"], -1), row["caption"], None
+        if id == previous:
+            reason = "duplicate id; the first row with it was kept"
+        elif reason is None:
+            try:
+                if labels and row["label"] not in labels:
+                    raise images.BadImage("no label, in a dataset with labels")
+                if manifest.captioned and not (caption or "").strip():
+                    raise images.BadImage("no caption, in a dataset with captions")
+                if manifest.embedding:
+                    embedding = _embedding(row["embedding"], manifest.embedding)
+                split = _split(id, row["split"], config)
+                for version, part, kept_label, pixels in parts.divide(_pixels(row, config), id, label, row["label"], split, config, kept):
+                    made.append((version, _encoded(pixels, manifest.encoding), kept_label, caption, embedding, split, part, None))
+                previous = id
+            except images.BadImage as error:
+                reason = str(error)
         if reason is not None:
-            splits[i] = _REJECTED
-        elif split is None:
-            splits[i] = schema.split_of(id, config.validation, config.test)
-        elif split == "train":
-            splits[i] = schema.split_of(id, config.validation, 0)
-    columns = {
-        "id": batch.column("id"),
-        "image": images_ if isinstance(images_, pa.Array) else pa.array(images_, pa.binary()),
-        "label": pa.array([labels.get(name, -1) for name in names], pa.int32()),
-        "reason": pa.array(reasons, pa.string()),
-    }
-    return pa.table(columns), np.array(splits), previous
+            made.append((id, None, label, caption, None, _REJECTED, "", reason))
+    kinds = {"id": pa.string(), "image": pa.binary(), "label": pa.int32(), "caption": pa.string(), "embedding": pa.binary(), "split": pa.string(), "part": pa.string(), "reason": pa.string()}
+    columns = list(zip(*made)) or [()] * len(kinds)
+    return pa.table({name: pa.array(values, kind) for (name, kind), values in zip(kinds.items(), columns)}), previous
 
 
-def _whole(batch: pa.RecordBatch, config: Ingest, encoding: str) -> pa.Array | None:
-    """The `image` column in one go, where every row already has its pixels in the dataset's shape; else None."""
-    shape = (config.height, config.width, config.channels)
-    content, size, count = batch.column("content"), int(np.prod(shape)), batch.num_rows
-    wanted = dict(zip(("height", "width", "channels"), shape))
-    if encoding != "raw" or not count or content.null_count or batch.column("reason").null_count < count:
+def _split(id: str, split: str | None, config: Ingest) -> str:
+    """What the source says, less the share of its training images that goes to validation; else the id decides."""
+    if split is None:
+        return schema.split_of(id, config.validation, config.test)
+    return schema.split_of(id, config.validation, 0) if split == "train" else split
+
+
+def _embedding(values: list | None, shape: tuple[int, ...]) -> bytes:
+    if values is None or len(values) != math.prod(shape):
+        raise images.BadImage(f"embedding of {len(values or ())} numbers; expected {math.prod(shape)}, as in the first row")
+    array = np.array(values, np.float32)
+    if not np.isfinite(array).all():
+        raise images.BadImage("embedding with a number that is not finite")
+    return schema.npy_header(shape, np.float32) + array.tobytes()
+
+
+def _whole(batch: pa.RecordBatch, config: Ingest, manifest: schema.Manifest, labels: dict[str, int]) -> pa.Table | None:
+    """What `_decode` gives, without a loop over pixels, where every row already has its pixels in the dataset's shape; else None."""
+    content, size, count = batch.column("content"), math.prod(manifest.shape), batch.num_rows
+    names = batch.column("label").to_pylist()
+    if manifest.encoding != "raw" or manifest.captioned or manifest.embedding or not count:
         return None
-    if any(batch.column(name).to_pylist() != [value] * count for name, value in wanted.items()):
+    if content.null_count or batch.column("reason").null_count < count or (labels and not labels.keys() >= set(names)):
+        return None
+    if any(batch.column(name).to_pylist() != [value] * count for name, value in zip(("height", "width", "channels"), manifest.shape)):
         return None
     offsets = np.frombuffer(content.buffers()[1], np.int32)[content.offset : content.offset + count + 1]
     if (np.diff(offsets) != size).any():
         return None
-    header = np.frombuffer(schema.npy_header(shape), np.uint8)
+    header = np.frombuffer(schema.npy_header(manifest.shape), np.uint8)
     stored = np.empty((count, len(header) + size), np.uint8)
     stored[:, : len(header)] = header
     stored[:, len(header) :] = np.frombuffer(content.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].reshape(count, size)
     starts = np.arange(count + 1, dtype=np.int32) * stored.shape[1]
-    return pa.Array.from_buffers(pa.binary(), count, [None, pa.py_buffer(starts), pa.py_buffer(stored)])
+    splits = [_split(id, split, config) for id, split in zip(batch.column("id").to_pylist(), batch.column("split").to_pylist())]
+    return pa.table({
+        "id": batch.column("id"),
+        "image": pa.Array.from_buffers(pa.binary(), count, [None, pa.py_buffer(starts), pa.py_buffer(stored)]),
+        "label": pa.array([labels.get(name, -1) for name in names], pa.int32()),
+        "split": pa.array(splits, pa.string()),
+        "part": pa.array([""] * count, pa.string()),
+    })  # fmt: skip
 
 
 def _encoded(pixels: np.ndarray, encoding: str) -> bytes:

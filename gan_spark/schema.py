@@ -35,6 +35,9 @@ class Manifest:
     fingerprint: str  # of every id, label, split and image; the same rows give the same one
     ingest: dict  # the ingest section that made it
     created: str  # UTC, ISO 8601
+    parts: tuple[str, ...] = ()  # what the images are divided into; a folder each in a split
+    captioned: bool = False
+    embedding: tuple[int, ...] = ()  # (how many an image, size of each); empty for none
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -45,11 +48,11 @@ def read_manifest(url: str) -> Manifest:
     """The manifest of the dataset at `url`; `UserError` where there is no whole dataset."""
     try:
         table = lake.read_json(lake.join(url, MANIFEST))
-        return Manifest(**{**table, "classes": tuple(table["classes"])})
+        return Manifest(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
     except FileNotFoundError:
         died = " again; one died while it replaced this dataset, whose former state it will put back" if lake.exists(lake.displaced(url)) else ""
         raise UserError(f"no dataset at {url}: expected {MANIFEST} there; make it with jobs/ingest.py{died}") from None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"dataset {url}: {MANIFEST} cannot be understood ({error}); ingest it again") from None
 
 
@@ -72,37 +75,48 @@ def split_of(id: str, validation: float, test: float) -> str:
     return "test" if share < test else "validation" if share < test + validation else "train"
 
 
-def npy_header(shape: tuple[int, int, int]) -> bytes:
-    """The bytes that `np.save` puts before the pixels of a uint8 array of `shape`."""
+def npy_header(shape: tuple[int, ...], kind: type = np.uint8) -> bytes:
+    """The bytes that `np.save` puts before the values of an array of `shape`."""
     out = io.BytesIO()
-    np.save(out, np.zeros(shape, np.uint8))
-    return out.getvalue()[: -int(np.prod(shape))]
+    values = np.zeros(shape, kind)
+    np.save(out, values)
+    return out.getvalue()[: -values.nbytes]
 
 
-def unischema(shape: tuple[int, int, int], encoding: str, labelled: bool):
-    """Petastorm schema of a dataset: `id`, `image`, `split`, and `label` where there are classes."""
+def unischema(manifest: Manifest):
+    """Petastorm schema of a dataset: `id`, `image`, `split`, and where it has them `label`, `part`, `caption`, `embedding`."""
     from petastorm.codecs import CompressedImageCodec, NdarrayCodec, ScalarCodec
     from petastorm.unischema import Unischema, UnischemaField
     from pyspark.sql.types import IntegerType, StringType
 
-    codec = NdarrayCodec() if encoding == "raw" else CompressedImageCodec("png")
+    codec = NdarrayCodec() if manifest.encoding == "raw" else CompressedImageCodec("png")
     fields = [
         UnischemaField("id", np.str_, (), ScalarCodec(StringType()), False),
-        UnischemaField("image", np.uint8, tuple(shape), codec, False),
+        UnischemaField("image", np.uint8, manifest.shape, codec, False),
         UnischemaField("split", np.str_, (), ScalarCodec(StringType()), False),
     ]
-    if labelled:
+    if manifest.parts:
+        fields.append(UnischemaField("part", np.str_, (), ScalarCodec(StringType()), False))
+    if manifest.captioned:
+        fields.append(UnischemaField("caption", np.str_, (), ScalarCodec(StringType()), False))
+    if manifest.embedding:
+        fields.append(UnischemaField("embedding", np.float32, manifest.embedding, NdarrayCodec(), False))
+    if manifest.classes:
         fields.append(UnischemaField("label", np.int32, (), ScalarCodec(IntegerType()), False))
     return Unischema("Images", fields)
 
 
 def unpack(column, shape: tuple[int, int, int], encoding: str) -> np.ndarray:
     """Stored `image` values (an iterable of bytes) to uint8 [n, height, width, channels]."""
-    if encoding == "raw":
-        header = npy_header(shape)
-        values = list(column)
-        rows = np.frombuffer(b"".join(values), np.uint8)
-        if rows.size != len(values) * (len(header) + int(np.prod(shape))):
-            raise ValueError(f"image column: {rows.size} bytes for {len(values)} images of {shape}; the dataset is not what its manifest says")
-        return rows.reshape(len(values), -1)[:, len(header) :].reshape(len(values), *shape)
-    return np.stack([decode_png(value) for value in column])
+    return unpack_arrays(column, shape) if encoding == "raw" else np.stack([decode_png(value) for value in column])
+
+
+def unpack_arrays(column, shape: tuple[int, ...], kind: type = np.uint8) -> np.ndarray:
+    """Values under `NdarrayCodec`, all of one shape and type, to [n, *shape]: the headers are dropped."""
+    header, values = npy_header(shape, kind), list(column)
+    size = len(header) + int(np.prod(shape)) * np.dtype(kind).itemsize
+    rows = np.frombuffer(b"".join(values), np.uint8)
+    if rows.size != len(values) * size:
+        raise ValueError(f"{rows.size} bytes for {len(values)} arrays of {shape}; the dataset is not what its manifest says")
+    stripped = rows.reshape(len(values), size)[:, len(header) :]
+    return (stripped if kind is np.uint8 else np.ascontiguousarray(stripped).view(kind)).reshape(len(values), *shape)

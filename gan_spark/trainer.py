@@ -39,14 +39,15 @@ def train(spark, config: Config) -> dict:
     manifest = schema.read_manifest(url)
     check_model(config, manifest, url)
     launch.check(spark, config.train)
-    dataset.check_shards(url, config.train.split, config.train.workers)
+    for part in parts_of(config.model, manifest) or ("",):
+        dataset.check_shards(url, config.train.split, config.train.workers, part)
     run = Run.of(config)
     record = _record(config, url, manifest)
     run.check(record)
 
     threads = config.train.threads or int(spark.sparkContext.getConf().get("spark.task.cpus", "1"))
     is_new = not lake.exists(run.url)
-    job = {"config": resolved(config), "dataset": url, "threads": threads}
+    job = {"config": resolved(config), "dataset": url, "threads": threads, "uses": record["config"]["uses"]}
     for attempt in range(config.train.restarts + 1):
         job |= {"attempt": attempt, "owner": run.start(record)}
         log.info("train: %s on %d workers, run %s", config.model.name, config.train.workers, run.url)
@@ -84,9 +85,39 @@ def check_model(config: Config, manifest: schema.Manifest, url: str) -> None:
     expected = (model.image_size, model.image_size, model.channels)
     if manifest.shape != expected:
         raise UserError(f"model.image_size and model.channels ask for images of {expected}; dataset {url} holds {manifest.shape}: change the model or ingest at that size")
+    columns = {"image", *manifest.parts, *(["label"] if manifest.classes else []), *(["caption"] if manifest.captioned else []), *(["embedding"] if manifest.embedding else [])}
+    missing = [name for name in models.find(model.name).reads(model) if name not in columns]
+    if missing:
+        raise UserError(f"model {model.name!r} reads {', '.join(missing)}; dataset {url} has {', '.join(sorted(columns))}: ingest it with {_HOW[missing[0]]}")
     classes = getattr(model, "classes", None)
     if classes is not None and classes != len(manifest.classes):
         raise UserError(f"model.classes = {classes}; dataset {url} has {len(manifest.classes)} classes")
+
+
+_HOW = {
+    "a": "ingest.parts = 'classes', 'edges' or 'recoloured'", "b": "ingest.parts = 'classes', 'edges' or 'recoloured'",
+    "labelled": "ingest.parts = 'labels'", "unlabelled": "ingest.parts = 'labels'", "label": "labels",
+    "caption": "captions (ingest.caption_column)", "embedding": "ingest.embedding_column",
+}  # fmt: skip
+
+
+def parts_of(model, manifest: schema.Manifest) -> tuple[str, ...]:
+    """The parts of the dataset that the model of this config reads as streams of their own."""
+    return tuple(name for name in models.find(model.name).reads(model) if name in manifest.parts)
+
+
+def used_runs(config: Config) -> dict[str, dict]:
+    """For each field of the model's config that names a run: its URL, newest checkpoint and model."""
+    found = {}
+    for field in dataclasses.fields(config.model):
+        name = getattr(config.model, field.name)
+        if field.metadata.get("run") and name:
+            used = Run(lake.join(lake.to_url(config.lake), "runs", name))
+            record = used.record()
+            if not used.checkpoints():
+                raise UserError(f"model.{field.name} = {name!r}: run {used.url} has no whole checkpoint yet; train it first")
+            found[field.name] = {"url": used.url, "step": used.checkpoints()[-1], "model": record["config"]["model"], "uses": record["config"]["uses"]}
+    return found
 
 
 def _record(config: Config, url: str, manifest: schema.Manifest) -> dict:
@@ -94,22 +125,31 @@ def _record(config: Config, url: str, manifest: schema.Manifest) -> dict:
     import tensorflow as tf
 
     return {
-        "config": {"run": config.run, "model": resolved(config.model), "train": resolved(config.train)},
-        "dataset": {"url": url, "fingerprint": manifest.fingerprint},
+        "config": {"run": config.run, "model": resolved(config.model), "train": resolved(config.train), "uses": used_runs(config)},
+        "dataset": {"url": url, "fingerprint": manifest.fingerprint, "classes": list(manifest.classes)},
         "versions": {"gan_spark": __version__, "python": platform.python_version(), "tensorflow": tf.__version__, "pyspark": pyspark.__version__},
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
 
-def build(config, team: Team = Team(), seed: int = 0):
-    """The model of a model config; every rank starts from the same weights and draws other latents."""
+def build(config, team: Team = Team(), seed: int = 0, uses: dict[str, dict] | None = None):
+    """The model of a model config; every rank starts from the same weights and draws other latents.
+
+    `uses`: the models of other runs that it is built on, as `used_runs` describes them.
+    """
     import tensorflow as tf
 
+    used = {field: build(model_config(other["model"]), Team(), 0, other["uses"]) for field, other in (uses or {}).items()}
     tf.keras.utils.set_random_seed(seed)
-    model = models.find(config.name)(config, team.reduce, seed * 4096 + team.rank)
+    model = models.find(config.name)(config, team.reduce, seed * 4096 + team.rank, **used)
     # From here on for dropout, which must differ from rank to rank.
     tf.keras.utils.set_random_seed(seed * 4096 + team.rank + 1)
     return model
+
+
+def model_config(table: dict):
+    """The model config that a run's record holds."""
+    return parse({"run": "r", "dataset": "d", "model": table}, models.config_class).model
 
 
 def restore(model, run: Run, step: int = 0) -> int:
@@ -128,8 +168,7 @@ def load_model(url: str, step: int, record: dict):
     """The model of the run at `url` at a checkpoint, to sample from or look through; built once in each process."""
     if (url, step) not in _loaded:
         launch.set_threads(1)
-        config = parse({"run": "r", "dataset": "d", "model": record["config"]["model"]}, models.config_class).model
-        model = build(config)
+        model = build(model_config(record["config"]["model"]), uses=record["config"]["uses"])
         restore(model, Run(url), step)
         _loaded.clear()
         _loaded[url, step] = model
@@ -157,18 +196,20 @@ def _train_rank(team: Team, job: dict) -> dict:
     policy = tf.keras.mixed_precision.global_policy()
     tf.keras.mixed_precision.set_global_policy(options.precision)
     try:
-        model = build(config.model, team, options.seed)
+        model = build(config.model, team, options.seed, job["uses"])
     finally:
         tf.keras.mixed_precision.set_global_policy(policy)
 
-    if team.rank == 0:
-        restore(model, run)
+    if team.rank == 0 and not restore(model, run):
+        for field, other in job["uses"].items():
+            restore(getattr(model, field), Run(other["url"]), other["step"])
     team.broadcast(model.state())
     start = int(model.step)
 
     share = options.batch_size // team.size
     # Another seed after a resume, or the same row groups would come first again.
-    stream = iter(dataset.batches(job["dataset"], options.split, share, team.rank, team.size, options.seed + start, options.shuffle_buffer))
+    parts = parts_of(config.model, schema.read_manifest(job["dataset"]))
+    stream = iter(dataset.batches(job["dataset"], options.split, share, team.rank, team.size, options.seed + start, options.shuffle_buffer, parts))
 
     @tf.function
     def step_function(batches):
@@ -181,7 +222,7 @@ def _train_rank(team: Team, job: dict) -> dict:
         scalars, stopped, fixed = {}, None, None
         for step in range(start + 1, options.steps + 1):
             batches = [next(stream) for _ in range(model.batches_per_step)]
-            fixed = fixed or {key: values[:PREVIEW] for key, values in batches[0].items()}
+            fixed = fixed or tf.nest.map_structure(lambda values: values[:PREVIEW], batches[0])
             values = step_function(batches)
             last = step == options.steps
             saves, samples = last or step % options.checkpoint_every == 0, last or step % options.sample_every == 0

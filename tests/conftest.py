@@ -12,9 +12,16 @@ SHARED = ROOT.parent / "shared" / "data"
 
 # Small enough that a step takes milliseconds.
 MODEL_CONFIGS = {
+    "began": {"name": "began", "image_size": 16, "width": 4, "latent": 8},
+    "cgan": {"name": "cgan", "image_size": 16, "width": 4, "latent": 8},
+    "cyclegan": {"name": "cyclegan", "image_size": 16, "channels": 1, "width": 4, "blocks": 1, "layers": 1},
     "dcgan": {"name": "dcgan", "image_size": 16, "width": 4, "latent": 8},
+    "discogan": {"name": "discogan", "image_size": 16, "channels": 1, "width": 4, "code": 8},
+    "gan": {"name": "gan", "image_size": 16, "hidden": 16, "latent": 8},
     "lenet": {"name": "lenet", "image_size": 16, "features": 16},
+    "ssgan": {"name": "ssgan", "image_size": 16, "width": 4, "latent": 8},
     "vae": {"name": "vae", "image_size": 16, "hidden": (32,), "latent": 4},
+    "wgan_gp": {"name": "wgan_gp", "image_size": 16, "width": 4, "latent": 8, "n_critic": 2},
 }
 
 

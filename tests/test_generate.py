@@ -42,12 +42,6 @@ def test_the_table_says_where_each_image_is_from(spark, run):
     assert images.decode_png(lakes.read_bytes(result["grid"])).shape == (7 * 18 + 2, 8 * 18 + 2, 1)
 
 
-def test_labels_ride_along_as_input(spark, run):
-    seeds = spark.createDataFrame([(1, 3), (2, 4)], "seed long, label int")
-    rows = generate.generated(seeds, Run.of(run), run.generate).orderBy("seed").collect()
-    assert [row["input"] for row in rows] == ["3", "4"]
-
-
 def test_generate_refuses_a_run_or_a_checkpoint_that_is_not_there(spark, lake, run):
     with pytest.raises(UserError, match="no run at .*never-trained"):
         generate.generate(spark, make_config(lake, run="never-trained"))

@@ -61,9 +61,9 @@ def one_step(team: launch.Team, config) -> list[np.ndarray]:
 
 STEPS = {
     "vae": {},
-    "dcgan without batch norm": {"batch_norm": "none"},
-    "dcgan with synchronised batch norm": {"batch_norm": "synchronised"},
-    "dcgan with local batch norm": {"batch_norm": "local"},
+    "dcgan without batch norm": {"normalisation": "none"},
+    "dcgan with synchronised batch norm": {"normalisation": "synchronised"},
+    "dcgan with local batch norm": {"normalisation": "local"},
 }
 
 

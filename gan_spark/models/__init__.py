@@ -4,13 +4,31 @@ import difflib
 
 from ..config import UserError
 from .base import GenerativeModel
+from .began import BEGAN
+from .cgan import CGAN
+from .cyclegan import CycleGAN
 from .dcgan import DCGAN
+from .discogan import DiscoGAN
+from .gan import GAN
 from .lenet import LeNet
+from .ssgan import SSGAN
 from .vae import VAE
+from .wgan_gp import WGANGP
 
 __all__ = ["MODELS", "GenerativeModel", "config_class", "find"]
 
-MODELS = {"dcgan": DCGAN, "lenet": LeNet, "vae": VAE}
+MODELS = {
+    "began": BEGAN,
+    "cgan": CGAN,
+    "cyclegan": CycleGAN,
+    "dcgan": DCGAN,
+    "discogan": DiscoGAN,
+    "gan": GAN,
+    "lenet": LeNet,
+    "ssgan": SSGAN,
+    "vae": VAE,
+    "wgan_gp": WGANGP,
+}
 
 
 def find(name: str) -> type:

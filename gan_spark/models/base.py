@@ -16,8 +16,17 @@ class TrainedModel(tf.Module):
     Config: type  # frozen dataclass with at least `name`, `image_size` and `channels`
     batches_per_step = 1  # WGAN-GP: n_critic
 
+    @classmethod
+    def reads(cls, config) -> tuple[str, ...]:
+        """What a batch must hold: columns of the dataset, or its parts (each then a batch of its own, by name)."""
+        return ("image",)
+
     def __init__(self, config, reduce: Callable[[list], list] = list, seed: int = 0):
-        """`seed` is this rank's own: ranks draw different latents."""
+        """`seed` is this rank's own: ranks draw different latents.
+
+        A model whose config has fields that name runs (`option(run=True)`) takes a further keyword for each:
+        the model of that run, frozen, since its variables are registered with no optimizer.
+        """
         super().__init__()
         self.config = config
         self.reduce = reduce
@@ -32,15 +41,32 @@ class TrainedModel(tf.Module):
         self.optimizers[name] = optimizer
         self.groups[name] = list(variables)
 
-    def minimize(self, name: str, tape: tf.GradientTape, loss: tf.Tensor) -> None:
-        """One step of optimizer `name` on gradients that are averaged over all ranks."""
+    def minimize(self, name: str, tape: tf.GradientTape, loss: tf.Tensor, clip: float = 0.0, above: float = 0.0) -> None:
+        """One step of optimizer `name` on gradients that are averaged over all ranks.
+
+        With `clip`, their joint norm is held to it; with `above`, nothing moves where the loss, averaged too, is not above it.
+        """
         variables = self.groups[name]
-        gradients = tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        self.optimizers[name].apply_gradients(zip(self.reduce(gradients), variables))
+        gradients = self.reduce(tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO))
+        if clip:
+            gradients, _ = tf.clip_by_global_norm(gradients, clip)
+        if not above:
+            self.optimizers[name].apply_gradients(zip(gradients, variables))
+        else:
+            (mean,) = self.reduce([loss])
+            tf.cond(mean > above, lambda: self._apply(name, gradients), lambda: tf.constant(False))
+
+    def _apply(self, name: str, gradients: list[tf.Tensor]) -> tf.Tensor:
+        self.optimizers[name].apply_gradients(zip(gradients, self.groups[name]))
+        return tf.constant(True)
 
     def normal(self, shape: Sequence[int], stream: int = 0) -> tf.Tensor:
         """N(0, 1) noise that is a function of the rank's seed, the step and `stream` alone, so a resumed run draws what it would have drawn."""
         return tf.random.stateless_normal(shape, seed=tf.stack([self.step, tf.constant(self.seed * 1000 + stream, tf.int64)]))
+
+    def uniform(self, shape: Sequence[int], stream: int = 0, low: float = -1.0) -> tf.Tensor:
+        """Uniform noise in [low, 1], as `normal` gives it."""
+        return tf.random.stateless_uniform(shape, tf.stack([self.step, tf.constant(self.seed * 1000 + stream, tf.int64)]), low, 1.0)
 
     def state(self) -> list[tf.Variable]:
         """Everything that is carried from step to step: `tf.Module.variables` leaves out optimizer slots."""
@@ -64,6 +90,11 @@ class TrainedModel(tf.Module):
 class GenerativeModel(TrainedModel):
     """A model that makes images."""
 
+    @classmethod
+    def takes(cls, config) -> tuple[str, ...]:
+        """What `generate` needs beside seeds: "label" (int32 [n]), "image", "caption" (string [n]), "embedding" or a part's name (images of it)."""
+        return ()
+
     def __init__(self, config, reduce: Callable[[list], list] = list, seed: int = 0):
         super().__init__(config, reduce, seed)
         self._averages = []
@@ -83,9 +114,14 @@ class GenerativeModel(TrainedModel):
             for average, weight in zip(copy.variables, network.variables):
                 average.assign(rate * average + (1.0 - rate) * weight)
 
-    def latents(self, seeds: tf.Tensor, size: int) -> tf.Tensor:
-        """N(0, 1) [n, size], row i a function of seeds[i] alone."""
-        return tf.map_fn(lambda seed: tf.random.stateless_normal([size], tf.stack([seed, 0])), tf.cast(seeds, tf.int64), fn_output_signature=tf.float32)
+    def latents(self, seeds: tf.Tensor, size: int, distribution: str = "normal") -> tf.Tensor:
+        """N(0, 1), or uniform in [-1, 1], [n, size]; row i is a function of seeds[i] alone."""
+
+        def one(seed):
+            pair = tf.stack([seed, 0])
+            return tf.random.stateless_normal([size], pair) if distribution == "normal" else tf.random.stateless_uniform([size], pair, -1.0, 1.0)
+
+        return tf.map_fn(one, tf.cast(seeds, tf.int64), fn_output_signature=tf.float32)
 
     def generate(self, inputs: dict[str, tf.Tensor], seeds: tf.Tensor) -> tf.Tensor:
         """Images in [-1, 1], [n, height, width, channels], one a seed."""

@@ -41,6 +41,43 @@ class BatchNorm(tf.keras.layers.Layer):
         return outputs
 
 
+class InstanceNorm(tf.keras.layers.Layer):
+    """Each image's every channel to mean 0 and variance 1, then scaled and shifted (arXiv 1607.08022)."""
+
+    def __init__(self, epsilon: float = 1e-5):
+        super().__init__(dtype="float32")
+        self.epsilon = epsilon
+
+    def build(self, shape):
+        self.gamma = self.add_weight("gamma", shape[-1:], initializer="ones")
+        self.beta = self.add_weight("beta", shape[-1:], initializer="zeros")
+
+    def call(self, inputs):
+        mean, variance = tf.nn.moments(inputs, list(range(1, inputs.shape.rank - 1)), keepdims=True)
+        return (inputs - mean) * (self.gamma * tf.math.rsqrt(variance + self.epsilon)) + self.beta
+
+
+def reflect(inputs, pixels: int):
+    """Reflection padding of `pixels` on every side."""
+    return tf.keras.layers.Lambda(lambda x: tf.pad(x, [[0, 0], [pixels, pixels], [pixels, pixels], [0, 0]], "REFLECT"))(inputs)
+
+
+def falling_rate(rate: float, constant_steps: int, decay_steps: int):
+    """`rate` for `constant_steps`, then linearly to 0 in `decay_steps`; constant where both are 0."""
+    if not decay_steps:
+        return rate
+    return _Falling(rate, constant_steps, decay_steps)
+
+
+class _Falling(tf.keras.optimizers.schedules.LearningRateSchedule):
+    def __init__(self, rate: float, constant_steps: int, decay_steps: int):
+        self.rate, self.constant_steps, self.decay_steps = rate, constant_steps, decay_steps
+
+    def __call__(self, step):
+        done = (tf.cast(step, tf.float32) - self.constant_steps) / self.decay_steps
+        return self.rate * (1.0 - tf.clip_by_value(done, 0.0, 1.0))
+
+
 def pyramid(image_size: int, smallest: int = 4) -> tuple[int, int]:
     """(side of the smallest map, number of doublings to `image_size`): 28 is (7, 2), 32 is (4, 3), 64 is (4, 4)."""
     side, doublings = image_size, 0

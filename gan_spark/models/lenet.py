@@ -26,6 +26,10 @@ class Config:
 class LeNet(TrainedModel):
     Config = Config
 
+    @classmethod
+    def reads(cls, config):
+        return ("image", "label")
+
     def __init__(self, config, reduce=list, seed=0):
         super().__init__(config, reduce, seed)
         layers = tf.keras.layers

@@ -1,6 +1,7 @@
 """Losses: pure functions that return a scalar, the mean over the batch."""
 
 import math
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -18,6 +19,45 @@ def discriminator(real_logits: tf.Tensor, fake_logits: tf.Tensor, real_target: f
 def generator_non_saturating(fake_logits: tf.Tensor) -> tf.Tensor:
     """-log D(G(z)) (arXiv 1406.2661, section 3)."""
     return binary_cross_entropy(fake_logits, 1.0)
+
+
+def generator_minimax(fake_logits: tf.Tensor) -> tf.Tensor:
+    """log(1 - D(G(z))), the value itself, which saturates where D is sure (arXiv 1406.2661, equation 1)."""
+    return -binary_cross_entropy(fake_logits, 0.0)
+
+
+def least_squares(logits: tf.Tensor, target: float) -> tf.Tensor:
+    """(D - t)^2 (arXiv 1611.04076)."""
+    return tf.reduce_mean(tf.square(logits - target))
+
+
+def l1(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """Mean absolute difference."""
+    return tf.reduce_mean(tf.abs(a - b))
+
+
+def earth_mover(real_scores: tf.Tensor, fake_scores: tf.Tensor) -> tf.Tensor:
+    """E f(x) - E f(G(z)): for the best 1-Lipschitz f, the earth-mover distance (arXiv 1701.07875)."""
+    return tf.reduce_mean(real_scores) - tf.reduce_mean(fake_scores)
+
+
+def gradient_penalty(critic: Callable[[tf.Tensor], tf.Tensor], images: tf.Tensor) -> tf.Tensor:
+    """(|grad f(x)| - 1)^2 at `images` [n, h, w, c] (arXiv 1704.00028)."""
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        scores = critic(images)
+    norms = tf.sqrt(tf.reduce_sum(tf.square(tape.gradient(scores, images)), axis=[1, 2, 3]) + 1e-12)
+    return tf.reduce_mean(tf.square(norms - 1.0))
+
+
+def began_balance(k: tf.Tensor, real: tf.Tensor, fake: tf.Tensor, gamma: float, rate: float) -> tf.Tensor:
+    """k_{t+1} = k_t + rate (gamma L(x) - L(G(z))), clipped to [0, 1] (arXiv 1703.10717)."""
+    return tf.clip_by_value(k + rate * (gamma * real - fake), 0.0, 1.0)
+
+
+def feature_matching(real: tf.Tensor, fake: tf.Tensor) -> tf.Tensor:
+    """Mean squared difference of the batches' mean features, [n, d] each (arXiv 1606.03498)."""
+    return tf.reduce_mean(tf.square(tf.reduce_mean(real, 0) - tf.reduce_mean(fake, 0)))
 
 
 def kl_standard_normal(mean: tf.Tensor, log_variance: tf.Tensor) -> tf.Tensor:

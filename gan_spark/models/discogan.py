@@ -1,0 +1,116 @@
+"""DiscoGAN: discovering relations between two unpaired domains (Kim et al., 2017; arXiv 1703.05192).
+
+Two generators, each an encoder to a narrow code and a mirrored decoder; two discriminators that hand out
+their middle features. Reconstruction is mean squared error after going there and back; the
+generators' loss is (0.1 GAN + 0.9 feature matching)(1 - rate) + rate reconstruction, as in the authors' code, with
+`rate` 0.01 for the first `start_steps` and 0.5 after. Adam at 2e-4 with betas 0.5 and 0.999, weight decay 1e-5.
+
+Differences: tanh at the end, as images are in [-1, 1]; depth follows from the image's size;
+samples are drawn from moving averages of the generators.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+
+from ..config import option
+from . import losses
+from .base import GenerativeModel
+from .blocks import BatchNorm, pyramid
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    name: str = option("discogan", "", choices=("discogan",))
+    image_size: int = option(64, "pixels a side", low=8, high=1024)
+    channels: int = option(3, "of the image", choices=(1, 3))
+    width: int = option(64, "filters next to the image; doubled at each halving", low=1, high=1024)
+    code: int = option(100, "size of the generators' code", low=1)
+    start_rate: float = option(0.01, "weight of the reconstruction at first", low=0.0, high=1.0)
+    rate_of_reconstruction: float = option(0.5, "and after `start_steps`", low=0.0, high=1.0)
+    start_steps: int = option(1000, "steps", low=0)
+    average: float = option(0.999, "decay of the generators' moving averages; 0 for their newest weights", low=0.0, high=0.99999)
+    rate: float = option(2e-4, "Adam's learning rate", low=0.0, high=1.0)
+    weight_decay: float = option(1e-5, "Adam's", low=0.0, high=1.0)
+
+
+def generator(config: Config, name: str) -> tf.keras.Model:
+    """Images in [-1, 1] of one domain -> images of the other."""
+    layers, (side, doublings) = tf.keras.layers, pyramid(config.image_size)
+    image = tf.keras.Input([config.image_size, config.image_size, config.channels])
+    x = layers.LeakyReLU(0.2)(layers.Conv2D(config.width, 4, 2, "same", use_bias=False)(image))
+    for level in range(1, doublings):
+        x = layers.LeakyReLU(0.2)(BatchNorm()(layers.Conv2D(config.width * 2**level, 4, 2, "same", use_bias=False)(x)))
+    x = layers.LeakyReLU(0.2)(BatchNorm()(layers.Conv2D(config.code, side, use_bias=False)(x)))
+    x = layers.ReLU()(BatchNorm()(layers.Conv2DTranspose(config.width * 2 ** (doublings - 1), side, use_bias=False)(x)))
+    for level in reversed(range(doublings - 1)):
+        x = layers.ReLU()(BatchNorm()(layers.Conv2DTranspose(config.width * 2**level, 4, 2, "same", use_bias=False)(x)))
+    x = layers.Conv2DTranspose(config.channels, 4, 2, "same")(x)
+    return tf.keras.Model(image, layers.Activation("tanh", dtype="float32")(x), name=name)
+
+
+def discriminator(config: Config, name: str) -> tf.keras.Model:
+    """Images -> [logits [n, 1], and the features of each level but the first]."""
+    layers, (_, doublings) = tf.keras.layers, pyramid(config.image_size)
+    image = tf.keras.Input([config.image_size, config.image_size, config.channels])
+    x, features = layers.LeakyReLU(0.2)(layers.Conv2D(config.width, 4, 2, "same", use_bias=False)(image)), []
+    for level in range(1, doublings):
+        x = layers.LeakyReLU(0.2)(BatchNorm()(layers.Conv2D(config.width * 2**level, 4, 2, "same", use_bias=False)(x)))
+        features.append(x)
+    return tf.keras.Model(image, [layers.Dense(1, dtype="float32")(layers.Flatten()(x)), *features], name=name)
+
+
+class DiscoGAN(GenerativeModel):
+    Config = Config
+
+    @classmethod
+    def reads(cls, config):
+        return ("a", "b")
+
+    @classmethod
+    def takes(cls, config):
+        return ("a", "b")
+
+    def __init__(self, config, reduce=list, seed=0):
+        super().__init__(config, reduce, seed)
+        self.to_b, self.to_a = generator(config, "to_b"), generator(config, "to_a")
+        self.critic_a, self.critic_b = discriminator(config, "critic_a"), discriminator(config, "critic_b")
+        self.sampler_b = self.average(generator(config, "sampler_b"), self.to_b)
+        self.sampler_a = self.average(generator(config, "sampler_a"), self.to_a)
+
+        def adam():
+            return tf.keras.optimizers.Adam(config.rate, 0.5, 0.999, weight_decay=config.weight_decay)
+
+        self.optimize("d", adam(), [*self.critic_a.trainable_variables, *self.critic_b.trainable_variables])
+        self.optimize("g", adam(), [*self.to_b.trainable_variables, *self.to_a.trainable_variables])
+
+    def train_step(self, batches):
+        (batch,) = batches
+        a, b = batch["a"]["image"], batch["b"]["image"]
+        early = self.step < self.config.start_steps
+        rate = tf.where(early, self.config.start_rate, self.config.rate_of_reconstruction)
+        with tf.GradientTape(persistent=True) as tape:
+            fake_b, fake_a = self.to_b(a, training=True), self.to_a(b, training=True)
+            there_and_back = self.to_a(fake_b, training=True), self.to_b(fake_a, training=True)
+            reconstruction = tf.reduce_mean(tf.square(a - there_and_back[0])) + tf.reduce_mean(tf.square(b - there_and_back[1]))
+            adversarial, matching, d_loss = 0.0, 0.0, 0.0
+            for critic, real, fake in ((self.critic_a, a, fake_a), (self.critic_b, b, fake_b)):
+                real_logits, *real_features = critic(real, training=True)
+                fake_logits, *fake_features = critic(fake, training=True)
+                adversarial += losses.generator_non_saturating(fake_logits)
+                matching += sum(losses.feature_matching(x, y) for x, y in zip(real_features, fake_features))
+                d_loss += 0.5 * losses.discriminator(real_logits, fake_logits)
+            g_loss = (0.1 * adversarial + 0.9 * matching) * (1.0 - rate) + rate * reconstruction
+        self.minimize("g", tape, g_loss)
+        self.minimize("d", tape, d_loss)
+        self.update_averages(self.config.average)
+        return {"d_loss": d_loss, "adversarial": adversarial, "matching": matching, "reconstruction": reconstruction}
+
+    def generate(self, inputs, seeds):
+        return self.sampler_b(inputs["a"], training=False) if "a" in inputs else self.sampler_a(inputs["b"], training=False)
+
+    def preview(self, batch, seeds):
+        """Rows of a, a to b, b, b to a."""
+        a, b = batch["a"]["image"][:16], batch["b"]["image"][:16]
+        shown = tf.stack([a, self.generate({"a": a}, seeds), b, self.generate({"b": b}, seeds)], 1)
+        return tf.reshape(shown, [-1, *a.shape[1:]])
