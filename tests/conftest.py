@@ -3,7 +3,9 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from gan_spark import config, ingest, job, models
 
@@ -23,6 +25,28 @@ MODEL_CONFIGS = {
     "vae": {"name": "vae", "image_size": 16, "hidden": (32,), "latent": 4},
     "wgan_gp": {"name": "wgan_gp", "image_size": 16, "width": 4, "latent": 8, "n_critic": 2},
 }
+
+
+def make_batch(name: str, size: int = 8, seed: int = 0) -> dict:
+    """A batch of noise with all that the model of MODEL_CONFIGS reads."""
+    model = models.find(name)
+    config = model.Config(**MODEL_CONFIGS[name])
+    rng = np.random.default_rng(seed)
+
+    def one() -> dict:
+        images = rng.uniform(-1, 1, [size, config.image_size, config.image_size, config.channels]).astype(np.float32)
+        return {"image": tf.constant(images), "label": tf.constant(rng.integers(0, 10, size), tf.int32)}
+
+    parts = [part for part in model.reads(config) if part in ("a", "b", "labelled", "unlabelled")]
+    return {part: one() for part in parts} or one()
+
+
+def make_inputs(name: str, size: int) -> dict:
+    """What the model's `generate` takes beside seeds, the same in every row."""
+    model = models.find(name)
+    config = model.Config(**MODEL_CONFIGS[name])
+    images = tf.zeros([size, config.image_size, config.image_size, config.channels])
+    return {key: tf.zeros([size], tf.int32) if key == "label" else images for key in model.takes(config)[:1]}
 
 
 @pytest.fixture(scope="session")

@@ -133,7 +133,7 @@ def test_a_manifest_of_another_size_is_noticed(unique):
     with open(lake.filesystem(dataset.files(unique, "train")[0])[1], "rb") as stream:
         column = pq.read_table(stream)["image"].to_pylist()
     assert schema.unpack(column, manifest.shape, "raw").shape == (len(column), 8, 8, 1)
-    with pytest.raises(ValueError, match=r"bytes for \d+ images of \(8, 9, 1\); the dataset is not what its manifest says"):
+    with pytest.raises(ValueError, match=r"bytes for \d+ arrays of \(8, 9, 1\); the dataset is not what its manifest says"):
         schema.unpack(column, (8, 9, 1), "raw")
 
 
