@@ -13,15 +13,14 @@ import psutil
 import pytest
 import tensorflow as tf
 
-import conftest
-from conftest import MODEL_CONFIGS, ROOT, make_config
+from conftest import MODEL_CONFIGS, ROOT, make_batch, make_config
 from gan_spark import images, lake as lakes, launch, models, trainer
 from gan_spark.config import Train, UserError
 from gan_spark.store import Run
 
 # Ranks cannot import this module, so what they run of it travels by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
-cloudpickle.register_pickle_by_value(conftest)
+cloudpickle.register_pickle_by_value(sys.modules["conftest"])
 BATCH = 16
 
 
@@ -39,7 +38,7 @@ def identical(team: launch.Team, configs: dict) -> dict:
         model = trainer.build(models.find(name).Config(**values), team)
         team.broadcast(model.state())
         for step in range(3):
-            tf.function(model.train_step)([conftest.make_batch(name, seed=team.rank)] * model.batches_per_step)
+            tf.function(model.train_step)([make_batch(name, seed=team.rank)] * model.batches_per_step)
             model.step.assign_add(1)
         trainer.average_statistics(model, team)
         sums[name] = (trainer.checksum(model), float(tf.reduce_mean(model.normal([100]))))
