@@ -16,7 +16,7 @@ from .config import UserError
 
 # Bounds of a rank's memory: the pool is copied up to three times while it is refilled, and
 # ingest keeps row groups to 16 MiB.
-_POOL_BYTES = 64 * 2**20
+_POOL_BYTES = 48 * 2**20
 _QUEUED_ROW_GROUPS = 4
 
 
