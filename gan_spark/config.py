@@ -85,6 +85,7 @@ class Generate:
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
     features: str = option("lenet", "feature network", choices=("lenet", "InceptionV3"))
+    dataset: str = option("", "real images to compare with, whose labels train the lenet classifier; empty for the run's dataset")
     weights: str = option("imagenet", "InceptionV3: 'imagenet', or a Keras weights file (.h5)")
     split: str = option("test", "real images to compare with", choices=("train", "validation", "test"))
     part: str = option("", "real images of this domain alone", choices=("", "a", "b"))

@@ -88,7 +88,9 @@ def inception_score(probabilities: Moments, entropy: Moments) -> float:
 def evaluate(spark, config: Config) -> dict:
     """FID, KID, precision, recall and score of the config's generated table against `evaluate.split`, with the floor beside them."""
     options = config.evaluate
-    real_url, fake_url = lake.dataset_url(config), lake.table_url(config)
+    fake_url = lake.table_url(config)
+    config = dataclasses.replace(config, dataset=options.dataset or config.dataset)
+    real_url = lake.dataset_url(config)
     manifest = schema.read_manifest(real_url)
     if not manifest.rows[options.split]:
         raise UserError(f"dataset {real_url}: its split {options.split!r} has no images to compare with")

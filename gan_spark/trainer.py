@@ -86,6 +86,8 @@ def check_model(config: Config, manifest: schema.Manifest, url: str) -> None:
     if manifest.shape != expected:
         raise UserError(f"model.image_size and model.channels ask for images of {expected}; dataset {url} holds {manifest.shape}: change the model or ingest at that size")
     columns = {"image", *manifest.parts, *(["label"] if manifest.classes else []), *(["caption"] if manifest.captioned else []), *(["embedding"] if manifest.embedding else [])}
+    if "unlabelled" in manifest.parts and "label" in models.find(model.name).reads(model):
+        raise UserError(f"model {model.name!r} reads labels; dataset {url} was ingested with ingest.parts = 'labels' and has images without one: use a dataset with all labels")
     missing = [name for name in models.find(model.name).reads(model) if name not in columns]
     if missing:
         raise UserError(f"model {model.name!r} reads {', '.join(missing)}; dataset {url} has {', '.join(sorted(columns))}: ingest it with {_HOW[missing[0]]}")
