@@ -5,6 +5,7 @@ as rows of one NumPy array: tf.data's element-wise `unbatch().shuffle().batch()`
 microseconds an image, fancy indexing a fraction of one.
 """
 
+import itertools
 import logging
 import posixpath
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from .config import UserError
 # ingest keeps row groups to 16 MiB.
 _POOL_BYTES = 48 * 2**20
 _QUEUED_ROW_GROUPS = 4
+_BLOCK_BYTES = 2**20
 
 
 def files(url: str, split: str, part: str = "") -> list[str]:
@@ -51,21 +53,26 @@ def _stream(url: str, split: str, part: str, batch_size: int, rank: int, size: i
 
     manifest = schema.read_manifest(url)
     check_shards(url, split, size, part)
-    signature = {"image": tf.TensorSpec((batch_size, *manifest.shape), tf.uint8)}
+    kinds = {"image": (manifest.shape, tf.uint8)}
     if manifest.classes:
-        signature["label"] = tf.TensorSpec((batch_size,), tf.int32)
+        kinds["label"] = ((), tf.int32)
     if manifest.captioned:
-        signature["caption"] = tf.TensorSpec((batch_size,), tf.string)
+        kinds["caption"] = ((), tf.string)
     if manifest.embedding:
-        signature["embedding"] = tf.TensorSpec((batch_size, *manifest.embedding), tf.float32)
+        kinds["embedding"] = (manifest.embedding, tf.float32)
+    signature = {name: tf.TensorSpec((None, batch_size, *shape), kind) for name, (shape, kind) in kinds.items()}
 
     def generate():
         rng = np.random.default_rng([seed, rank])
-        row_bytes = int(np.prod(manifest.shape)) + 4 * int(np.prod(manifest.embedding or (1,)))
         pool = max(batch_size, min(shuffle_buffer, _POOL_BYTES // row_bytes))
-        return shuffled(_row_groups(url, split, part, manifest, rank, size, seed), batch_size, pool, rng)
+        made = shuffled(_row_groups(url, split, part, manifest, rank, size, seed), batch_size, pool, rng)
+        while block := list(itertools.islice(made, block_size)):
+            yield {name: np.stack([batch[name] for batch in block]) for name in kinds}
 
-    stream = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    row_bytes = int(np.prod(manifest.shape)) + 4 * int(np.prod(manifest.embedding or (1,)))
+    # tf.data takes some 0.4 ms for whatever a generator hands it, so it is handed several batches at once.
+    block_size = max(1, min(16, _BLOCK_BYTES // (batch_size * row_bytes)))
+    stream = tf.data.Dataset.from_generator(generate, output_signature=signature).unbatch()
     stream = stream.map(lambda batch: {**batch, "image": images.to_unit(batch["image"])})
     return stream.prefetch(4)
 
