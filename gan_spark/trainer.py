@@ -219,7 +219,7 @@ def _train_rank(team: Team, job: dict) -> dict:
         model.step.assign_add(1)
         return scalars
 
-    preview = tf.function(model.preview)
+    preview, monitor = tf.function(model.preview), Monitor(config.model)
     with _Diary(run, job, team, start) as diary:
         scalars, stopped, fixed = {}, None, None
         for step in range(start + 1, options.steps + 1):
@@ -238,11 +238,15 @@ def _train_rank(team: Team, job: dict) -> dict:
             if stopped:
                 break
             diary.log(step, scalars)
+            diary.warn(step, monitor.losses(step, scalars))
             if saves or samples:
                 average_statistics(model, team)
             if samples and team.rank == 0:
                 made = preview(fixed, tf.range(PREVIEW, dtype=tf.int64))
-                diary.sample(step, None if made is None else images.to_pixels(made))
+                if made is not None:
+                    pixels = images.to_pixels(made)
+                    diary.sample(step, pixels)
+                    diary.warn(step, monitor.variety(step, pixels))
             if saves and team.rank == 0:
                 diary.save(step, lambda prefix: tf.train.Checkpoint(model=model).write(prefix), options.keep)
         if start >= options.steps:
@@ -271,6 +275,39 @@ def checksum(model) -> str:
     for variable in model.state():
         digest.update(variable.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+class Monitor:
+    """Signs of a collapse, each told once: a discriminator that is never wrong, and images that become alike."""
+
+    LOW_LOSS, TIMES, FALL = 0.05, 3, 1 / 3
+    DISCRIMINATOR_AIDS = ("real_target", "discriminator_above", "discriminator_rate", "spectral_norm", "generator_noise", "dropout", "noise")
+    VARIETY_AIDS = ("minibatch", "feature_matching", "historical_averaging", "discriminator_rate", "gamma")
+
+    def __init__(self, config):
+        self.config, self.low, self.highest, self.told = config, 0, 0.0, set()
+
+    def losses(self, step: int, scalars: dict[str, float]) -> str | None:
+        """A warning where `d_loss` was under LOW_LOSS for TIMES logs in a row."""
+        self.low = self.low + 1 if scalars.get("d_loss", 1.0) < self.LOW_LOSS else 0
+        if self.low < self.TIMES:
+            return None
+        return self._tell("discriminator", f"step {step}: the discriminator's loss was under {self.LOW_LOSS} {self.TIMES} times: it is never wrong, and the generator learns nothing from it", self.DISCRIMINATOR_AIDS)
+
+    def variety(self, step: int, pixels) -> str | None:
+        """A warning where the deviation between the images of one batch, uint8 [n, h, w, c], fell to FALL of the highest yet."""
+        deviation = float(pixels.std(axis=0).mean())
+        self.highest = max(self.highest, deviation)
+        if deviation >= self.FALL * self.highest:
+            return None
+        return self._tell("variety", f"step {step}: images of the fixed seeds differ by {deviation:.1f} of 255, after {self.highest:.1f}: the generator may have collapsed", self.VARIETY_AIDS)
+
+    def _tell(self, sign: str, text: str, aids: tuple[str, ...]) -> str | None:
+        if sign in self.told:
+            return None
+        self.told.add(sign)
+        there = [f"model.{aid}" for aid in aids if hasattr(self.config, aid)]
+        return text + (f". What may help: {', '.join(there)}" if there else "")
 
 
 class _Progress(threading.Thread):
@@ -305,6 +342,8 @@ class _Progress(threading.Thread):
             if line.get("event") == "start":
                 self.bar.initial = self.bar.n = line["step"]
                 self.bar.start_t = self.bar.last_print_t = time.time()
+            elif line.get("event") == "warning":
+                log.warning("%s", line["text"])
             elif "scalars" in line:
                 losses = ", ".join(f"{name} {line[name]:.4g}" for name in line["scalars"])
                 self.bar.set_postfix_str(f"{line.get('images_per_second', 0):.0f} images/s, {losses}", refresh=False)
@@ -370,9 +409,11 @@ class _Diary:
             for name, value in scalars.items():
                 tf.summary.scalar(name, value)
 
+    def warn(self, step: int, text: str | None) -> None:
+        if text and self.leads:
+            self.run.append_metrics({"event": "warning", "step": step, "text": text, "time": _now()})
+
     def sample(self, step: int, pixels) -> None:
-        if pixels is None:
-            return
         import tensorflow as tf
 
         sheet = images.grid(pixels)

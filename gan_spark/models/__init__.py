@@ -1,6 +1,9 @@
 """Every model, by name."""
 
+import dataclasses
 import difflib
+import inspect
+import json
 
 from ..config import UserError
 from .base import GenerativeModel
@@ -15,7 +18,7 @@ from .ssgan import SSGAN
 from .vae import VAE
 from .wgan_gp import WGANGP
 
-__all__ = ["MODELS", "GenerativeModel", "config_class", "find"]
+__all__ = ["MODELS", "GenerativeModel", "config_class", "describe", "find"]
 
 MODELS = {
     "began": BEGAN,
@@ -42,3 +45,19 @@ def find(name: str) -> type:
 
 def config_class(name: str) -> type:
     return find(name).Config
+
+
+def describe(name: str) -> str:
+    """The model's paper, what it reads and takes, and its config keys, from its code."""
+    model = find(name)
+    config = model.Config()
+    lines = [f"{name}: {inspect.getmodule(model).__doc__.split(chr(10) * 2)[0].splitlines()[0]}"]
+    lines.append(f"  reads     {', '.join(model.reads(config))}")
+    if issubclass(model, GenerativeModel):
+        lines.append(f"  generate  a seed{''.join(f', {key}' for key in model.takes(config)[:1])}" + (f" (or {', '.join(model.takes(config)[1:])})" if model.takes(config)[1:] else ""))
+    for field in dataclasses.fields(config):
+        if field.name != "name":
+            choices = field.metadata["choices"]
+            among = f" ({', '.join(map(str, choices))})" if choices else ""
+            lines.append(f"  {'model.' + field.name:<28}{json.dumps(field.default):<18}{field.metadata['help']}{among}")
+    return "\n".join(lines)

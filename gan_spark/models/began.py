@@ -92,7 +92,7 @@ class BEGAN(GenerativeModel):
         real, fake = self.reduce([real, fake])
         self.k.assign(losses.began_balance(self.k, real, fake, self.config.gamma, self.config.lambda_k))
         self.update_averages(self.config.average)
-        return {"m_global": real + tf.abs(self.config.gamma * real - fake), "k": self.k.value(), "d_loss": real - self.k * fake, "loss_real": real, "loss_fake": fake}
+        return {"m_global": real + tf.abs(self.config.gamma * real - fake), "k": self.k.value(), "loss_real": real, "loss_fake": fake}
 
     def generate(self, inputs, seeds):
         return tf.clip_by_value(self.sampler(self.latents(seeds, self.config.latent, "uniform")), -1.0, 1.0)

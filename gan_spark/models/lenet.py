@@ -51,6 +51,9 @@ class LeNet(TrainedModel):
         correct = tf.equal(tf.argmax(logits, 1, tf.int32), batch["label"])
         return {"loss": loss, "accuracy": tf.reduce_mean(tf.cast(correct, tf.float32))}
 
+    def classify(self, images: tf.Tensor) -> tf.Tensor:
+        """Class probabilities [n, classes]."""
+        return tf.nn.softmax(self.network(images, training=False)[1])
+
     def held_out(self, batch):
-        _, logits = self.network(batch["image"], training=False)
-        return {"accuracy": tf.cast(tf.equal(tf.argmax(logits, 1, tf.int32), batch["label"]), tf.float32)}
+        return {"accuracy": tf.cast(tf.equal(tf.argmax(self.classify(batch["image"]), 1, tf.int32), batch["label"]), tf.float32)}
