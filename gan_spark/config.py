@@ -99,6 +99,14 @@ class Evaluate:
 
 
 @dataclasses.dataclass(frozen=True)
+class Latent:
+    paths: int = option(8, "pairs of seeds to go between", low=1, high=100)
+    steps: int = option(9, "images of a path, both ends included", low=2, high=100)
+    arithmetic: tuple[str, ...] = option((), "classes A, B, C of A - B + C; empty for none")
+    exemplars: int = option(3, "images of each class whose latents are averaged", low=1, high=100)
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One run, whole. `model` is the `Config` of the model that `model.name` names."""
 
@@ -110,6 +118,7 @@ class Config:
     train: Train = Train()
     generate: Generate = Generate()
     evaluate: Evaluate = Evaluate()
+    latent: Latent = Latent()
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

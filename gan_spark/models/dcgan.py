@@ -150,5 +150,9 @@ class DCGAN(GenerativeModel):
         self.update_averages(config.average)
         return {"d_loss": d_loss, "g_loss": g_loss, "d_real": tf.reduce_mean(tf.sigmoid(real_logits)), "d_fake": tf.reduce_mean(tf.sigmoid(fake_logits))}
 
+    def decode(self, z):
+        """Images of latents [n, latent]."""
+        return self._draw(self.sampler, z, tf.zeros([tf.shape(z)[0]], tf.int64), training=False)
+
     def generate(self, inputs, seeds):
         return self._draw(self.sampler, self.latents(seeds, self.config.latent), seeds, training=False)

@@ -68,7 +68,11 @@ class WGANGP(GenerativeModel):
         return {"critic_estimate": estimate, "penalty": penalty, "g_loss": g_loss}
 
     def generate(self, inputs, seeds):
-        return self.sampler(self.latents(seeds, self.config.latent), training=False)
+        return self.decode(self.latents(seeds, self.config.latent))
+
+    def decode(self, z):
+        """Images of latents [n, latent]."""
+        return self.sampler(z, training=False)
 
     def held_out(self, batch):
         """Its mean is the critic's estimate of the distance between held-out and generated images."""
