@@ -82,12 +82,14 @@ def main() -> None:
             "two tasks": lambda: timed("two tasks", on_spark(spark, made, arguments.images)),
             "bare loop": lambda: timed("bare loop", common.child(__file__, "bare", {"run": Run.of(made).url, "images": arguments.images})),
         }
+        sides["two bare loops"] = lambda: common.side_by_side(__file__, "bare", {"run": Run.of(made).url, "images": arguments.images // 2})
         figures = common.alternate(sides, arguments.repeats)
         spark.stop()
     common.finish({
         "benchmark": "generate",
         "ratio": common.ratio(figures["two tasks"], figures["bare loop"]),
         "bound": 1.8,
+        "ratio_two_bare_loops": common.ratio(figures["two bare loops"], figures["bare loop"]),
         "images_per_second": figures,
         "seconds": seconds,
         "same_bytes": len(sizes) == 1,

@@ -4,6 +4,7 @@ Images a second after the first step, of the DCGAN at 64 images a rank and one T
   one rank     gan_spark.trainer on Spark with Horovod, reading with Petastorm; it samples and saves only at the end
   bare loop    a process of its own: all images a float array in memory, batches by fancy indexing, the same step function
   two ranks    as one rank, with 64 images on each rank (weak scaling)
+  two bare loops   two such processes at once, that share nothing: what two cores of this machine can give
   two, 64 in all   as one rank, with 32 images on each rank (strong scaling)
 `start_seconds` is what a job takes besides its training loop.
 
@@ -81,6 +82,7 @@ def main() -> None:
             "one rank": ranks("one rank", 1, BATCH),
             "bare loop": lambda: common.child(__file__, "bare", {"data": arguments.data, "steps": arguments.steps})["images_per_second"],
             "two ranks": ranks("two ranks", 2, 2 * BATCH),
+            "two bare loops": lambda: common.side_by_side(__file__, "bare", {"data": arguments.data, "steps": arguments.steps}),
             "two ranks, 64 in all": ranks("two ranks, 64 in all", 2, BATCH),
         }
         figures = common.alternate(sides, arguments.repeats)
@@ -91,6 +93,8 @@ def main() -> None:
         "bound": BOUND,
         "ratio_two_ranks": common.ratio(figures["two ranks"], figures["one rank"]),
         "bound_two_ranks": BOUND_TWO_RANKS,
+        "ratio_two_ranks_to_two_bare_loops": common.ratio(figures["two ranks"], figures["two bare loops"]),
+        "ratio_two_bare_loops": common.ratio(figures["two bare loops"], figures["bare loop"]),
         "ratio_two_ranks_64_in_all": common.ratio(figures["two ranks, 64 in all"], figures["one rank"]),
         "images_per_second": figures,
         "start_seconds": started,
