@@ -51,8 +51,8 @@ def _trained_lenet(spark, config: Config) -> Network:
     options = config.evaluate
     classifier = dataclasses.replace(
         config,
-        # Named after the data, so that another ingest trains another one.
-        run=f"lenet-{config.dataset}-{manifest.fingerprint[:8]}",
+        # Named after the data and the steps, so that figures are comparable where the name is the same.
+        run=f"lenet-{config.dataset}-{manifest.fingerprint[:8]}-{options.classifier_steps}",
         model=models.find("lenet").Config(image_size=manifest.height, channels=manifest.channels, classes=len(manifest.classes)),
         train=dataclasses.replace(
             config.train, steps=options.classifier_steps, batch_size=options.classifier_batch, split="train",

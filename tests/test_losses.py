@@ -69,3 +69,43 @@ def test_gaussian_nll_is_the_density():
     density = lambda x, mean: math.exp(-0.5 * ((x - mean) / 0.2) ** 2) / (0.2 * math.sqrt(2 * math.pi))
     assert nll == pytest.approx([-math.log(density(0.3, 0.1)) - math.log(density(0.5, 0.5))], rel=1e-5)
     assert np.all(np.isfinite(nll))
+
+
+# --- the family ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
+def test_minimax_is_log_of_one_minus_d(probability):
+    assert float(losses.generator_minimax(tf.fill([3, 1], logit(probability)))) == pytest.approx(math.log(1 - probability), rel=1e-5)
+
+
+def test_minimax_saturates_where_non_saturating_does_not():
+    """Both fall as D is fooled, but where D is sure only the latter has a slope."""
+    for loss, low, high in ((losses.generator_minimax, 0.0, 0.01), (losses.generator_non_saturating, 0.99, 1.01)):
+        sure = tf.Variable([[-8.0]])
+        with tf.GradientTape() as tape:
+            value = loss(sure)
+        assert low < -float(tape.gradient(value, sure)) < high
+
+
+def test_least_squares_and_l1_are_the_formulas():
+    assert float(losses.least_squares(tf.constant([0.0, 3.0]), 1.0)) == pytest.approx((1 + 4) / 2)
+    assert float(losses.l1(tf.constant([1.0, -1.0]), tf.constant([0.5, 1.0]))) == pytest.approx(1.25)
+
+
+def test_earth_mover_of_a_shift_is_the_shift():
+    real = tf.constant([[1.0], [2.0], [3.0]])
+    assert float(losses.earth_mover(real, real - 4.0)) == pytest.approx(4.0)
+    assert float(losses.earth_mover(real, real + 4.0)) == pytest.approx(-4.0)
+
+
+@pytest.mark.parametrize("slope, expected", [(0.0, 1.0), (0.5, 0.25), (1.0, 0.0), (3.0, 4.0)])
+def test_gradient_penalty_of_a_linear_critic(slope, expected):
+    weights = tf.constant([3.0, 0.0, 4.0, 0.0], shape=[1, 2, 2, 1]) / 5.0 * slope
+    critic = lambda images: tf.reduce_sum(weights * images, [1, 2, 3])
+    assert float(losses.gradient_penalty(critic, tf.random.stateless_normal([6, 2, 2, 1], [1, 2]))) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("k, real, fake, expected", [(0.5, 1.0, 0.2, 0.53), (0.5, 1.0, 0.9, 0.46), (0.5, 1.0, 0.5, 0.5), (0.0, 0.1, 0.9, 0.0), (1.0, 1.0, 0.0, 1.0)])
+def test_began_balance_moves_towards_gamma_and_stays_in_its_range(k, real, fake, expected):
+    assert float(losses.began_balance(tf.constant(k), tf.constant(real), tf.constant(fake), 0.5, 0.1)) == pytest.approx(expected)

@@ -191,3 +191,82 @@ def test_noise_is_a_function_of_seed_step_and_stream():
     assert not np.allclose(first, b.normal([3])) and not np.allclose(first, a.normal([3], stream=1))
     a.step.assign_add(1)
     assert not np.allclose(first, a.normal([3]))
+
+
+def test_wgan_steps_the_critic_n_times_for_one_generator_step():
+    model = build("wgan_gp", n_critic=3)
+    assert model.batches_per_step == 3
+    model.train_step([make_batch("wgan_gp", seed=i) for i in range(3)])
+    assert int(model.optimizers["d"].iterations) == 3 and int(model.optimizers["g"].iterations) == 1
+
+
+def test_wgan_critic_has_no_batch_norm():
+    kinds = {type(layer).__name__ for layer in build("wgan_gp").critic.layers}
+    assert "BatchNorm" not in kinds and "Conv2D" in kinds
+
+
+def test_began_carries_a_k_that_comes_from_all_ranks():
+    """A reduce that doubles stands for other ranks with other losses."""
+    alone, together = build("began", lambda_k=0.5), build("began", reduce=lambda tensors: [2 * tensor for tensor in tensors], lambda_k=0.5)
+    for model in (alone, together):
+        model.train_step([make_batch("began")])
+    assert float(alone.k) > 0 and float(together.k) == pytest.approx(2 * float(alone.k), rel=1e-3)
+    assert any(variable is alone.k for variable in alone.state())
+
+
+def test_cgan_makes_the_class_that_is_asked_for_an_input():
+    for network in ("perceptron", "convolutional"):
+        model = build("cgan", network=network)
+        seeds = tf.zeros([2], tf.int64)
+        images = model.generate({"label": tf.constant([1, 2])}, seeds).numpy()
+        assert not np.allclose(images[0], images[1])
+
+
+def test_maxout_is_the_largest_piece():
+    from gan_spark.models.cgan import Maxout
+
+    layer = Maxout(1, 2)
+    layer(tf.zeros([1, 1]))
+    layer.dense.set_weights([np.array([[1.0, -1.0]], np.float32), np.zeros(2, np.float32)])
+    np.testing.assert_allclose(layer(tf.constant([[3.0], [-2.0]])), [[3.0], [2.0]])  # |x|
+
+
+def test_ssgan_alone_leaves_the_generator_and_the_unlabelled_images_out():
+    model = build("ssgan", adversarial=False)
+    before = model.generator.get_weights()
+    first = model.train_step([make_batch("ssgan")])
+    assert set(first) == {"supervised", "labelled_accuracy"} and "g" not in model.optimizers
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.generator.get_weights()))
+
+
+def test_ssgan_discriminator_is_the_n_plus_1_class_softmax_with_the_last_logit_at_0():
+    logits = tf.constant([[1.0, 2.0, 0.5]])
+    real = tf.sigmoid(tf.reduce_logsumexp(logits, 1))
+    np.testing.assert_allclose(real, 1.0 - tf.nn.softmax(tf.concat([logits, [[0.0]]], 1))[:, 3], rtol=1e-6)
+
+
+def test_cyclegan_logs_the_cycle_of_its_generators():
+    model, batch = build("cyclegan"), make_batch("cyclegan")
+    a, b = batch["a"]["image"], batch["b"]["image"]
+    cycle = tf.reduce_mean(tf.abs(a - model.to_a(model.to_b(a)))) + tf.reduce_mean(tf.abs(b - model.to_b(model.to_a(b))))
+    assert float(model.train_step([batch])["cycle"]) == pytest.approx(float(cycle), rel=1e-4)
+
+
+def test_discogan_weighs_reconstruction_more_after_its_start():
+    """With SGD, the generators' step is the loss's weight times the gradient: only the weights differ."""
+    values = []
+    for start_steps in (0, 100):
+        model = build("discogan", start_rate=0.0, rate_of_reconstruction=1.0, start_steps=start_steps)
+        model.optimize("g", tf.keras.optimizers.SGD(0.5), model.groups["g"])
+        first = float(model.train_step([make_batch("discogan")])["reconstruction"])
+        for _ in range(10):
+            last = float(model.train_step([make_batch("discogan")])["reconstruction"])
+        values.append(last / first)
+    assert values[0] < 0.9 * values[1]
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_describe_names_the_paper_and_every_key(name):
+    text = models.describe(name)
+    assert text.startswith(f"{name}: ") and ("arXiv" in text or "LeCun" in text or "et al" in text)
+    assert all(f"model.{field}" in text for field in models.find(name).Config.__dataclass_fields__ if field != "name")
