@@ -1,8 +1,6 @@
 """Feature networks: what a quality measure looks at images through."""
 
 import dataclasses
-import hashlib
-import os
 
 import numpy as np
 
@@ -102,23 +100,11 @@ def _inception(weights: str):
     Its weights are not those of the original FID code (arXiv 1706.08500), so figures compare with
     each other and not with published ones.
     """
-    import tempfile
-
     import tensorflow as tf
 
-    if weights == "imagenet":
-        model = tf.keras.applications.InceptionV3(weights="imagenet")
-    else:
-        model = tf.keras.applications.InceptionV3(weights=None)
-        data = lake.read_bytes(weights)
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, f"{hashlib.sha256(data).hexdigest()[:8]}.weights.h5")
-            with open(path, "wb") as out:
-                out.write(data)
-            try:
-                model.load_weights(path)
-            except (ValueError, OSError) as error:
-                raise UserError(f"{weights}: does not fit InceptionV3: {error}") from error
+    from . import networks
+
+    model = networks.load("InceptionV3", weights)
     return tf.keras.Model(model.input, [model.get_layer("avg_pool").output, model.output])
 
 

@@ -205,6 +205,7 @@ def _train_rank(team: Team, job: dict) -> dict:
     if team.rank == 0 and not restore(model, run):
         for field, other in job["uses"].items():
             restore(getattr(model, field), Run(other["url"]), other["step"])
+        model.begin()
     team.broadcast(model.state())
     start = int(model.step)
 

@@ -21,6 +21,7 @@ MODEL_CONFIGS = {
     "discogan": {"name": "discogan", "image_size": 16, "channels": 1, "width": 4, "code": 8},
     "gan": {"name": "gan", "image_size": 16, "hidden": 16, "latent": 8},
     "lenet": {"name": "lenet", "image_size": 16, "features": 16},
+    "srgan": {"name": "srgan", "image_size": 16, "channels": 1, "width": 4, "blocks": 1, "discriminator_width": 4},
     "ssgan": {"name": "ssgan", "image_size": 16, "width": 4, "latent": 8},
     "vae": {"name": "vae", "image_size": 16, "hidden": (32,), "latent": 4},
     "wgan_gp": {"name": "wgan_gp", "image_size": 16, "width": 4, "latent": 8, "n_critic": 2},

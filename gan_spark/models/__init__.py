@@ -14,6 +14,7 @@ from .dcgan import DCGAN
 from .discogan import DiscoGAN
 from .gan import GAN
 from .lenet import LeNet
+from .srgan import SRGAN
 from .ssgan import SSGAN
 from .vae import VAE
 from .wgan_gp import WGANGP
@@ -28,6 +29,7 @@ MODELS = {
     "discogan": DiscoGAN,
     "gan": GAN,
     "lenet": LeNet,
+    "srgan": SRGAN,
     "ssgan": SSGAN,
     "vae": VAE,
     "wgan_gp": WGANGP,

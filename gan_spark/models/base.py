@@ -74,6 +74,9 @@ class TrainedModel(tf.Module):
         unique = {id(variable): variable for variable in [*self.variables, *slots]}
         return list(unique.values())
 
+    def begin(self) -> None:
+        """Called on rank 0 before the first step of a run, once the runs that the model is built on are restored."""
+
     def train_step(self, batches: list[dict[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
         """One step on `batches_per_step` batches; returns scalars to log."""
         raise NotImplementedError(f"{type(self).__name__}.train_step: every model defines its step")

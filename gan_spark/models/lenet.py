@@ -34,8 +34,8 @@ class LeNet(TrainedModel):
         super().__init__(config, reduce, seed)
         layers = tf.keras.layers
         image = tf.keras.Input([config.image_size, config.image_size, config.channels])
-        x = layers.MaxPool2D()(layers.Conv2D(32, 5, padding="same", activation="relu")(image))
-        x = layers.MaxPool2D()(layers.Conv2D(64, 5, padding="same", activation="relu")(x))
+        x = layers.MaxPool2D()(layers.Conv2D(32, 5, padding="same", activation="relu", name="conv1")(image))
+        x = layers.MaxPool2D()(layers.Conv2D(64, 5, padding="same", activation="relu", name="conv2")(x))
         x = layers.Flatten()(x)
         features = layers.Dense(config.features, "relu", dtype="float32")(x)
         logits = layers.Dense(config.classes, dtype="float32")(layers.Dropout(config.dropout)(features))

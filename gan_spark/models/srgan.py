@@ -1,0 +1,204 @@
+"""SRGAN: photo-realistic single image super-resolution (Ledig et al., 2017; arXiv 1609.04802).
+
+SRResNet: residual blocks of 3x3 convolutions with batch norm and PReLU, a long skip, sub-pixel convolutions; trained
+on mean squared error alone (`adversarial = "none"`), then, from its weights (`pretrained`), on a content loss in the
+features of a network, with an adversarial loss. The dataset holds the high-resolution images; the low-resolution
+input is their bicubic reduction with anti-aliasing.
+
+Differences: the network adds to the bicubic enlargement instead of drawing the image anew, and its last
+convolution starts at 0, so that it is no worse than bicubic from the first step; least squares
+(1611.04076) is offered for the adversarial loss; widths and depths are config values; moving averages.
+PSNR and SSIM are of the luminance with 4 pixels cut off at each side, as in the paper.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+
+from ..config import UserError, option
+from . import losses
+from .base import GenerativeModel
+from .blocks import BatchNorm
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    name: str = option("srgan", "", choices=("srgan",))
+    image_size: int = option(128, "pixels a side of the high-resolution image", low=16, high=1024)
+    channels: int = option(3, "of the image", choices=(1, 3))
+    factor: int = option(4, "enlargement", choices=(2, 4, 8))
+    crop: int = option(0, "side of the random crops that are trained on; 0 for whole images", low=0, high=1024)
+    width: int = option(64, "filters of the generator", low=1, high=1024)
+    blocks: int = option(16, "residual blocks", low=1, high=64)
+    discriminator_width: int = option(64, "filters of the discriminator next to the image", low=1, high=1024)
+    adversarial: str = option("cross_entropy", "loss; none for SRResNet", choices=("none", "cross_entropy", "least_squares"))
+    adversarial_weight: float = option(1e-3, "of the adversarial loss", low=0.0)
+    content: str = option("mse", "mean squared error of pixels, or of features of VGG19 or of the network of a run", choices=("mse", "vgg19", "run"))
+    content_weights: str = option("imagenet", "vgg19: 'imagenet', or a Keras weights file (.h5)")
+    content_run: str = option("", "run: a lenet that was trained", run=True)
+    content_layer: str = option("block5_conv4", "layer whose features are compared")
+    content_scale: float = option(0.006, "of the features' squared error, beside the pixels' (the paper's is 1/12.75 squared)", low=0.0)
+    pretrained: str = option("", "run of the SRResNet to start from", run=True)
+    average: float = option(0.99, "decay of the generator's moving average; 0 for its newest weights", low=0.0, high=0.99999)
+    rate: float = option(1e-4, "Adam's learning rate", low=0.0, high=1.0)
+    beta1: float = option(0.9, "Adam's", low=0.0, high=0.999)
+
+
+def _prelu():
+    return tf.keras.layers.PReLU(shared_axes=[1, 2])
+
+
+def generator(config: Config) -> tf.keras.Model:
+    """Low-resolution images in [-1, 1] of any size -> what to add to their bicubic enlargement."""
+    layers = tf.keras.layers
+    image = tf.keras.Input([None, None, config.channels])
+    first = x = _prelu()(layers.Conv2D(config.width, 9, padding="same")(image))
+    for _ in range(config.blocks):
+        y = _prelu()(BatchNorm()(layers.Conv2D(config.width, 3, padding="same", use_bias=False)(x)))
+        x = x + BatchNorm()(layers.Conv2D(config.width, 3, padding="same", use_bias=False)(y))
+    x = first + BatchNorm()(layers.Conv2D(config.width, 3, padding="same", use_bias=False)(x))
+    for _ in range(config.factor.bit_length() - 1):
+        x = _prelu()(tf.nn.depth_to_space(layers.Conv2D(4 * config.width, 3, padding="same")(x), 2))
+    return tf.keras.Model(image, layers.Conv2D(config.channels, 9, padding="same", kernel_initializer="zeros", dtype="float32")(x), name="generator")
+
+
+def discriminator(config: Config) -> tf.keras.Model:
+    """High-resolution images -> logits [n, 1]: eight 3x3 convolutions, four of them with stride 2."""
+    layers, side = tf.keras.layers, config.crop or config.image_size
+    image = tf.keras.Input([side, side, config.channels])
+    x = layers.LeakyReLU(0.2)(layers.Conv2D(config.discriminator_width, 3, padding="same")(image))
+    for place in range(1, 8):
+        filters = config.discriminator_width * 2 ** (place // 2)
+        x = layers.LeakyReLU(0.2)(BatchNorm()(layers.Conv2D(filters, 3, 1 + place % 2, "same", use_bias=False)(x)))
+    x = layers.LeakyReLU(0.2)(layers.Dense(16 * config.discriminator_width)(layers.Flatten()(x)))
+    return tf.keras.Model(image, layers.Dense(1, dtype="float32")(x), name="discriminator")
+
+
+def features(network: tf.keras.Model, layer: str):
+    """A function to the output of `layer` of a network that is a chain of layers; images of any size."""
+    names = [each.name for each in network.layers[1:]]
+    if layer not in names:
+        raise UserError(f"model.content_layer = {layer!r}: no such layer (there are: {', '.join(names)})")
+    chain = network.layers[1 : names.index(layer) + 2]
+
+    def apply(images):
+        for each in chain:
+            images = each(images)
+        return images
+
+    return apply
+
+
+class SRGAN(GenerativeModel):
+    Config = Config
+
+    @classmethod
+    def takes(cls, config):
+        return ("image",)
+
+    def __init__(self, config, reduce=list, seed=0, pretrained=None, content_run=None):
+        super().__init__(config, reduce, seed)
+        self.pretrained, self.content_run = pretrained, content_run
+        self.generator = generator(config)
+        self.sampler = self.average(generator(config), self.generator)
+        self.optimize("g", tf.keras.optimizers.Adam(config.rate, config.beta1), self.generator.trainable_variables)
+        if config.adversarial != "none":
+            self.discriminator = discriminator(config)
+            self.optimize("d", tf.keras.optimizers.Adam(config.rate, config.beta1), self.discriminator.trainable_variables)
+        self._features = self._content_features()
+
+    def _content_features(self):
+        if self.config.content == "mse":
+            return None
+        if self.config.content == "run":
+            if self.content_run is None:
+                raise UserError("model.content = 'run' without model.content_run: expected the name of a lenet's run")
+            return features(self.content_run.network, self.config.content_layer)
+        from .. import networks
+
+        network = networks.load("VGG19", self.config.content_weights, include_top=False)
+        network.trainable = False
+        apply = features(network, self.config.content_layer)
+        colour = (lambda images: images) if self.config.channels == 3 else tf.image.grayscale_to_rgb
+        return lambda images: apply(tf.keras.applications.vgg19.preprocess_input(colour(images + 1.0) * 127.5))
+
+    def begin(self):
+        if self.pretrained is not None:
+            for network in (self.generator, self.sampler):
+                network.set_weights(self.pretrained.sampler.get_weights())
+
+    def reduced(self, images: tf.Tensor) -> tf.Tensor:
+        """Bicubic reduction by `factor`, with anti-aliasing."""
+        return tf.image.resize(images, tf.shape(images)[1:3] // self.config.factor, "bicubic", antialias=True)
+
+    def bicubic(self, low: tf.Tensor) -> tf.Tensor:
+        """Bicubic enlargement by `factor`."""
+        return tf.image.resize(low, tf.shape(low)[1:3] * self.config.factor, "bicubic")
+
+    def enlarged(self, low: tf.Tensor, network: tf.keras.Model, training: bool = False) -> tf.Tensor:
+        return self.bicubic(low) + network(low, training=training)
+
+    def content(self, images: tf.Tensor, made: tf.Tensor) -> tf.Tensor:
+        pixels = tf.reduce_mean(tf.square(images - made))
+        if self._features is None:
+            return pixels
+        return pixels + self.config.content_scale * tf.reduce_mean(tf.square(self._features(images) - self._features(made)))
+
+    def train_step(self, batches):
+        (batch,) = batches
+        images = self.cropped(batch["image"])
+        with tf.GradientTape(persistent=True) as tape:
+            made = self.enlarged(self.reduced(images), self.generator, training=True)
+            content = g_loss = self.content(images, made)
+            if self.config.adversarial != "none":
+                real_logits, fake_logits = self.discriminator(images, training=True), self.discriminator(made, training=True)
+                squares = self.config.adversarial == "least_squares"
+                adversarial = losses.least_squares(fake_logits, 1.0) if squares else losses.generator_non_saturating(fake_logits)
+                d_loss = 0.5 * (losses.least_squares(real_logits, 1.0) + losses.least_squares(fake_logits, 0.0)) if squares else losses.discriminator(real_logits, fake_logits)
+                g_loss = content + self.config.adversarial_weight * adversarial
+        self.minimize("g", tape, g_loss)
+        self.update_averages(self.config.average)
+        scalars = {"content": content, "psnr": tf.reduce_mean(tf.image.psnr(images, made, 2.0))}
+        if self.config.adversarial != "none":
+            self.minimize("d", tape, d_loss)
+            scalars |= {"adversarial": adversarial, "d_loss": d_loss}
+        return scalars
+
+    def cropped(self, images: tf.Tensor) -> tf.Tensor:
+        """A random square of each batch, the same for all its images, flipped half of the time."""
+        share = self.uniform([3], low=0.0)
+        images = tf.cond(share[2] < 0.5, lambda: images, lambda: images[:, :, ::-1])
+        if not self.config.crop:
+            return images
+        top, left = tf.unstack(tf.cast(share[:2] * (self.config.image_size - self.config.crop + 1), tf.int32))
+        return images[:, top : top + self.config.crop, left : left + self.config.crop]
+
+    def generate(self, inputs, seeds):
+        """Images of the dataset's size are reduced and enlarged again; smaller ones are enlarged."""
+        images = inputs["image"]
+        low = self.reduced(images) if images.shape[1] == self.config.image_size else images
+        return tf.clip_by_value(self.enlarged(low, self.sampler), -1.0, 1.0)
+
+    def preview(self, batch, seeds):
+        """Rows of low resolution, bicubic, made, original."""
+        images = batch["image"][:16]
+        low = self.reduced(images)
+        shown = tf.stack([tf.image.resize(low, tf.shape(images)[1:3], "nearest"), tf.clip_by_value(self.bicubic(low), -1.0, 1.0), self.generate(batch, seeds)[:16], images], 1)
+        return tf.reshape(shown, [-1, *images.shape[1:]])
+
+    def held_out(self, batch):
+        images = batch["image"]
+        low = self.reduced(images)
+        values = {}
+        for name, made in (("", self.enlarged(low, self.sampler)), ("_bicubic", self.bicubic(low))):
+            real, fake = (luminance(tf.clip_by_value(each, -1.0, 1.0))[:, 4:-4, 4:-4] for each in (images, made))
+            values |= {f"psnr{name}": tf.image.psnr(real, fake, 1.0), f"ssim{name}": tf.image.ssim(real, fake, 1.0, min(11, images.shape[1] - 8))}
+        return values
+
+
+def luminance(images: tf.Tensor) -> tf.Tensor:
+    """[-1, 1] to the Y of BT.601 in [0, 1], [n, h, w, 1]; grey images are only rescaled."""
+    values = 0.5 * (images + 1.0)
+    if images.shape[-1] == 1:
+        return values
+    return (16.0 + tf.tensordot(values, tf.constant([65.481, 128.553, 24.966]), 1)[..., None]) / 255.0
