@@ -26,12 +26,13 @@ def option(default: Any, help: str, *, low=None, high=None, choices=None, run: b
 
 @dataclasses.dataclass(frozen=True)
 class Ingest:
-    source: str = option("digits", "where images come from", choices=("digits", "idx", "folder", "cifar10", "table"))
+    source: str = option("digits", "where images come from", choices=("digits", "idx", "folder", "cifar10", "table", "shapes"))
     path: str = option("", "folder, file or table to read; URL or local path")
     height: int = option(28, "pixels", low=4, high=4096)
     width: int = option(28, "pixels", low=4, high=4096)
     channels: int = option(1, "1 for grey, 3 for RGB", choices=(1, 3))
     fit: str = option("crop", "how another aspect ratio is made to fit", choices=("crop", "pad", "stretch"))
+    count: int = option(10000, "source 'shapes': how many pictures to compose", low=1)
     classes: tuple[str, ...] = option((), "source 'idx': names of the labels 0, 1, ...; '0' to '9' where none are given")
     encoding: str = option("auto", "raw pixels, PNG bytes, or PNG from 64 KiB of RGB pixels on", choices=("auto", "raw", "png"))
     validation: float = option(0.1, "share of the images for validation", low=0.0, high=0.9)
@@ -94,6 +95,7 @@ class Evaluate:
     neighbours: int = option(3, "k of precision and recall", low=1, high=100)
     kid_subsets: int = option(50, "subsets that KID averages over", low=1, high=1000)
     kid_subset_size: int = option(1000, "images in a subset", low=2, high=50000)
+    reader: str = option("", "pictures of source 'shapes': run of the attributes model that reads generated ones")
     classifier_steps: int = option(2000, "steps that trains the lenet classifier", low=1)
     classifier_batch: int = option(128, "global batch of the lenet classifier", low=1)
 
@@ -104,6 +106,40 @@ class Latent:
     steps: int = option(9, "images of a path, both ends included", low=2, high=100)
     arithmetic: tuple[str, ...] = option((), "classes A, B, C of A - B + C; empty for none")
     exemplars: int = option(3, "images of each class whose latents are averaged", low=1, high=100)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inpaint:
+    mask: str = option("centre", "what is missing: a square, single pixels, or what `masks` says", choices=("centre", "random", "table"))
+    hole: float = option(0.25, "share of the image that is missing, for 'centre' and 'random'", low=0.01, high=0.95)
+    masks: str = option("", "mask 'table': Parquet folder with `id` and `mask`, a PNG of the image's size in which other than 0 is missing")
+    split: str = option("test", "images to mend", choices=("train", "validation", "test"))
+    images: int = option(200, "how many", low=1)
+    batch_size: int = option(50, "images that are searched for at once", low=1, high=4096)
+    iterations: int = option(500, "steps of Adam on z", low=1)
+    rate: float = option(0.03, "Adam's learning rate", low=0.0, high=1.0)
+    perceptual: float = option(0.003, "lambda, weight of the perceptual loss", low=0.0)
+    window: int = option(7, "side of the window in which pixels near the hole count more", low=1, high=99)
+    blend: str = option("none", "how the hole is filled in: as it is, or by Poisson editing", choices=("none", "poisson"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Dream:
+    network: str = option("InceptionV3", "name of a Keras network, a model file (.keras, .h5) in the lake, or 'run'")
+    weights: str = option("imagenet", "Keras network: 'imagenet', a weights file (.h5), or empty for random ones")
+    run: str = option("", "network 'run': name of a lenet's run")
+    layers: tuple[str, ...] = option(("mixed3", "mixed5"), "whose activations are driven up")
+    weights_of_layers: tuple[float, ...] = option((), "one a layer; empty for 1 each")
+    method: str = option("gradient", "ascent by normalised gradients, or L-BFGS", choices=("gradient", "lbfgs"))
+    octaves: int = option(3, "sizes, from small to the image's own", low=1, high=20)
+    octave_scale: float = option(1.4, "between sizes", low=1.01, high=4.0)
+    iterations: int = option(20, "steps of each octave; for L-BFGS evaluations", low=0, high=10000)
+    step: float = option(0.02, "gradient: length of a step, for pixels in [-1, 1]", low=0.0, high=2.0)
+    jitter: int = option(4, "gradient: pixels that the image is shifted by at most before each step", low=0, high=256)
+    continuity: float = option(0.1, "weight of the total variation, with exponent 1.25", low=0.0)
+    l2: float = option(0.02, "weight of the squared image", low=0.0)
+    split: str = option("test", "images to dream on", choices=("train", "validation", "test"))
+    images: int = option(16, "how many", low=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +155,8 @@ class Config:
     generate: Generate = Generate()
     evaluate: Evaluate = Evaluate()
     latent: Latent = Latent()
+    inpaint: Inpaint = Inpaint()
+    dream: Dream = Dream()
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -1,8 +1,12 @@
 """Keras's own networks by name, with weights by name or from a file in the lake."""
 
-import hashlib
+import contextlib
+import json
 import os
+import sys
 import tempfile
+import zipfile
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -27,13 +31,58 @@ def load(name: str, weights: str, **options) -> tf.keras.Model:
     url = lake.to_url(weights)
     if not lake.exists(url):
         raise UserError(f"{url}: no such file; expected 'imagenet' or a Keras weights file (.h5) of {name}")
-    model, data = make(weights=None, **options), lake.read_bytes(url)
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, f"{hashlib.sha256(data).hexdigest()[:8]}.weights.h5")
-        with open(path, "wb") as out:
-            out.write(data)
+    model = make(weights=None, **options)
+    with _local(url, "network.weights.h5") as path:
         try:
             model.load_weights(path)
         except (ValueError, OSError, KeyError) as error:
             raise UserError(f"{url}: does not fit {name}: {error}") from error
     return model
+
+
+def load_file(url: str) -> tf.keras.Model:
+    """A Keras model from a file in the lake, .keras or .h5. One with Lambda layers is refused: they are code."""
+    kind = os.path.splitext(url)[1]
+    if kind not in (".keras", ".h5"):
+        raise UserError(f"{url}: expected a Keras model file (.keras or .h5)")
+    if not lake.exists(url):
+        raise UserError(f"{url}: no such file")
+    with _local(url, f"network{kind}") as path:
+        try:
+            text = _config(path, kind)
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"{url}: not a Keras model file: {error}") from error
+        if '"Lambda"' in text:
+            raise UserError(f"{url}: it has Lambda layers, which are code from the lake; save the model without them")
+        try:
+            return tf.keras.models.load_model(path, compile=False, safe_mode=True)
+        except Exception as error:  # Keras raises many types.
+            raise UserError(f"{url}: cannot be loaded: {error}") from error
+
+
+def _config(path: str, kind: str) -> str:
+    """The model's architecture as JSON with every `"class_name"` in plain sight."""
+    if kind == ".keras":
+        with zipfile.ZipFile(path) as archive:
+            text = archive.read("config.json").decode()
+    else:
+        import h5py
+
+        with h5py.File(path, "r") as file:
+            text = file.attrs["model_config"]
+    # Escapes and spaces cannot hide a name once it is parsed and written anew.
+    return json.dumps(json.loads(text))
+
+
+@contextlib.contextmanager
+def _local(url: str, name: str) -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, name)
+        with open(path, "wb") as out:
+            out.write(lake.read_bytes(url))
+        yield path
+
+
+def preprocess(name: str):
+    """The function from RGB in [0, 255] to what the Keras network `name` expects."""
+    return sys.modules[getattr(tf.keras.applications, name).__module__].preprocess_input

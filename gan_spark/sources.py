@@ -22,7 +22,7 @@ import pandas as pd
 import pyarrow as pa
 from pyspark import StorageLevel
 
-from . import lake
+from . import lake, shapes
 from .config import Ingest, UserError
 from .downloads import download
 
@@ -50,9 +50,9 @@ class Source:
 
 def open_source(spark, config: Ingest) -> Source:
     """The source that `config.source` names, looked at but not yet read."""
-    if config.source != "digits" and not config.path:
+    if config.source not in ("digits", "shapes") and not config.path:
         raise UserError(f"ingest.path is empty: source {config.source!r} needs the folder, file or table to read")
-    readers = {"digits": _digits, "idx": _idx, "folder": _folder, "cifar10": _cifar10, "table": _table}
+    readers = {"digits": _digits, "idx": _idx, "folder": _folder, "cifar10": _cifar10, "table": _table, "shapes": _shapes}
     return readers[config.source](spark, config)
 
 
@@ -349,6 +349,32 @@ def cifar10_pickle(data: bytes) -> tuple[list[int], np.ndarray, str | None]:
     if not blob or len(labels) * 3072 != len(blob):
         return [], np.zeros((0, 3, 32, 32), np.uint8), f"not a CIFAR-10 batch: {len(blob) // 3072} images and {len(labels)} labels in it"
     return labels, np.frombuffer(blob, np.uint8).reshape(-1, 3, 32, 32), None
+
+
+# --- composed pictures -----------------------------------------------------------------
+
+
+def _shapes(spark, config: Ingest) -> Source:
+    """`config.count` captioned pictures, drawn in tasks; held-out combinations are in split test alone."""
+    if config.height != config.width or config.channels != 3:
+        raise UserError(f"source 'shapes' with ingest.height = {config.height}, width = {config.width}, channels = {config.channels}: expected square RGB pictures")
+    frame = spark.range(config.count).mapInArrow(functools.partial(_draw_shapes, config.height), ROW)
+    return Source(frame, shapes.CLASSES, config.count, captioned=True)
+
+
+def _draw_shapes(side: int, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        indices = batch.column("id").to_pylist()
+        for start in range(0, len(indices), _CHUNK):
+            chunk = indices[start : start + _CHUNK]
+            pixels, attributes, phrasings = zip(*(shapes.draw(index, side) for index in chunk))
+            held_out = [shapes.is_held_out(each) for each in attributes]
+            yield _chunk(
+                id=[f"{'heldout' if held else 'seen'}/{index:06d}" for held, index in zip(held_out, chunk)],
+                content=[image.tobytes() for image in pixels], height=[side] * len(chunk), width=[side] * len(chunk), channels=[3] * len(chunk),
+                label=[" ".join(each.values()) for each in attributes], split=["test" if held else None for held in held_out],
+                caption=["\n".join(each) for each in phrasings],
+            )  # fmt: skip
 
 
 # --- any Spark table -------------------------------------------------------------------

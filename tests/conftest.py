@@ -14,6 +14,7 @@ SHARED = ROOT.parent / "shared" / "data"
 
 # Small enough that a step takes milliseconds.
 MODEL_CONFIGS = {
+    "attributes": {"name": "attributes", "image_size": 16, "channels": 1, "width": 4, "features": 16},
     "began": {"name": "began", "image_size": 16, "width": 4, "latent": 8},
     "cgan": {"name": "cgan", "image_size": 16, "width": 4, "latent": 8},
     "cyclegan": {"name": "cyclegan", "image_size": 16, "channels": 1, "width": 4, "blocks": 1, "layers": 1},
@@ -23,9 +24,23 @@ MODEL_CONFIGS = {
     "lenet": {"name": "lenet", "image_size": 16, "features": 16},
     "srgan": {"name": "srgan", "image_size": 16, "channels": 1, "width": 4, "blocks": 1, "discriminator_width": 4},
     "ssgan": {"name": "ssgan", "image_size": 16, "width": 4, "latent": 8},
+    "stackgan1": {"name": "stackgan1", "image_size": 16, "channels": 1, "text": "embedding", "embedding": 8, "conditioning": 4, "latent": 4, "width": 4, "discriminator_width": 4, "compressed": 8},
+    "stackgan2": {"name": "stackgan2", "image_size": 64, "channels": 1, "text": "embedding", "embedding": 8, "conditioning": 4, "halvings": 1, "blocks": 1, "width": 2, "discriminator_width": 2, "compressed": 8},
+    "text_encoder": {"name": "text_encoder", "image_size": 16, "channels": 1, "embedding": 8, "length": 36, "width": 8, "image_width": 4},
     "vae": {"name": "vae", "image_size": 16, "hidden": (32,), "latent": 4},
     "wgan_gp": {"name": "wgan_gp", "image_size": 16, "width": 4, "latent": 8, "n_critic": 2},
 }
+
+# Models whose runs a model is built on, by the keyword that each is handed over as.
+USED_MODELS = {"stackgan2": {"stage1": "stackgan1"}}
+
+
+def make_model(name: str, reduce=list, **changes):
+    """The model of MODEL_CONFIGS, with those that it is built on."""
+    model = models.find(name)
+    tf.keras.utils.set_random_seed(0)
+    used = {field: make_model(other) for field, other in USED_MODELS.get(name, {}).items()}
+    return model(model.Config(**{**MODEL_CONFIGS[name], **changes}), reduce, **used)
 
 
 def make_batch(name: str, size: int = 8, seed: int = 0) -> dict:
@@ -36,7 +51,13 @@ def make_batch(name: str, size: int = 8, seed: int = 0) -> dict:
 
     def one() -> dict:
         images = rng.uniform(-1, 1, [size, config.image_size, config.image_size, config.channels]).astype(np.float32)
-        return {"image": tf.constant(images), "label": tf.constant(rng.integers(0, 10, size), tf.int32)}
+        captions = [f"{rng.choice(['a red', 'one green'])} {rng.choice(['circle', 'square'])}\n{i}, quickly" for i in range(size)]
+        return {
+            "image": tf.constant(images),
+            "label": tf.constant(rng.integers(0, 10, size), tf.int32),
+            "caption": tf.constant(captions),
+            "embedding": tf.constant(rng.normal(size=[size, 3, getattr(config, "embedding", 8)]), tf.float32),
+        }
 
     parts = [part for part in model.reads(config) if part in ("a", "b", "labelled", "unlabelled")]
     return {part: one() for part in parts} or one()
@@ -47,7 +68,8 @@ def make_inputs(name: str, size: int) -> dict:
     model = models.find(name)
     config = model.Config(**MODEL_CONFIGS[name])
     images = tf.zeros([size, config.image_size, config.image_size, config.channels])
-    return {key: tf.zeros([size], tf.int32) if key == "label" else images for key in model.takes(config)[:1]}
+    kinds = {"label": tf.zeros([size], tf.int32), "caption": tf.fill([size], "a red circle"), "embedding": tf.ones([size, 3, getattr(config, "embedding", 8)])}
+    return {key: kinds.get(key, images) for key in model.takes(config)[:1]}
 
 
 @pytest.fixture(scope="session")

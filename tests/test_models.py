@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from conftest import MODEL_CONFIGS, make_batch, make_inputs
+from conftest import MODEL_CONFIGS, USED_MODELS, make_batch, make_inputs, make_model
 from gan_spark import models, trainer
 from gan_spark.config import UserError
 from gan_spark.models import losses
@@ -13,10 +13,7 @@ from gan_spark.models.blocks import BatchNorm, pyramid
 GENERATIVE = [name for name, model in models.MODELS.items() if issubclass(model, models.GenerativeModel)]
 
 
-def build(name, reduce=list, **changes):
-    model = models.find(name)
-    tf.keras.utils.set_random_seed(0)
-    return model(model.Config(**{**MODEL_CONFIGS[name], **changes}), reduce)
+build = make_model
 
 
 def test_every_model_has_a_test_config():
@@ -29,7 +26,9 @@ def test_every_trainable_variable_belongs_to_one_optimizer(name):
     owned = [id(variable) for group in model.groups.values() for variable in group]
     assert len(owned) == len(set(owned))
     averages = {id(variable) for copy, _ in getattr(model, "_averages", []) for variable in copy.variables}
-    assert {id(variable) for variable in model.trainable_variables} - averages == set(owned)
+    frozen = {id(variable) for field in USED_MODELS.get(name, {}) for variable in getattr(model, field).variables}
+    assert not frozen & set(owned)
+    assert {id(variable) for variable in model.trainable_variables} - averages - frozen == set(owned)
 
 
 @pytest.mark.parametrize("name", models.MODELS)

@@ -105,7 +105,7 @@ def test_features_of_vgg19_from_a_file(tmp_path):
     np.testing.assert_allclose(model._features(images), expected, rtol=1e-4, atol=1e-4)
     assert float(model.content(images, images)) == 0.0 < float(model.content(images, -images))
     assert not {id(v) for v in network.trainable_variables} & {id(v) for group in model.groups.values() for v in group}
-    with pytest.raises(UserError, match="no such layer .*block1_conv1"):
+    with pytest.raises(UserError, match="vgg19: no such layer: 'block9' .*block1_conv1"):
         build(content="vgg19", content_weights=path, content_layer="block9")
     with pytest.raises(UserError, match="no such file"):
         build(content="vgg19", content_weights=str(tmp_path / "gone.h5"))

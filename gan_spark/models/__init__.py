@@ -6,6 +6,7 @@ import inspect
 import json
 
 from ..config import UserError
+from .attributes import Attributes
 from .base import GenerativeModel
 from .began import BEGAN
 from .cgan import CGAN
@@ -16,12 +17,16 @@ from .gan import GAN
 from .lenet import LeNet
 from .srgan import SRGAN
 from .ssgan import SSGAN
+from .stackgan1 import StackGAN1
+from .stackgan2 import StackGAN2
+from .text import TextEncoder
 from .vae import VAE
 from .wgan_gp import WGANGP
 
 __all__ = ["MODELS", "GenerativeModel", "config_class", "describe", "find"]
 
 MODELS = {
+    "attributes": Attributes,
     "began": BEGAN,
     "cgan": CGAN,
     "cyclegan": CycleGAN,
@@ -31,6 +36,9 @@ MODELS = {
     "lenet": LeNet,
     "srgan": SRGAN,
     "ssgan": SSGAN,
+    "stackgan1": StackGAN1,
+    "stackgan2": StackGAN2,
+    "text_encoder": TextEncoder,
     "vae": VAE,
     "wgan_gp": WGANGP,
 }

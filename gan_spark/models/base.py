@@ -117,11 +117,11 @@ class GenerativeModel(TrainedModel):
             for average, weight in zip(copy.variables, network.variables):
                 average.assign(rate * average + (1.0 - rate) * weight)
 
-    def latents(self, seeds: tf.Tensor, size: int, distribution: str = "normal") -> tf.Tensor:
-        """N(0, 1), or uniform in [-1, 1], [n, size]; row i is a function of seeds[i] alone."""
+    def latents(self, seeds: tf.Tensor, size: int, distribution: str = "normal", stream: int = 0) -> tf.Tensor:
+        """N(0, 1), or uniform in [-1, 1], [n, size]; row i is a function of seeds[i] and `stream` alone."""
 
         def one(seed):
-            pair = tf.stack([seed, 0])
+            pair = tf.stack([seed, stream])
             return tf.random.stateless_normal([size], pair) if distribution == "normal" else tf.random.stateless_uniform([size], pair, -1.0, 1.0)
 
         return tf.map_fn(one, tf.cast(seeds, tf.int64), fn_output_signature=tf.float32)

@@ -1,8 +1,10 @@
 """Layers that several families share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
+
+from ..config import UserError
 
 
 class BatchNorm(tf.keras.layers.Layer):
@@ -55,6 +57,18 @@ class InstanceNorm(tf.keras.layers.Layer):
     def call(self, inputs):
         mean, variance = tf.nn.moments(inputs, list(range(1, inputs.shape.rank - 1)), keepdims=True)
         return (inputs - mean) * (self.gamma * tf.math.rsqrt(variance + self.epsilon)) + self.beta
+
+
+def layers_of(network: tf.keras.Model, names: Sequence[str], images: tf.Tensor) -> list[tf.Tensor]:
+    """Outputs of the named layers of a network that is a chain of layers, for images of any size that they allow."""
+    known = [layer.name for layer in network.layers[1:]]
+    for name in names:
+        if name not in known:
+            raise UserError(f"{network.name}: no such layer: {name!r} (there are: {', '.join(known)})")
+    found = {}
+    for layer in network.layers[1 : max(map(known.index, names)) + 2]:
+        found[layer.name] = images = layer(images)
+    return [found[name] for name in names]
 
 
 def reflect(inputs, pixels: int):

@@ -60,6 +60,22 @@ def feature_matching(real: tf.Tensor, fake: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(tf.square(tf.reduce_mean(real, 0) - tf.reduce_mean(fake, 0)))
 
 
+def matching_aware(real_logits: tf.Tensor, wrong_logits: tf.Tensor, fake_logits: tf.Tensor, real_target: float = 1.0) -> tf.Tensor:
+    """-log D(x, t) - (log(1 - D(x, t')) + log(1 - D(G(z, t), t))) / 2, t' the text of another image (arXiv 1605.05396)."""
+    return binary_cross_entropy(real_logits, real_target) + 0.5 * (binary_cross_entropy(wrong_logits, 0.0) + binary_cross_entropy(fake_logits, 0.0))
+
+
+def structured_joint_embedding(scores: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Mean of max(0, 1 + s_ij - s_ii) and max(0, 1 + s_ij - s_jj) over pairs of image i and text j of different classes (arXiv 1605.05395).
+
+    `scores` [batch, batch] has the images as rows and their own texts on the diagonal; `labels` [batch].
+    """
+    matched = tf.linalg.diag_part(scores)
+    different = tf.cast(labels[:, None] != labels[None], scores.dtype)
+    hinges = tf.nn.relu(1.0 + scores - matched[:, None]) + tf.nn.relu(1.0 + scores - matched[None])
+    return tf.math.divide_no_nan(tf.reduce_sum(different * hinges), tf.reduce_sum(different))
+
+
 def kl_standard_normal(mean: tf.Tensor, log_variance: tf.Tensor) -> tf.Tensor:
     """KL(N(mean, exp(log_variance)) || N(0, 1)) in nats an image, [batch]; inputs [batch, size] (arXiv 1312.6114, appendix B)."""
     return 0.5 * tf.reduce_sum(tf.exp(log_variance) + tf.square(mean) - 1.0 - log_variance, axis=1)

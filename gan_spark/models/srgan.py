@@ -18,7 +18,7 @@ import tensorflow as tf
 from ..config import UserError, option
 from . import losses
 from .base import GenerativeModel
-from .blocks import BatchNorm
+from .blocks import BatchNorm, layers_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,21 +74,6 @@ def discriminator(config: Config) -> tf.keras.Model:
     return tf.keras.Model(image, layers.Dense(1, dtype="float32")(x), name="discriminator")
 
 
-def features(network: tf.keras.Model, layer: str):
-    """A function to the output of `layer` of a network that is a chain of layers; images of any size."""
-    names = [each.name for each in network.layers[1:]]
-    if layer not in names:
-        raise UserError(f"model.content_layer = {layer!r}: no such layer (there are: {', '.join(names)})")
-    chain = network.layers[1 : names.index(layer) + 2]
-
-    def apply(images):
-        for each in chain:
-            images = each(images)
-        return images
-
-    return apply
-
-
 class SRGAN(GenerativeModel):
     Config = Config
 
@@ -106,6 +91,8 @@ class SRGAN(GenerativeModel):
             self.discriminator = discriminator(config)
             self.optimize("d", tf.keras.optimizers.Adam(config.rate, config.beta1), self.discriminator.trainable_variables)
         self._features = self._content_features()
+        if self._features:  # so that a layer that is not there is told now
+            self._features(tf.zeros([1, 32, 32, config.channels]))
 
     def _content_features(self):
         if self.config.content == "mse":
@@ -113,14 +100,14 @@ class SRGAN(GenerativeModel):
         if self.config.content == "run":
             if self.content_run is None:
                 raise UserError("model.content = 'run' without model.content_run: expected the name of a lenet's run")
-            return features(self.content_run.network, self.config.content_layer)
+            return lambda images: layers_of(self.content_run.network, (self.config.content_layer,), images)[0]
         from .. import networks
 
         network = networks.load("VGG19", self.config.content_weights, include_top=False)
         network.trainable = False
-        apply = features(network, self.config.content_layer)
         colour = (lambda images: images) if self.config.channels == 3 else tf.image.grayscale_to_rgb
-        return lambda images: apply(tf.keras.applications.vgg19.preprocess_input(colour(images + 1.0) * 127.5))
+        scaled = tf.keras.applications.vgg19.preprocess_input
+        return lambda images: layers_of(network, (self.config.content_layer,), scaled(colour(images + 1.0) * 127.5))[0]
 
     def begin(self):
         if self.pretrained is not None:

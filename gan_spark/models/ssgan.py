@@ -5,8 +5,8 @@ with Z = sum exp l, which is n + 1 classes with the last logit held at 0. It lea
 images, from unlabelled ones being real, and from generated ones not being so. The generator matches the
 mean of a middle layer's features (feature matching).
 
-Differences: DCGAN's generator; leaky ReLU, dropout and batch norm as in the reference text, no
-weight normalisation; a moving average of both networks, from which images and classes come.
+Differences: DCGAN's generator; a classifier of strided 5x5 convolutions with leaky ReLU and dropout, without
+batch norm, as labelled, unlabelled and generated batches have other statistics, and without weight normalisation; a moving average of both networks, from which images and classes come.
 `adversarial = false` trains the same classifier on the labelled images alone: what it must beat.
 """
 
@@ -39,16 +39,14 @@ class Config:
 
 
 def classifier(config: Config) -> tf.keras.Model:
-    """Images in [-1, 1] -> (features [n, d] of the last hidden layer, class logits [n, classes])."""
+    """Images in [-1, 1] -> (features [n, d] of the last hidden layer, class logits [n, classes]): 5x5 convolutions with stride 2."""
     layers, (_, doublings) = tf.keras.layers, pyramid(config.image_size)
     image = tf.keras.Input([config.image_size, config.image_size, config.channels])
     x = layers.GaussianNoise(config.noise)(image)
-    for level in range(doublings):
-        filters = config.width * 2**level
-        x = layers.LeakyReLU(0.2)(layers.LayerNormalization(axis=[1, 2, 3], scale=False, center=False)(layers.Conv2D(filters, 3, padding="same")(x)))
-        x = layers.LeakyReLU(0.2)(layers.Conv2D(filters, 3, 2, "same")(x))
+    for level in range(max(doublings, 3)):
+        x = layers.LeakyReLU(0.2)(layers.Conv2D(config.width * 2**level, 5, 2, "same")(x))
         x = layers.Dropout(config.dropout)(x)
-    features = layers.GlobalAveragePooling2D()(layers.LeakyReLU(0.2)(layers.Conv2D(config.width * 2 ** (doublings - 1), 3, padding="same")(x)))
+    features = layers.Flatten()(x)
     return tf.keras.Model(image, [features, layers.Dense(config.classes, dtype="float32")(features)], name="classifier")
 
 

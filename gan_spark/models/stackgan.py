@@ -1,0 +1,115 @@
+"""What both stages of StackGAN share (Zhang et al., 2017; arXiv 1612.03242): text, its conditioning augmentation, the discriminator, the step.
+
+Differences from the paper, in both stages: one phrasing's embedding a step; the KL term is averaged over the
+dimensions of c, as in the authors' code, so that its weight does not depend on their number; the learning rate is constant or
+falls linearly; one-sided label smoothing (1606.03498); both networks step on one pass; moving averages of the generators.
+"""
+
+import tensorflow as tf
+
+from ..config import UserError
+from . import losses
+from .base import GenerativeModel
+from .blocks import BatchNorm, falling_rate, pyramid
+from .text import phrasing
+
+
+def conditioned(embedding, noise, size: int):
+    """Conditioning augmentation: c = mean + exp(log_variance / 2) noise, [n, size]; with its mean and log_variance."""
+    mean, log_variance = tf.split(tf.keras.layers.Dense(2 * size, dtype="float32")(embedding), 2, axis=1)
+    return mean + tf.exp(0.5 * log_variance) * noise, mean, log_variance
+
+
+def upsampled(x, filters: int):
+    """Twice the side by nearest neighbours, then 3x3 convolution, batch norm, ReLU."""
+    x = tf.keras.layers.Conv2D(filters, 3, padding="same", use_bias=False)(tf.keras.layers.UpSampling2D()(x))
+    return tf.keras.layers.ReLU()(BatchNorm()(x))
+
+
+def tiled(x, side: int):
+    """[n, size] to [n, side, side, size], the same everywhere."""
+    return tf.keras.layers.Reshape([side, side, x.shape[-1]])(tf.keras.layers.RepeatVector(side * side)(x))
+
+
+def image_network(config) -> tf.keras.Model:
+    """Images -> features at the pyramid's smallest side, 4x4 for sizes that are powers of 2."""
+    layers = tf.keras.layers
+    image = x = tf.keras.Input([config.image_size, config.image_size, config.channels])
+    for level in range(pyramid(config.image_size)[1]):
+        x = layers.Conv2D(config.discriminator_width * 2**level, 4, 2, "same", use_bias=level == 0)(x)
+        x = layers.LeakyReLU(0.2)(x if level == 0 else BatchNorm()(x))
+    return tf.keras.Model(image, x, name="discriminator_image")
+
+
+def joint_network(config) -> tf.keras.Model:
+    """(features of images, embeddings) -> logits [n, 1] that the image is real and the text is its own."""
+    layers, (side, doublings) = tf.keras.layers, pyramid(config.image_size)
+    filters = config.discriminator_width * 2 ** (doublings - 1)
+    features, embedding = tf.keras.Input([side, side, filters]), tf.keras.Input([config.embedding])
+    text = layers.LeakyReLU(0.2)(layers.Dense(config.compressed)(embedding))
+    x = layers.Concatenate()([features, tiled(text, side)])
+    x = layers.LeakyReLU(0.2)(BatchNorm()(layers.Conv2D(filters, 1, use_bias=False)(x)))
+    return tf.keras.Model([features, embedding], layers.Dense(1, dtype="float32")(layers.Flatten()(x)), name="discriminator_joint")
+
+
+class StackGAN(GenerativeModel):
+    """One stage; a subclass has its `network`, what that takes (`given`, `sampled`), and the `encoder` of texts."""
+
+    @classmethod
+    def reads(cls, config):
+        return ("image", *cls.takes(config))
+
+    @classmethod
+    def takes(cls, config):
+        return ("caption",) if config.text == "captions" else ("embedding",)
+
+    def __init__(self, config, reduce, seed, encoder):
+        super().__init__(config, reduce, seed)
+        self.encoder = encoder
+        if config.text == "captions" and encoder is not None and encoder.config.embedding != config.embedding:
+            raise UserError(f"model.embedding = {config.embedding}; the text encoder's embeddings have {encoder.config.embedding} numbers")
+        self.generator = self.network()
+        self.sampler = self.average(self.network(), self.generator)
+        self.image_features, self.joint = image_network(config), joint_network(config)
+        discriminator = [*self.image_features.trainable_variables, *self.joint.trainable_variables]
+        for name, rate, variables in (("d", config.discriminator_rate, discriminator), ("g", config.generator_rate, self.generator.trainable_variables)):
+            self.optimize(name, tf.keras.optimizers.Adam(falling_rate(rate, config.constant_steps, config.decay_steps), config.beta1), variables)
+
+    def network(self) -> tf.keras.Model:
+        """[*given, embedding, noise] -> [images in [-1, 1], mean and log_variance of c]."""
+        raise NotImplementedError(f"{type(self).__name__}.network: every stage defines its generator")
+
+    def given(self, embedding: tf.Tensor) -> list[tf.Tensor]:
+        """What the generator starts from in a step of training: z, or an image of stage I."""
+        raise NotImplementedError(f"{type(self).__name__}.given: every stage defines what it starts from")
+
+    def embeddings(self, batch: dict[str, tf.Tensor], share: tf.Tensor) -> tf.Tensor:
+        """[n, embedding] of one phrasing of each text: the one at `share` [n] in [0, 1) of them."""
+        if self.config.text == "captions":
+            return self.encoder.encode(phrasing(batch["caption"], share))
+        values = batch["embedding"]
+        if values.shape[2] != self.config.embedding:
+            raise UserError(f"model.embedding = {self.config.embedding}; the dataset's embeddings have {values.shape[2]} numbers")
+        return tf.gather(values, tf.cast(share * values.shape[1], tf.int32), batch_dims=1)
+
+    def train_step(self, batches):
+        (batch,) = batches
+        config, real = self.config, batch["image"]
+        count = tf.shape(real)[0]
+        embedding = self.embeddings(batch, self.uniform([count], stream=1, low=0.0))
+        given, noise = self.given(embedding), self.normal([count, config.conditioning], stream=2)
+        with tf.GradientTape(persistent=True) as tape:
+            fake, mean, log_variance = self.generator([*given, embedding, noise], training=True)
+            real_features = self.image_features(real, training=True)
+            real_logits = self.joint([real_features, embedding], training=True)
+            wrong_logits = self.joint([real_features, tf.roll(embedding, 1, 0)], training=True)
+            fake_logits = self.joint([self.image_features(fake, training=True), embedding], training=True)
+            d_loss = losses.matching_aware(real_logits, wrong_logits, fake_logits, config.real_target)
+            kl = tf.reduce_mean(losses.kl_standard_normal(mean, log_variance)) / config.conditioning
+            adversarial = losses.generator_non_saturating(fake_logits)
+            g_loss = adversarial + config.kl * kl
+        self.minimize("d", tape, d_loss)
+        self.minimize("g", tape, g_loss)
+        self.update_averages(config.average)
+        probability = {name: tf.reduce_mean(tf.sigmoid(logits)) for name, logits in (("d_real", real_logits), ("d_wrong", wrong_logits), ("d_fake", fake_logits))}
+        return {"d_loss": d_loss, "g_loss": adversarial, "kl": kl, **probability}
