@@ -28,6 +28,8 @@ def dream(spark, config: Config) -> dict:
 
     options, url = config.dream, lake.dataset_url(config)
     manifest = schema.read_manifest(url)
+    if not options.layers:
+        raise UserError("dream.layers is empty: no layer is named that should be driven up")
     source = _source(config)
     activations(source, options.layers)  # what is wrong with the network or its layers is told before any task starts
     if options.weights_of_layers and len(options.weights_of_layers) != len(options.layers):
@@ -60,6 +62,8 @@ def _source(config: Config) -> tuple:
         record = run.record()
         if record["config"]["model"]["name"] != "lenet":
             raise UserError(f"dream.run = {options.run!r}: expected the run of a lenet, found {record['config']['model']['name']!r}")
+        if not run.checkpoints():
+            raise UserError(f"dream.run = {options.run!r}: run {run.url} has no whole checkpoint yet; train it first")
         return "run", run.url, run.checkpoints()[-1], record
     if options.network.endswith((".keras", ".h5")):
         return "file", lake.to_url(options.network)
@@ -84,8 +88,8 @@ def activations(source: tuple, layers: tuple[str, ...]) -> Callable[[tf.Tensor],
     network = _network(*source)
     known = [layer.name for layer in network.layers]
     missing = [name for name in layers if name not in known]
-    if missing or not layers:
-        raise UserError(f"dream.layers: no such layer: {missing[0] if missing else 'none given'!r} in {source[1]} (there are: {', '.join(known)})")
+    if missing:
+        raise UserError(f"dream.layers: no such layer: {missing[0]!r} in {source[1]} (there are: {', '.join(known)})")
     inner = tf.keras.Model(network.input, [network.get_layer(name).output for name in layers])
     scale = networks.preprocess(source[1]) if source[0] == "keras" else lambda x: x
     channels = network.input_shape[-1]

@@ -32,10 +32,12 @@ def test_every_trainable_variable_belongs_to_one_optimizer(name):
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-def test_a_step_changes_every_variable_that_is_trained_and_counts_no_step_itself(name):
+def test_two_steps_change_every_variable_that_is_trained_and_count_no_step_themselves(name):
     model = build(name)
     before = {id(v): v.numpy() for group in model.groups.values() for v in group}
-    scalars = model.train_step([make_batch(name)] * model.batches_per_step)
+    # Two, since SRGAN's last convolution is 0 at first, and passes no gradient on.
+    for _ in range(2):
+        scalars = model.train_step([make_batch(name)] * model.batches_per_step)
     assert scalars and all(np.isfinite(float(value)) for value in scalars.values())
     unchanged = [v.shape for group in model.groups.values() for v in group if np.array_equal(before[id(v)], v.numpy())]
     # A constant added to every score of a Wasserstein critic cancels.
