@@ -45,6 +45,13 @@ def test_two_steps_change_every_variable_that_is_trained_and_count_no_step_thems
     assert int(model.step) == 0
 
 
+@pytest.mark.parametrize("name", GENERATIVE)
+def test_a_preview_does_with_a_batch_of_fewer_images_than_seeds(name):
+    model = build(name)
+    made = model.preview(make_batch(name, 6), tf.range(64, dtype=tf.int64)).numpy()
+    assert len(made) >= 6 and np.isfinite(made).all() and np.abs(made).max() <= 1.0 + 1e-5
+
+
 @pytest.mark.parametrize("name", models.MODELS)
 def test_state_holds_weights_and_optimizer_slots(name):
     model = build(name)

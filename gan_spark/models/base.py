@@ -131,4 +131,9 @@ class GenerativeModel(TrainedModel):
         raise NotImplementedError(f"{type(self).__name__}.generate: every generative model defines its sampler")
 
     def preview(self, batch, seeds):
-        return self.generate(batch, seeds)
+        """One image a seed; a batch of fewer rows than seeds is gone through again."""
+
+        def repeated(values):
+            return tf.gather(values, tf.range(tf.shape(seeds)[0]) % tf.shape(values)[0])
+
+        return self.generate(tf.nest.map_structure(repeated, batch), seeds)
