@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 Image.MAX_IMAGE_PIXELS = None
 # EPS and the like are left out: Pillow hands them to an interpreter.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+BILINEAR, LANCZOS = Image.Resampling.BILINEAR, Image.Resampling.LANCZOS
 
 
 class BadImage(Exception):
@@ -34,7 +35,12 @@ def to_pixels(unit) -> np.ndarray:
 
 
 def decode(data: bytes, height: int, width: int, channels: int, fit: str = "crop", max_megapixels: int = 64) -> np.ndarray:
-    """Encoded bytes to uint8 [height, width, channels].
+    """Encoded bytes to uint8 [height, width, channels]; `read`, then `resize`. Raises `BadImage` with the reason."""
+    return resize(read(data, channels, max_megapixels), height, width, fit)
+
+
+def read(data: bytes, channels: int, max_megapixels: int = 64) -> np.ndarray:
+    """Encoded bytes to uint8 [h, w, channels] in the image's own size.
 
     EXIF orientation is applied, transparency is laid on white, CMYK becomes RGB,
     16-bit grey becomes 8-bit; of an animation the first frame is taken.
@@ -55,7 +61,7 @@ def decode(data: bytes, height: int, width: int, channels: int, fit: str = "crop
     except Exception as error:  # Pillow's decoders raise many types on hostile bytes.
         kind = "truncated" if "truncated" in str(error).lower() or isinstance(error, EOFError) else "cannot be decoded"
         raise BadImage(f"{kind}: {error or type(error).__name__}") from None
-    return resize(np.asarray(image).reshape(image.height, image.width, channels), height, width, fit)
+    return np.asarray(image).reshape(image.height, image.width, channels)
 
 
 def _to_8_bit(image: Image.Image, mode: str) -> Image.Image:
@@ -81,18 +87,18 @@ def convert(pixels: np.ndarray, channels: int) -> np.ndarray:
     return np.asarray(image).reshape(*pixels.shape[:2], channels)
 
 
-def resize(pixels: np.ndarray, height: int, width: int, fit: str = "crop") -> np.ndarray:
+def resize(pixels: np.ndarray, height: int, width: int, fit: str = "crop", resample: Image.Resampling = LANCZOS) -> np.ndarray:
     """uint8 [h, w, channels] to [height, width, channels]; `crop` cuts, `pad` adds black, `stretch` distorts."""
     if pixels.shape[:2] == (height, width):
         return pixels
     channels = pixels.shape[2]
     image = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
     if fit == "crop":
-        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+        image = ImageOps.fit(image, (width, height), resample)
     elif fit == "pad":
-        image = ImageOps.pad(image, (width, height), Image.Resampling.LANCZOS)
+        image = ImageOps.pad(image, (width, height), resample)
     else:
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
+        image = image.resize((width, height), resample)
     return np.asarray(image).reshape(height, width, channels)
 
 

@@ -94,6 +94,9 @@ def _signals_end_the_job():
 
 
 def _on_rank(function: Callable, argument):
+    # Milliseconds between Horovod's looks for work. At its own 1 a rank of one thread lost a quarter of its
+    # time to them (1 ms: 531 images/s; 2: 713; 5: 740; two ranks of DCGAN on two cores).
+    os.environ.setdefault("HOROVOD_CYCLE_TIME", "2")
     import horovod.tensorflow as hvd
 
     hvd.init()

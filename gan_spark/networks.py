@@ -32,7 +32,7 @@ def load(name: str, weights: str, **options) -> tf.keras.Model:
     if not lake.exists(url):
         raise UserError(f"{url}: no such file; expected 'imagenet' or a Keras weights file (.h5) of {name}")
     model = make(weights=None, **options)
-    with _local(url, "network.weights.h5") as path:
+    with _local(lake.read_bytes(url), "network.weights.h5") as path:
         try:
             model.load_weights(path)
         except (ValueError, OSError, KeyError) as error:
@@ -42,12 +42,21 @@ def load(name: str, weights: str, **options) -> tf.keras.Model:
 
 def load_file(url: str) -> tf.keras.Model:
     """A Keras model from a file in the lake, .keras or .h5. One with Lambda layers is refused: they are code."""
-    kind = os.path.splitext(url)[1]
-    if kind not in (".keras", ".h5"):
+    return from_bytes(read_file(url), url)
+
+
+def read_file(url: str) -> bytes:
+    if os.path.splitext(url)[1] not in (".keras", ".h5"):
         raise UserError(f"{url}: expected a Keras model file (.keras or .h5)")
     if not lake.exists(url):
         raise UserError(f"{url}: no such file")
-    with _local(url, f"network{kind}") as path:
+    return lake.read_bytes(url)
+
+
+def from_bytes(data: bytes, url: str) -> tf.keras.Model:
+    """The model in a file's bytes; `url` says its kind, and is named in errors."""
+    kind = os.path.splitext(url)[1]
+    with _local(data, f"network{kind}") as path:
         try:
             text = _config(path, kind)
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
@@ -75,11 +84,11 @@ def _config(path: str, kind: str) -> str:
 
 
 @contextlib.contextmanager
-def _local(url: str, name: str) -> Iterator[str]:
+def _local(data: bytes, name: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, name)
         with open(path, "wb") as out:
-            out.write(lake.read_bytes(url))
+            out.write(data)
         yield path
 
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import tensorflow as tf
 
-from conftest import MODEL_CONFIGS, ROOT, make_batch, make_config
+from conftest import MODEL_CONFIGS, ROOT, USED_MODELS, make_batch, make_config
 from gan_spark import images, lake as lakes, launch, models, trainer
 from gan_spark.config import Train, UserError
 from gan_spark.store import Run
@@ -35,7 +35,8 @@ def identical(team: launch.Team, configs: dict) -> dict:
     """Checksums of every model after 3 steps on data and noise that differ from rank to rank."""
     sums = {}
     for name, values in configs.items():
-        model = trainer.build(models.find(name).Config(**values), team)
+        uses = {field: {"model": configs[other], "uses": {}} for field, other in USED_MODELS.get(name, {}).items()}
+        model = trainer.build(models.find(name).Config(**values), team, uses=uses)
         team.broadcast(model.state())
         for step in range(3):
             tf.function(model.train_step)([make_batch(name, seed=team.rank)] * model.batches_per_step)

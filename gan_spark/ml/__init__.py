@@ -1,5 +1,7 @@
-"""Spark ML stages over networks that were trained here."""
+"""Spark ML stages over networks: those of Keras by name, models in files, and what was trained here."""
 
 from .classifier import ImageClassifier
+from .featurizer import DeepImageFeaturizer, DeepImagePredictor
+from .keras import KerasImageFileTransformer, KerasTransformer, register_keras_image_udf
 
-__all__ = ["ImageClassifier"]
+__all__ = ["DeepImageFeaturizer", "DeepImagePredictor", "ImageClassifier", "KerasImageFileTransformer", "KerasTransformer", "register_keras_image_udf"]

@@ -1,0 +1,303 @@
+"""Spark ML stages over networks: equal to Keras, whole through save and load, unmoved by bad images."""
+
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.linalg import Vectors
+from pyspark.sql import functions as F
+
+from gan_spark import images, schema
+from gan_spark.config import UserError
+from gan_spark.ml import DeepImageFeaturizer, DeepImagePredictor, KerasImageFileTransformer, KerasTransformer, carry, columns, register_keras_image_udf
+
+
+def picture(seed: int, height: int = 40, width: int = 60, mode: str = "RGB") -> Image.Image:
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+def png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Six pictures of several sizes and modes."""
+    made = tmp_path_factory.mktemp("pictures")
+    for seed, (height, width, mode) in enumerate([(40, 60, "RGB"), (300, 310, "RGB"), (224, 224, "RGB"), (20, 20, "L"), (64, 48, "RGB"), (500, 30, "RGB")]):
+        picture(seed, height, width, mode).save(made / f"{seed}.png")
+    return made
+
+
+@pytest.fixture(scope="module")
+def frame(spark, folder):
+    rows = [(name, bytearray((folder / name).read_bytes())) for name in sorted(os.listdir(folder))]
+    return spark.createDataFrame(rows, "name string, image binary").repartition(3).cache()
+
+
+def by_keras(name: str, output: str, path, weights: str = "", seed: int = 0) -> np.ndarray:
+    """What Keras alone makes of a file."""
+    size = carry.SIZES[name]
+    tf.keras.utils.set_random_seed(seed)
+    make = getattr(tf.keras.applications, name)
+    network = make(weights=None, include_top=True) if output == "predictions" else make(weights=None, include_top=False, pooling="avg", input_shape=(size, size, 3))
+    if weights:
+        network.load_weights(weights)
+    if output not in ("features", "predictions"):
+        network = tf.keras.Model(network.input, network.get_layer(output).output)
+    pixels = tf.keras.utils.img_to_array(tf.keras.utils.load_img(path, target_size=(size, size), interpolation="bilinear"))
+    module = {"MobileNetV2": "mobilenet_v2", "InceptionV3": "inception_v3"}[name]
+    return network(getattr(tf.keras.applications, module).preprocess_input(pixels)[None], training=False).numpy().ravel()
+
+
+def features(made, column: str = "features") -> dict[str, np.ndarray]:
+    return {row["name"]: row[column].toArray() for row in made.select("name", column).collect() if row[column] is not None}
+
+
+@pytest.mark.parametrize("name, size", [("InceptionV3", 2048), ("MobileNetV2", 1280)])
+def test_features_are_those_of_keras(frame, folder, name, size):
+    made = features(DeepImageFeaturizer(modelName=name, weights="").transform(frame))
+    assert len(made) == 6
+    for file in ("0.png", "1.png", "3.png"):
+        expected = by_keras(name, "features", folder / file)
+        assert made[file].shape == (size,)
+        np.testing.assert_allclose(made[file], expected, atol=1e-4)
+    assert np.abs(made["0.png"] - made["1.png"]).max() > 1e-3  # pictures can be told apart
+
+
+@pytest.mark.parametrize("name, size", [("EfficientNetB0", 1280), ("ResNet50", 2048), ("VGG16", 512), ("VGG19", 512), ("Xception", 2048)])
+def test_the_siblings_have_their_own_sizes_and_scales(name, size):
+    network = carry.Network(name, weights="")
+    weights = network.whole("").get_weights()
+    pixels = np.stack([carry.fitted(name, np.asarray(picture(0)))] * carry.BATCH)
+    made = carry._apply(network, weights)(pixels)
+    assert made.shape == (carry.BATCH, size) and np.isfinite(made).all()
+
+
+def test_a_layer_by_name_and_a_seed(frame, folder):
+    made = features(DeepImageFeaturizer(modelName="MobileNetV2", weights="", layer="block_16_project", seed=5).transform(frame.where("name = '2.png'")))
+    expected = by_keras("MobileNetV2", "block_16_project", folder / "2.png", seed=5)
+    assert made["2.png"].shape == (7 * 7 * 320,)
+    np.testing.assert_allclose(made["2.png"], expected, atol=1e-4)
+
+
+def test_every_kind_of_image_column_gives_the_same_features(spark):
+    """Encoded, a dataset's raw column, and Spark's struct in BGR and BGRA."""
+    pixels = np.asarray(picture(7, 30, 20))
+    bgr = np.ascontiguousarray(pixels[:, :, ::-1])
+    bgra = np.concatenate([bgr, np.full([30, 20, 1], 9, np.uint8)], 2)
+    raw = schema.npy_header(pixels.shape) + pixels.tobytes()
+    struct = "image struct<origin string, height int, width int, nChannels int, mode int, data binary>"
+    frames = {
+        "encoded": spark.createDataFrame([("x", bytearray(png(picture(7, 30, 20))))], "name string, image binary"),
+        "raw": spark.createDataFrame([("x", bytearray(raw))], "name string, image binary"),
+        "bgr": spark.createDataFrame([("x", ("", 30, 20, 3, 16, bytearray(bgr.tobytes())))], f"name string, {struct}"),
+        "bgra": spark.createDataFrame([("x", ("", 30, 20, 4, 24, bytearray(bgra.tobytes())))], f"name string, {struct}"),
+    }
+    made = {kind: features(DeepImageFeaturizer(modelName="MobileNetV2", weights="").transform(each))["x"] for kind, each in frames.items()}
+    for kind in made:
+        np.testing.assert_array_equal(made[kind], made["encoded"])
+
+
+def test_sparks_own_image_source_can_be_read(spark, folder):
+    found = spark.read.format("image").load(str(folder)).withColumn("name", F.element_at(F.split("image.origin", "/"), -1))
+    made = features(DeepImageFeaturizer(modelName="MobileNetV2", weights="").transform(found))
+    assert len(made) == 6
+    np.testing.assert_allclose(made["1.png"], by_keras("MobileNetV2", "features", folder / "1.png"), atol=1e-4)
+
+
+def test_a_bad_image_is_null_and_counted(spark, frame):
+    whole = png(picture(1))
+    pickled = io.BytesIO()
+    np.save(pickled, np.array([print], object), allow_pickle=True)
+    odd = [("empty", bytearray()), ("text", bytearray(b"not an image")), ("cut", bytearray(whole[: len(whole) // 2])), ("null", None), ("pickle", bytearray(pickled.getvalue())), ("good", bytearray(whole))]
+    stage = DeepImageFeaturizer(modelName="MobileNetV2", weights="")
+    made = stage.transform(spark.createDataFrame(odd, "name string, image binary").repartition(2)).cache()
+    assert {row["name"]: row["features"] is not None for row in made.collect()} == {"empty": False, "text": False, "cut": False, "null": False, "pickle": False, "good": True}
+    assert stage.rejected == 4  # a null is not a bad image
+    struct = "image struct<origin string, height int, width int, nChannels int, mode int, data binary>"
+    frames = spark.createDataFrame([("mode", ("", 2, 2, 3, 21, bytearray(48))), ("size", ("", 9, 9, 3, 16, bytearray(12))), ("null", None)], f"name string, {struct}")
+    stage = DeepImageFeaturizer(modelName="MobileNetV2", weights="")
+    assert features(stage.transform(frames)) == {}
+    assert stage.rejected == 2
+
+
+def test_a_pipeline_of_features_survives_save_and_load(spark, frame, tmp_path):
+    labelled = frame.withColumn("label", (F.col("name") < "3").cast("double"))
+    stages = [DeepImageFeaturizer(modelName="MobileNetV2", weights="", seed=3), LogisticRegression(maxIter=5)]
+    model = Pipeline(stages=stages).fit(labelled)
+    expected = {row["name"]: row["probability"] for row in model.transform(labelled).collect()}
+    model.write().overwrite().save(str(tmp_path / "model"))
+    loaded = PipelineModel.load(str(tmp_path / "model"))
+    assert loaded.stages[0].getOrDefault("seed") == 3 and loaded.stages[0].getOrDefault("modelName") == "MobileNetV2"
+    assert {row["name"]: row["probability"] for row in loaded.transform(labelled).collect()} == expected
+
+
+def test_weights_from_a_file(frame, folder, tmp_path):
+    path = str(tmp_path / "weights.h5")
+    tf.keras.utils.set_random_seed(11)
+    tf.keras.applications.MobileNetV2(weights=None, include_top=False).save_weights(path)
+    one = frame.where("name = '0.png'")
+    made = features(DeepImageFeaturizer(modelName="MobileNetV2", weights=path).transform(one))["0.png"]
+    np.testing.assert_allclose(made, by_keras("MobileNetV2", "features", folder / "0.png", path), atol=1e-4)
+    # Another file under the same name is not taken for the first.
+    tf.keras.utils.set_random_seed(12)
+    tf.keras.applications.MobileNetV2(weights=None, include_top=False).save_weights(path)
+    assert np.abs(features(DeepImageFeaturizer(modelName="MobileNetV2", weights=path).transform(one))["0.png"] - made).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"modelName": "InceptionV4"}, "modelName = 'InceptionV4': expected one of EfficientNetB0, InceptionV3, MobileNetV2"),
+        ({"inputCol": "nothing"}, r"inputCol = 'nothing': not a column \(columns: name, image\)"),
+        ({"inputCol": "name"}, "inputCol = 'name': expected binary .* or Spark's image struct; found string"),
+        ({"layer": "mixed99"}, r"layer = 'mixed99': no such layer in MobileNetV2 \(there are: .*block_1_expand"),
+        ({"weights": "/nowhere/w.h5"}, "/nowhere/w.h5: no such file"),
+    ],
+)
+def test_a_wrong_stage_is_one_clear_error(frame, values, message):
+    with pytest.raises(UserError, match=message):
+        DeepImageFeaturizer(**{"modelName": "MobileNetV2", "weights": "", **values}).transform(frame)
+
+
+def test_weights_that_do_not_fit_name_a_layer(frame, tmp_path):
+    path = str(tmp_path / "vgg.h5")
+    tf.keras.applications.VGG16(weights=None, include_top=False).save_weights(path)
+    with pytest.raises(UserError, match="does not fit VGG19: .*block3"):
+        DeepImageFeaturizer(modelName="VGG19", weights=path).transform(frame)
+
+
+def test_a_network_is_built_once_in_each_python_worker(spark, frame):
+    stage = DeepImageFeaturizer(modelName="MobileNetV2", weights="", seed=21)
+
+    def misses(_):
+        yield os.getpid(), carry.made.cache_info().misses
+
+    def counts() -> dict[int, int]:
+        return dict(spark.sparkContext.parallelize(range(4), 4).mapPartitions(misses).collect())
+
+    before = counts()
+    for _ in range(3):
+        stage.transform(frame.repartition(8)).select("features").collect()
+    after = counts()
+    assert after and all(after[pid] - before.get(pid, 0) <= 1 for pid in after)
+
+
+# --- the predictor ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def class_index(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("names") / "index.json"
+    path.write_text(json.dumps({str(i): [f"n{i:08d}", f"thing {i}"] for i in range(1000)}))
+    return str(path)
+
+
+def test_the_most_probable_classes_by_name(frame, folder, class_index):
+    made = DeepImagePredictor(modelName="MobileNetV2", weights="", topK=3, classIndex=class_index).transform(frame)
+    row = made.where("name = '1.png'").first()["predictions"]
+    expected = by_keras("MobileNetV2", "predictions", folder / "1.png")
+    best = np.argsort(-expected, kind="stable")[:3]
+    assert len(row) == 3 and [each["description"] for each in row] == [f"thing {i}" for i in best] and row[0]["class"] == f"n{best[0]:08d}"
+    np.testing.assert_allclose([each["probability"] for each in row], expected[best], atol=1e-5)
+    vectors = features(DeepImagePredictor(modelName="MobileNetV2", weights="", decodePredictions=False).transform(frame), "predictions")
+    np.testing.assert_allclose(vectors["1.png"], expected, atol=1e-5)
+    assert vectors["1.png"].sum() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_names_of_classes_are_checked(frame, tmp_path):
+    for text, message in (("{", "expected JSON of the form"), ('{"1": ["a", "b"]}', "expected JSON of the form"), (None, "no such file")):
+        path = tmp_path / "index.json"
+        path.unlink(missing_ok=True)
+        if text:
+            path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            DeepImagePredictor(modelName="MobileNetV2", weights="", classIndex=str(path)).transform(frame)
+
+
+# --- models in files -------------------------------------------------------------------
+
+
+def load_small(uri: str) -> np.ndarray:
+    """A user's loader."""
+    return np.asarray(Image.open(uri).convert("RGB").resize((8, 8)), np.float32)[None] / 255
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """(path, Keras model) of a model of 8x8 RGB images."""
+    tf.keras.utils.set_random_seed(2)
+    model = tf.keras.Sequential([tf.keras.Input([8, 8, 3]), tf.keras.layers.Conv2D(4, 3, activation="relu"), tf.keras.layers.GlobalAveragePooling2D(), tf.keras.layers.Dense(3)])
+    path = str(tmp_path_factory.mktemp("models") / "small.keras")
+    model.save(path)
+    return path, model
+
+
+def test_files_through_a_users_loader(spark, folder, small):
+    path, model = small
+    rows = [(name, str(folder / name)) for name in sorted(os.listdir(folder))] + [("gone", "/nowhere.png"), ("null", None)]
+    stage = KerasImageFileTransformer(modelFile=path, imageLoader=load_small)
+    made = features(stage.transform(spark.createDataFrame(rows, "name string, uri string")), "output")
+    assert sorted(made) == sorted(os.listdir(folder)) and stage.rejected == 1
+    np.testing.assert_allclose(made["4.png"], model(load_small(folder / "4.png"))[0], atol=1e-5)
+
+
+def test_a_loader_that_can_be_imported_is_saved_by_name(spark, small, tmp_path):
+    stage = KerasImageFileTransformer(modelFile=small[0], imageLoader="PIL.Image:open")
+    stage.write().overwrite().save(str(tmp_path / "stage"))
+    assert KerasImageFileTransformer.load(str(tmp_path / "stage")).getOrDefault("imageLoader") == "PIL.Image:open"
+    with pytest.raises(UserError, match="cannot be imported by that name"):
+        KerasImageFileTransformer(modelFile=small[0], imageLoader=lambda uri: None).write()
+    frame = spark.createDataFrame([("x", "y")], "name string, uri string")
+    with pytest.raises(UserError, match="imageLoader = 'nothing:there': expected module:function"):
+        KerasImageFileTransformer(modelFile=small[0], imageLoader="nothing:there").transform(frame)
+
+
+def test_vectors_through_a_model(spark, tmp_path):
+    tf.keras.utils.set_random_seed(4)
+    model = tf.keras.Sequential([tf.keras.Input([5]), tf.keras.layers.Dense(7, "relu"), tf.keras.layers.Dense(2)])
+    path = str(tmp_path / "dense.h5")
+    model.save(path)
+    given = np.random.default_rng(0).normal(size=[70, 5])
+    rows = [(str(i), Vectors.dense(row), row.tolist()) for i, row in enumerate(given)] + [("short", Vectors.dense([1.0]), [1.0]), ("null", None, None)]
+    frame = spark.createDataFrame(rows, ["name", "vector", "array"]).repartition(3)
+    for column in ("vector", "array"):
+        stage = KerasTransformer(inputCol=column, modelFile=path)
+        made = features(stage.transform(frame), "output")
+        np.testing.assert_allclose([made[str(i)] for i in range(70)], model(given.astype(np.float32)), atol=1e-5)
+        assert len(made) == 70 and stage.rejected == 1
+    with pytest.raises(UserError, match="inputCol = 'name': expected a vector or an array of numbers; found string"):
+        KerasTransformer(inputCol="name", modelFile=path).transform(frame)
+    with pytest.raises(UserError, match="no such file"):
+        KerasTransformer(inputCol="array", modelFile="/nowhere.h5").transform(frame)
+
+
+def test_a_model_as_an_sql_function(spark, frame, folder, small):
+    path, model = small
+    register_keras_image_udf(spark, "look", path)
+    register_keras_image_udf(spark, "look_scaled", model, lambda pixels: images.resize(pixels, 8, 8, "stretch") / 255.0)
+    frame.createOrReplaceTempView("pictures")
+    row = spark.sql("SELECT look(image) AS plain, look_scaled(image) AS scaled FROM pictures WHERE name = '4.png'").first()
+    pixels = np.asarray(Image.open(folder / "4.png"))
+    np.testing.assert_allclose(row["plain"], model(images.resize(pixels, 8, 8, "stretch", images.BILINEAR).astype(np.float32)[None])[0], atol=1e-3)
+    np.testing.assert_allclose(row["scaled"], model(images.resize(pixels, 8, 8, "stretch")[None] / np.float32(255))[0], atol=1e-4)
+    vector = tf.keras.Sequential([tf.keras.Input([5]), tf.keras.layers.Dense(2)])
+    with pytest.raises(UserError, match="expected a model of images, found an input of"):
+        register_keras_image_udf(spark, "not_images", vector)
+
+
+def test_columns_reads_what_pixels_there_are():
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
+    assert np.array_equal(columns.pixels(schema.npy_header((3, 4, 1)) + grey.tobytes()), grey)
+    assert columns.pixels(png(Image.fromarray(grey[:, :, 0]))).shape == (3, 4, 3)
