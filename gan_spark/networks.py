@@ -1,6 +1,7 @@
 """Keras's own networks by name, with weights by name or from a file in the lake."""
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -32,12 +33,43 @@ def load(name: str, weights: str, **options) -> tf.keras.Model:
     if not lake.exists(url):
         raise UserError(f"{url}: no such file; expected 'imagenet' or a Keras weights file (.h5) of {name}")
     model = make(weights=None, **options)
-    with _local(lake.read_bytes(url), "network.weights.h5") as path:
+    with _local(lake.read_bytes(url), "network.h5") as path:
         try:
-            model.load_weights(path)
+            model.load_weights(_named_after_its_format(path))
         except (ValueError, OSError, KeyError) as error:
-            raise UserError(f"{url}: does not fit {name}: {error}") from error
+            raise UserError(f"{url}: does not fit {name}: {_misfit(path, model) or error}") from error
     return model
+
+
+def _named_after_its_format(path: str) -> str:
+    """Keras tells its two formats of weights files apart by their names; the older one, its published weights', lists `layer_names`."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        if "layer_names" in file.attrs or "model_weights" in file:
+            return path
+    os.rename(path, path.removesuffix(".h5") + ".weights.h5")
+    return path.removesuffix(".h5") + ".weights.h5"
+
+
+def _misfit(path: str, model: tf.keras.Model) -> str:
+    """The first layer whose weights are not the file's; "" where the file does not list its layers."""
+    import h5py
+
+    def text(name) -> str:
+        return name.decode() if isinstance(name, bytes) else name
+
+    if not os.path.exists(path):  # renamed: of the newer format
+        return ""
+    with h5py.File(path, "r") as file:
+        root = file["model_weights"] if "model_weights" in file else file
+        layers = [(text(name), root[text(name)]) for name in root.attrs["layer_names"]]
+        found = [(name, [layer[text(weight)].shape for weight in layer.attrs["weight_names"]]) for name, layer in layers if len(layer.attrs["weight_names"])]
+    wanted = [(layer.name, [tuple(weight.shape) for weight in layer.weights]) for layer in model.layers if layer.weights]
+    for (layer, shapes), (other, others) in itertools.zip_longest(wanted, found, fillvalue=("none", [])):
+        if shapes != others:
+            return f"its layer {layer!r} has weights of {shapes}, where the file has {other!r} with {others}"
+    return ""
 
 
 def load_file(url: str) -> tf.keras.Model:

@@ -3,11 +3,13 @@
 import io
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from pyspark import cloudpickle
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.linalg import Vectors
@@ -16,6 +18,9 @@ from pyspark.sql import functions as F
 from gan_spark import images, schema
 from gan_spark.config import UserError
 from gan_spark.ml import DeepImageFeaturizer, DeepImagePredictor, KerasImageFileTransformer, KerasTransformer, carry, columns, register_keras_image_udf
+
+# Workers cannot import this module, so the loader below travels by value.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 def picture(seed: int, height: int = 40, width: int = 60, mode: str = "RGB") -> Image.Image:
@@ -60,6 +65,12 @@ def by_keras(name: str, output: str, path, weights: str = "", seed: int = 0) -> 
     return network(getattr(tf.keras.applications, module).preprocess_input(pixels)[None], training=False).numpy().ravel()
 
 
+def same(made: np.ndarray, expected: np.ndarray) -> bool:
+    """Random weights make numbers of any size, so errors are held against the largest."""
+    assert made.shape == expected.shape and np.abs(expected).max() > 0
+    return float(np.abs(made - expected).max()) <= 1e-4 * float(np.abs(expected).max())
+
+
 def features(made, column: str = "features") -> dict[str, np.ndarray]:
     return {row["name"]: row[column].toArray() for row in made.select("name", column).collect() if row[column] is not None}
 
@@ -70,25 +81,24 @@ def test_features_are_those_of_keras(frame, folder, name, size):
     assert len(made) == 6
     for file in ("0.png", "1.png", "3.png"):
         expected = by_keras(name, "features", folder / file)
-        assert made[file].shape == (size,)
-        np.testing.assert_allclose(made[file], expected, atol=1e-4)
-    assert np.abs(made["0.png"] - made["1.png"]).max() > 1e-3  # pictures can be told apart
+        assert made[file].shape == (size,) and same(made[file], expected)
+    assert not same(made["0.png"], made["1.png"])
 
 
 @pytest.mark.parametrize("name, size", [("EfficientNetB0", 1280), ("ResNet50", 2048), ("VGG16", 512), ("VGG19", 512), ("Xception", 2048)])
 def test_the_siblings_have_their_own_sizes_and_scales(name, size):
     network = carry.Network(name, weights="")
     weights = network.whole("").get_weights()
-    pixels = np.stack([carry.fitted(name, np.asarray(picture(0)))] * carry.BATCH)
+    pixels = np.stack([carry.fitted(name, np.asarray(picture(0)))] * 2)
     made = carry._apply(network, weights)(pixels)
-    assert made.shape == (carry.BATCH, size) and np.isfinite(made).all()
+    assert made.shape == (2, size) and np.isfinite(made).all()
 
 
 def test_a_layer_by_name_and_a_seed(frame, folder):
     made = features(DeepImageFeaturizer(modelName="MobileNetV2", weights="", layer="block_16_project", seed=5).transform(frame.where("name = '2.png'")))
     expected = by_keras("MobileNetV2", "block_16_project", folder / "2.png", seed=5)
     assert made["2.png"].shape == (7 * 7 * 320,)
-    np.testing.assert_allclose(made["2.png"], expected, atol=1e-4)
+    assert same(made["2.png"], expected)
 
 
 def test_every_kind_of_image_column_gives_the_same_features(spark):
@@ -113,7 +123,7 @@ def test_sparks_own_image_source_can_be_read(spark, folder):
     found = spark.read.format("image").load(str(folder)).withColumn("name", F.element_at(F.split("image.origin", "/"), -1))
     made = features(DeepImageFeaturizer(modelName="MobileNetV2", weights="").transform(found))
     assert len(made) == 6
-    np.testing.assert_allclose(made["1.png"], by_keras("MobileNetV2", "features", folder / "1.png"), atol=1e-4)
+    assert same(made["1.png"], by_keras("MobileNetV2", "features", folder / "1.png"))
 
 
 def test_a_bad_image_is_null_and_counted(spark, frame):
@@ -143,17 +153,18 @@ def test_a_pipeline_of_features_survives_save_and_load(spark, frame, tmp_path):
     assert {row["name"]: row["probability"] for row in loaded.transform(labelled).collect()} == expected
 
 
-def test_weights_from_a_file(frame, folder, tmp_path):
-    path = str(tmp_path / "weights.h5")
+@pytest.mark.parametrize("name", ["weights.h5", "new.weights.h5"])
+def test_weights_from_a_file_of_either_format(frame, folder, tmp_path, name):
+    path = str(tmp_path / name)
     tf.keras.utils.set_random_seed(11)
     tf.keras.applications.MobileNetV2(weights=None, include_top=False).save_weights(path)
     one = frame.where("name = '0.png'")
     made = features(DeepImageFeaturizer(modelName="MobileNetV2", weights=path).transform(one))["0.png"]
-    np.testing.assert_allclose(made, by_keras("MobileNetV2", "features", folder / "0.png", path), atol=1e-4)
+    assert same(made, by_keras("MobileNetV2", "features", folder / "0.png", path))
     # Another file under the same name is not taken for the first.
     tf.keras.utils.set_random_seed(12)
     tf.keras.applications.MobileNetV2(weights=None, include_top=False).save_weights(path)
-    assert np.abs(features(DeepImageFeaturizer(modelName="MobileNetV2", weights=path).transform(one))["0.png"] - made).max() > 1e-4
+    assert not same(features(DeepImageFeaturizer(modelName="MobileNetV2", weights=path).transform(one))["0.png"], made)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +185,7 @@ def test_a_wrong_stage_is_one_clear_error(frame, values, message):
 def test_weights_that_do_not_fit_name_a_layer(frame, tmp_path):
     path = str(tmp_path / "vgg.h5")
     tf.keras.applications.VGG16(weights=None, include_top=False).save_weights(path)
-    with pytest.raises(UserError, match="does not fit VGG19: .*block3"):
+    with pytest.raises(UserError, match="does not fit VGG19: its layer 'block3_conv4' has weights of .*the file has 'block4_conv1'"):
         DeepImageFeaturizer(modelName="VGG19", weights=path).transform(frame)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from .. import images, lake, launch, networks
 from ..config import UserError
 
-BATCH = 32  # rows a forward pass
+BATCH = 32  # rows a forward pass, at most
 # Side of the images that each was trained on.
 SIZES = {"EfficientNetB0": 224, "InceptionV3": 299, "MobileNetV2": 224, "ResNet50": 224, "VGG16": 224, "VGG19": 224, "Xception": 299}
 
@@ -87,16 +87,16 @@ def _network(spark, wanted: Network, stamp: str) -> Carried:
 
 
 def _apply(wanted: Network, weights: list[np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """uint8 [BATCH, side, side, 3] -> the output, flattened, float32 [BATCH, d]."""
+    """uint8 [n, side, side, 3] -> the output, flattened, float32 [n, d]."""
     import tensorflow as tf
 
     whole = wanted.whole("")
     whole.set_weights(weights)
     cut, scale = wanted.cut(whole), networks.preprocess(wanted.name)
 
-    @tf.function
+    @tf.function(input_signature=[tf.TensorSpec([None, SIZES[wanted.name], SIZES[wanted.name], 3], tf.uint8)])
     def apply(pixels):
-        return tf.reshape(cut(scale(tf.cast(pixels, tf.float32)), training=False), [BATCH, -1])
+        return tf.reshape(cut(scale(tf.cast(pixels, tf.float32)), training=False), [tf.shape(pixels)[0], -1])
 
     return lambda pixels: apply(tf.constant(pixels)).numpy()
 
@@ -118,7 +118,7 @@ def model_file(spark, data: bytes, url: str) -> tuple[Carried, tuple]:
 
 
 def _apply_file(value: tuple[bytes, str]) -> Callable[[np.ndarray], np.ndarray]:
-    """float32 [BATCH, ...] -> float32 [BATCH, d]."""
+    """float32 [n, ...] -> float32 [n, d]."""
     import tensorflow as tf
 
     model = networks.from_bytes(*value)

@@ -79,15 +79,11 @@ def _of_struct(row: dict) -> np.ndarray:
 
 
 def answers(given: Sequence, prepare: Callable, call: Callable[[np.ndarray], np.ndarray], batch_size: int) -> tuple[list, list[str]]:
-    """`call` on batches of `prepare(value)`: (an answer a value, None for null and bad ones; the reasons of the bad ones).
-
-    Every batch has `batch_size` rows, the last filled up, so that an answer does not depend on what else is in the partition.
-    """
+    """`call` on batches of `prepare(value)`: (an answer a value, None for null and bad ones; the reasons of the bad ones)."""
     made, reasons, good, held = [None] * len(given), [], [], []
 
     def flush() -> None:
-        full = np.stack(held + held[-1:] * (batch_size - len(held)))
-        for place, answer in zip(good, call(full)):
+        for place, answer in zip(good, call(np.stack(held))):
             made[place] = answer
         good.clear(), held.clear()
 

@@ -46,7 +46,7 @@ class KerasTransformer(_ModelFile):
     def _transform(self, frame):
         name = self.getInputCol()
         columns.check(frame, name, ("numbers",))
-        column = vector_to_array(frame[name]) if dict(frame.dtypes)[name] == "vector" else frame[name].cast("array<double>")
+        column = F.when(frame[name].isNotNull(), vector_to_array(frame[name])) if dict(frame.dtypes)[name] == "vector" else frame[name].cast("array<double>")
         return self._applied(frame, column, lambda shape: functools.partial(_shaped, shape))
 
 
