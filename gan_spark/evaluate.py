@@ -87,6 +87,8 @@ def inception_score(probabilities: Moments, entropy: Moments) -> float:
 
 def evaluate(spark, config: Config) -> dict:
     """FID, KID, precision, recall and score of the config's generated table against `evaluate.split`, with the floor beside them."""
+    from pyspark.sql import functions as F
+
     options = config.evaluate
     fake_url = lake.table_url(config)
     config = dataclasses.replace(config, dataset=options.dataset or config.dataset)
@@ -126,9 +128,14 @@ def evaluate(spark, config: Config) -> dict:
     if network.kind == "lenet":
         result["classifier_accuracy"] = held_out(real_frame, network.run, network.step, manifest, options.batch_size)["accuracy"]
     if {row["input"] for row in fake_frame.select("input").distinct().limit(len(manifest.classes) + 1).collect()} <= set(manifest.classes):
-        result["class_agreement"] = class_agreement(fake_frame, network, manifest, options.batch_size)
+        wanted = F.create_map(*(F.lit(each) for pair in zip(manifest.classes, range(len(manifest.classes))) for each in pair))[F.col("input")]
+        result["class_agreement"] = class_agreement(fake_frame.select("image", wanted.alias("wanted")), network, manifest, options.batch_size)
     if options.part:
-        result |= pair_errors(real_frame, fake_frame, manifest, options.part)
+        pairs = paired(real_frame, fake_frame, options.part).persist()
+        result |= pair_errors(pairs, manifest)
+        if result.get("pairs") and network.kind == "lenet":
+            result["labels_kept"] = class_agreement(pairs.select("image", pairs["label"].alias("wanted")), network, manifest, options.batch_size)
+        pairs.unpersist()
     run, step = made["run"], made["step"]
     result |= {f"held_out_{name}": value for name, value in held_out(real_frame, run, step, manifest, options.batch_size).items()}
     result = {key: round(value, 6) if isinstance(value, float) else value for key, value in result.items()}
@@ -138,38 +145,43 @@ def evaluate(spark, config: Config) -> dict:
 
 
 def class_agreement(frame, network: features.Network, manifest: schema.Manifest, batch_size: int) -> float:
-    """Share of the images that the network gives the class they were asked for (their `input`)."""
-    wanted = {name: index for index, name in enumerate(manifest.classes)}
+    """Share of the images (PNG) that the network gives the class with the index `wanted`."""
 
     def partial(rows: Iterator) -> Iterator[tuple[int, int]]:
         apply, right, total = features.function(network), 0, 0
         while chunk := [row for _, row in zip(range(batch_size), rows)]:
             _, probability = apply(schema.unpack([row["image"] for row in chunk], manifest.shape, "png"))
-            right += int((probability.argmax(1) == [wanted[row["input"]] for row in chunk]).sum())
+            right += int((probability.argmax(1) == [row["wanted"] for row in chunk]).sum())
             total += len(chunk)
         yield right, total
 
-    right, total = frame.select("input", "image").rdd.mapPartitions(partial).treeReduce(lambda a, b: (a[0] + b[0], a[1] + b[1]))
+    right, total = frame.rdd.mapPartitions(partial).treeReduce(lambda a, b: (a[0] + b[0], a[1] + b[1]))
     return right / total
 
 
-def pair_errors(real, fake, manifest: schema.Manifest, part: str) -> dict[str, float]:
-    """Mean absolute error and PSNR against the truth, where the dataset holds the image `<part>/<id>` that `<other part>/<id>` should become; values in [0, 1]."""
+def paired(real, fake, part: str):
+    """Rows of `image` (PNG), and the `truth` (as stored) with its `label`, where the dataset holds the image `<part>/<id>` that `<other part>/<id>` should become."""
     from pyspark.sql import functions as F
 
-    truth = real.select(F.col("id").alias("truth"), F.col("image").alias("wanted"))
-    made = fake.select(F.concat(F.lit(f"{part}/"), F.expr("substring(input, 3)")).alias("truth"), "image")
+    label = F.col("label") if "label" in real.columns else F.lit(None).cast("int").alias("label")
+    truth = real.select(F.col("id").alias("of"), F.col("image").alias("truth"), label)
+    made = fake.select(F.concat(F.lit(f"{part}/"), F.expr("substring(input, 3)")).alias("of"), "image")
+    return made.join(truth, "of").drop("of")
+
+
+def pair_errors(pairs, manifest: schema.Manifest) -> dict[str, float]:
+    """Mean absolute error and PSNR against the truth; values in [0, 1]. Empty where there are no pairs."""
 
     def partial(rows: Iterator) -> Iterator[tuple[int, float, float]]:
         count, absolute, psnr = 0, 0.0, 0.0
         for row in rows:
-            wanted = schema.unpack([row["wanted"]], manifest.shape, manifest.encoding)[0].astype(np.float64) / 255
+            wanted = schema.unpack([row["truth"]], manifest.shape, manifest.encoding)[0].astype(np.float64) / 255
             error = images.decode_png(row["image"]) / 255 - wanted
             count, absolute = count + 1, absolute + np.abs(error).mean()
             psnr += -10 * np.log10(max(np.square(error).mean(), 1e-10))
         yield count, absolute, psnr
 
-    count, absolute, psnr = made.join(truth, "truth").rdd.mapPartitions(partial).fold((0, 0.0, 0.0), lambda a, b: tuple(x + y for x, y in zip(a, b)))
+    count, absolute, psnr = pairs.rdd.mapPartitions(partial).fold((0, 0.0, 0.0), lambda a, b: tuple(x + y for x, y in zip(a, b)))
     return {"pairs": count, "pair_l1": float(absolute / count), "pair_psnr": float(psnr / count)} if count else {}
 
 

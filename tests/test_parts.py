@@ -120,9 +120,16 @@ def test_a_translation_says_which_image_it_is_of_and_is_compared_with_the_truth(
     assert {found[row["input"]]["part"] for row in made} == {"a"} and {found[row["input"]]["split"] for row in made} == {"test"}
     real = spark.read.parquet(*dataset.files(url, "test", "b"))
     manifest = schema.read_manifest(url)
-    errors = evaluate.pair_errors(real, spark.read.parquet(answer["table"]), manifest, "b")
+    pairs = evaluate.paired(real, spark.read.parquet(answer["table"]), "b")
+    errors = evaluate.pair_errors(pairs, manifest)
     expected = np.mean([np.abs(generate.images.decode_png(row["image"]) / 255 - pixels(found["b" + row["input"][1:]]) / 255).mean() for row in made])
     assert errors["pairs"] == 40 and errors["pair_l1"] == pytest.approx(expected, rel=1e-6)
+    measured = evaluate.evaluate(spark, dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, part="b", classifier_steps=20, classifier_batch=16)))
+    assert measured["pair_l1"] == pytest.approx(expected, rel=1e-4) and measured["pairs"] == 40
+    # The same by hand: the classifier's answer to each translation against the label of the image that it is of.
+    network = evaluate.features.network(spark, dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, part="b", classifier_steps=20, classifier_batch=16)))
+    answers = evaluate.features.function(network)(np.stack([generate.images.decode_png(row["image"]) for row in made]))[1].argmax(1)
+    assert measured["labels_kept"] == pytest.approx(np.mean([answer == found[row["input"]]["label"] for answer, row in zip(answers, made)]), abs=1e-6)
     with pytest.raises(UserError, match="expected the domain to start from, one of a, b"):
         generate.generate(spark, dataclasses.replace(config, generate=dataclasses.replace(config.generate, part="")))
 
