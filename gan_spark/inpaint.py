@@ -2,6 +2,7 @@
 
 For each image a z is searched for whose G(z) agrees with what is left of it (contextual loss, which counts pixels near the
 hole more) and which the discriminator takes for real (perceptual loss); the hole is then filled from G(z).
+Unlike the paper's, the search begins at several z, the best of many draws, and keeps the end with the lowest loss.
 Beside it stand two fillings that anyone could make: the training images' mean, and the training
 image that is nearest in what is left.
 """
@@ -150,10 +151,13 @@ def baselines(spark, train, originals: np.ndarray, masks: np.ndarray, manifest: 
     return mean, kept.reshape(count, *manifest.shape)
 
 
-def search(model, originals: np.ndarray, masks: np.ndarray, seeds: np.ndarray, options: Inpaint) -> np.ndarray:
-    """G(z) in [-1, 1] for images [n, h, w, c] in [-1, 1] with masks [n, h, w], by Adam on z from the seeds' own latents."""
-    weights = tf.constant(np.stack([context_weights(mask, options.window) for mask in masks])[..., None])
-    real = tf.constant(originals)
+def search(model, originals: np.ndarray, masks: np.ndarray, options: Inpaint) -> np.ndarray:
+    """G(z) in [-1, 1] for images [n, h, w, c] in [-1, 1] with masks [n, h, w]: Adam from the best of many z, and the best of what it ends at."""
+    weights = np.stack([context_weights(mask, options.window) for mask in masks])[..., None]
+    starts = min(options.starts, options.draws)
+    drawn = _draws(model, options.draws)
+    z = tf.constant(np.concatenate([drawn[0][_nearest(drawn[1], image, weight)[:starts]] for image, weight in zip(originals, weights)]))
+    weights, real = (tf.constant(np.repeat(each, starts, 0)) for each in (weights, originals))
 
     @tf.function
     def slope(z):
@@ -162,17 +166,30 @@ def search(model, originals: np.ndarray, masks: np.ndarray, seeds: np.ndarray, o
             made = model.decode(z)
             context = tf.reduce_sum(weights * tf.abs(made - real), axis=[1, 2, 3])
             # log(1 - D) = -softplus(logit)
-            perceptual = -tf.nn.softplus(model.discriminator(made, training=False)[0][:, 0])
-            loss = tf.reduce_sum(context + options.perceptual * perceptual)
-        return tape.gradient(loss, z)
+            losses = context - options.perceptual * tf.nn.softplus(model.discriminator(made, training=False)[0][:, 0])
+            total = tf.reduce_sum(losses)
+        return losses, tape.gradient(total, z)
 
-    z = model.latents(tf.constant(seeds, tf.int64), model.config.latent)
     mean, square = tf.zeros_like(z), tf.zeros_like(z)
     for t in range(1, options.iterations + 1):
-        gradient = slope(z)
+        _, gradient = slope(z)
         mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * tf.square(gradient)
         z -= options.rate * (mean / (1 - 0.9**t)) / (tf.sqrt(square / (1 - 0.999**t)) + 1e-8)
-    return model.decode(z).numpy()
+    losses = slope(z)[0].numpy().reshape(len(originals), starts)
+    best = z.numpy().reshape(len(originals), starts, -1)[np.arange(len(originals)), losses.argmin(1)]
+    return model.decode(tf.constant(best)).numpy()
+
+
+@functools.lru_cache(maxsize=1)
+def _draws(model, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Latents of the seeds 0, 1, ..., and their images: the same ones for every image and in every task."""
+    z = model.latents(np.arange(count), model.config.latent).numpy()
+    return z, np.concatenate([model.decode(z[start : start + 256]).numpy() for start in range(0, count, 256)])
+
+
+def _nearest(made: np.ndarray, image: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Indices of `made` from the least contextual loss on."""
+    return np.argsort((weight * np.abs(made - image)).sum((1, 2, 3)), kind="stable")
 
 
 def filled(original: np.ndarray, made: np.ndarray, mask: np.ndarray, blend: str) -> np.ndarray:
@@ -200,7 +217,7 @@ def _inpaint(url: str, step: int, record: dict, options: Inpaint, manifest: sche
             full = rows + rows[-1:] * (options.batch_size - len(rows))
             originals = schema.unpack([row["image"] for row in full], manifest.shape, manifest.encoding)
             masks = np.stack([_mask(row, options, manifest) for row in full])
-            made = images.to_pixels(search(model, images.to_unit(originals), masks, np.array([row["seed"] for row in full]), options))
+            made = images.to_pixels(search(model, images.to_unit(originals), masks, options))
             for i, row in enumerate(rows):
                 mean, nearest = fillings.value[row["id"]]
                 whole = filled(originals[i], made[i], masks[i], options.blend)

@@ -81,12 +81,14 @@ def test_the_search_finds_an_image_that_the_generator_can_make():
         variable.assign(variable * 3.0)
     target = model.decode(z).numpy()
     mask = mask_of(Inpaint(hole=0.25))[None]
-    options = Inpaint(iterations=0, perceptual=0.0)
     errors = []
-    for iterations in (0, 200):
-        made = inpaint.search(model, target, mask, np.array([5]), dataclasses.replace(options, iterations=iterations))
+    for iterations, draws, starts in ((0, 4, 1), (200, 4, 1), (0, 300, 2), (0, 4, 4)):
+        options = Inpaint(iterations=iterations, perceptual=0.0, draws=draws, starts=starts)
+        made = inpaint.search(model, target, mask, options)
         errors.append(np.abs(made - target)[0][mask[0] == 1].mean())
     assert errors[1] < 0.3 * errors[0]
+    assert errors[2] < 1e-5  # seed 11 is among the draws
+    assert errors[3] == errors[0]  # of the ends, the best is kept
 
 
 def test_the_perceptual_weight_makes_the_discriminator_surer():
@@ -97,7 +99,7 @@ def test_the_perceptual_weight_makes_the_discriminator_surer():
     masks = np.repeat(mask_of(Inpaint())[None], 2, 0)
     scores = []
     for weight in (0.0, 100.0):
-        made = inpaint.search(model, real, masks, np.array([1, 2]), Inpaint(iterations=60, perceptual=weight))
+        made = inpaint.search(model, real, masks, Inpaint(iterations=60, perceptual=weight, draws=4, starts=1))
         scores.append(float(tf.reduce_mean(model.discriminator(made, training=False)[0])))
     assert scores[1] > scores[0]
 
@@ -120,7 +122,7 @@ def test_poisson_editing_takes_gradients_and_not_values():
 
 @pytest.fixture(scope="module")
 def config(spark, lake, digits):
-    config = make_config(lake, run="mends", train={"steps": 2, "checkpoint_every": 2}, inpaint={"images": 6, "batch_size": 4, "iterations": 3})
+    config = make_config(lake, run="mends", train={"steps": 2, "checkpoint_every": 2}, inpaint={"images": 6, "batch_size": 4, "iterations": 3, "draws": 20, "starts": 2})
     trainer.train(spark, config)
     return config
 
