@@ -8,6 +8,7 @@ and every forward pass has the same shape and one thread, since both can change 
 
 import functools
 import logging
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,6 +21,7 @@ from .store import Run
 log = logging.getLogger(__name__)
 TABLE = "run string, model string, step long, seed long, input string, image binary, height int, width int, channels int"
 _GRID = 64
+_HANDED_ON, _HANDED_ON_BYTES = 1024, 16 * 2**20  # images, and their pixels, that a task holds before it hands them on
 
 
 def generate(spark, config: Config) -> dict:
@@ -124,7 +126,17 @@ def _generate(url: str, step: int, record: dict, batch_size: int, part: str, fra
     model = trainer.load_model(url, step, record)
     sample = _sampler(model)
     takes = _takes(record)
-    manifest = None
+    manifest, seeds, named, made, shape = None, [], [], [], None
+
+    def table() -> pd.DataFrame:
+        whole = pd.DataFrame({
+            "run": url, "model": record["config"]["model"]["name"], "step": step, "seed": seeds, "input": named,
+            "image": made, "height": shape[0], "width": shape[1], "channels": shape[2],
+        })  # fmt: skip
+        for held in (seeds, named, made):
+            held.clear()
+        return whole
+
     for frame in frames:
         if manifest is None and "image" in frame or "embedding" in frame:
             manifest = schema.read_manifest(record["dataset"]["url"])
@@ -142,12 +154,15 @@ def _generate(url: str, step: int, record: dict, batch_size: int, part: str, fra
             if "image" in filled:
                 given[part or "image"] = images.to_unit(tf.constant(schema.unpack(filled["image"], manifest.shape, manifest.encoding)))
             pixels = images.to_pixels(sample(given, tf.constant(filled["seed"], tf.int64)))[: len(rows)]
-            yield pd.DataFrame({
-                "run": url, "model": record["config"]["model"]["name"], "step": step, "seed": rows["seed"].to_numpy(),
-                "input": rows["input"].to_numpy() if "input" in rows else None,
-                "image": [images.encode_png(image) for image in pixels],
-                "height": pixels.shape[1], "width": pixels.shape[2], "channels": pixels.shape[3],
-            })  # fmt: skip
+            shape = pixels.shape[1:]
+            seeds += rows["seed"].tolist()
+            named += rows["input"].tolist() if "input" in rows else [None] * len(rows)
+            made += map(images.encode_png, pixels)
+            # A table handed on costs as much as ten small images.
+            if len(made) >= _HANDED_ON or len(made) * math.prod(shape) >= _HANDED_ON_BYTES:
+                yield table()
+    if made:
+        yield table()
 
 
 @functools.cache
