@@ -235,7 +235,7 @@ def test_the_most_probable_classes_by_name(frame, folder, class_index, lively):
     best = np.argsort(-expected, kind="stable")[:3]
     assert len(row) == 3 and [each["description"] for each in row] == [f"thing {i}" for i in best] and row[0]["class"] == f"n{best[0]:08d}"
     np.testing.assert_allclose([each["probability"] for each in row], expected[best], atol=1e-5)
-    assert expected.max() > 2 / 1000  # the classes can be told apart
+    assert expected.max() > 1.5 / 1000  # classes can be told apart: for none it would be 1 / 1000
     vectors = features(DeepImagePredictor(modelName="MobileNetV2", weights=lively, decodePredictions=False).transform(frame), "predictions")
     np.testing.assert_allclose(vectors["1.png"], expected, atol=1e-5)
     assert vectors["1.png"].sum() == pytest.approx(1.0, abs=1e-4)
