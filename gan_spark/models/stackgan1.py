@@ -10,30 +10,16 @@ import tensorflow as tf
 
 from ..config import UserError, option
 from .blocks import BatchNorm, pyramid
-from .stackgan import StackGAN, conditioned, upsampled
+from .stackgan import StackGAN, StageConfig, conditioned, upsampled
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(StageConfig):
     name: str = option("stackgan1", "", choices=("stackgan1",))
     image_size: int = option(64, "pixels a side", low=8, high=1024)
-    channels: int = option(3, "of the image", choices=(1, 3))
-    text: str = option("captions", "read by the text encoder of a run, or the dataset's embeddings", choices=("captions", "embedding"))
     encoder: str = option("", "captions: run of a text_encoder", run=True)
-    embedding: int = option(1024, "size of a text's embedding", low=1)
-    conditioning: int = option(128, "size of c", low=1)
     latent: int = option(100, "size of z", low=1)
     width: int = option(96, "filters of the generator next to the image; doubled at each halving", low=1, high=1024)
-    discriminator_width: int = option(64, "filters of the discriminator next to the image; doubled at each halving", low=1, high=1024)
-    compressed: int = option(128, "N_d, size of the embedding in the discriminator", low=1)
-    kl: float = option(1.0, "lambda, weight of the conditioning augmentation's KL term", low=0.0)
-    real_target: float = option(0.9, "target of real images with their text; under 1 is one-sided label smoothing", low=0.5, high=1.0)
-    average: float = option(0.999, "decay of the generator's moving average; 0 for its newest weights", low=0.0, high=0.99999)
-    generator_rate: float = option(2e-4, "Adam's learning rate", low=0.0, high=1.0)
-    discriminator_rate: float = option(2e-4, "Adam's learning rate", low=0.0, high=1.0)
-    constant_steps: int = option(0, "before the rates fall", low=0)
-    decay_steps: int = option(0, "in which the rates fall to 0; 0 for constant rates", low=0)
-    beta1: float = option(0.5, "Adam's", low=0.0, high=0.999)
 
 
 class StackGAN1(StackGAN):
