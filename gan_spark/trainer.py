@@ -341,7 +341,7 @@ class _Progress(threading.Thread):
         lines, self.offset = self.run_.watch(self.offset)
         for line in lines:
             if line.get("event") == "start":
-                self.bar.initial = self.bar.n = line["step"]
+                self.bar.initial = self.bar.n = self.bar.last_print_n = line["step"]
                 self.bar.start_t = self.bar.last_print_t = time.time()
             elif line.get("event") == "warning":
                 log.warning("%s", line["text"])
