@@ -138,7 +138,7 @@ def _generate(url: str, step: int, record: dict, batch_size: int, part: str, fra
         return whole
 
     for frame in frames:
-        if manifest is None and "image" in frame or "embedding" in frame:
+        if manifest is None and ("image" in frame or "embedding" in frame):
             manifest = schema.read_manifest(record["dataset"]["url"])
         for start in range(0, len(frame), batch_size):
             rows = frame.iloc[start : start + batch_size]

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .config import Config, UserError, load, resolved
+from .config import UserError, load, resolved
 
 log = logging.getLogger(__name__)
 

@@ -59,10 +59,12 @@ def _misfit(path: str, model: tf.keras.Model) -> str:
     def text(name) -> str:
         return name.decode() if isinstance(name, bytes) else name
 
-    if not os.path.exists(path):  # renamed: of the newer format
+    if not os.path.exists(path) or not h5py.is_hdf5(path):  # renamed, as it is of the newer format; or no weights file at all
         return ""
     with h5py.File(path, "r") as file:
         root = file["model_weights"] if "model_weights" in file else file
+        if "layer_names" not in root.attrs:
+            return ""
         layers = [(text(name), root[text(name)]) for name in root.attrs["layer_names"]]
         found = [(name, [layer[text(weight)].shape for weight in layer.attrs["weight_names"]]) for name, layer in layers if len(layer.attrs["weight_names"])]
     wanted = [(layer.name, [tuple(weight.shape) for weight in layer.weights]) for layer in model.layers if layer.weights]

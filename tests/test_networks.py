@@ -67,5 +67,8 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     tf.keras.applications.VGG16(weights=None, include_top=False).save_weights(path)
     with pytest.raises(UserError, match="does not fit VGG19"):
         networks.load("VGG19", path, include_top=False)
+    (tmp_path / "text.h5").write_bytes(b"not weights")
+    with pytest.raises(UserError, match="text.h5: does not fit VGG19"):
+        networks.load("VGG19", str(tmp_path / "text.h5"), include_top=False)
     with pytest.raises(UserError, match="no network 'VGG99' in Keras .*InceptionV3"):
         networks.load("VGG99", "")

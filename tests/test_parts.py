@@ -7,7 +7,7 @@ import pytest
 from conftest import make_config
 
 from gan_spark import dataset, generate, ingest, lake as lakes, parts, schema, trainer
-from gan_spark.config import Ingest, UserError
+from gan_spark.config import UserError
 from gan_spark.store import Run
 
 

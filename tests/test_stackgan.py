@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import MODEL_CONFIGS, make_batch, make_config, make_model
+from conftest import MODEL_CONFIGS, make_batch, make_model
 from pyspark.sql import functions as F
 
 from gan_spark import captions, dataset, generate, images, ingest, lake as lakes, models, schema, shapes, sources, trainer

@@ -107,16 +107,16 @@ def udf(prepare: Callable, carried: carry.Carried, counter):
 
     @F.pandas_udf("array<double>")
     def apply(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        call, seen, bad = carry.made(carried), 0, []
+        call, seen, bad = carry.made(carried), 0, collections.Counter()
         for batch in batches:
             given = list(values(batch))
             found, reasons = answers(given, prepare, call, carry.BATCH)
-            seen, bad = seen + len(given), bad + reasons
+            seen += len(given)
+            bad.update(reasons)
             yield pd.Series([None if each is None else np.asarray(each, np.float64) for each in found], dtype=object)
         if bad:
-            counter.add(len(bad))
-            common = collections.Counter(bad).most_common(3)
-            log.warning("%d of %d images cannot be used and are null: %s", len(bad), seen, "; ".join(f"{count} x {reason}" for reason, count in common))
+            counter.add(bad.total())
+            log.warning("%d of %d images cannot be used and are null: %s", bad.total(), seen, "; ".join(f"{count} x {reason}" for reason, count in bad.most_common(3)))
 
     return apply
 
