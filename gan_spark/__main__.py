@@ -10,6 +10,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m gan_spark")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("java-home", help="print a JAVA_HOME that Spark 3.4 runs on, for spark-submit")
+    commands.add_parser("bigdl-jars", help="print BigDL's jars, for spark-submit --jars")
     listing = commands.add_parser("models", help="every model with its paper, inputs and config keys")
     listing.add_argument("name", nargs="*", help="these alone")
     fetch = commands.add_parser("download", help="fetch a well-known image set, with its checksum")
@@ -24,6 +25,10 @@ def main() -> int:
             from .job import java_home
 
             print(java_home() or os.environ.get("JAVA_HOME") or os.path.dirname(os.path.dirname(os.path.realpath(shutil.which("java")))))
+        elif arguments.command == "bigdl-jars":
+            from .ml.lenet import jars
+
+            print(",".join(jars()))
         elif arguments.command == "models":
             from .models import MODELS, describe
 

@@ -33,6 +33,7 @@ class Ingest:
     channels: int = option(1, "1 for grey, 3 for RGB", choices=(1, 3))
     fit: str = option("crop", "how another aspect ratio is made to fit", choices=("crop", "pad", "stretch"))
     count: int = option(10000, "source 'shapes': how many pictures to compose", low=1)
+    held_out: bool = option(True, "source 'shapes': some combinations of shape and colour are in split test alone; false composes other pictures, of all combinations, for a judge to learn from")
     classes: tuple[str, ...] = option((), "source 'idx': names of the labels 0, 1, ...; '0' to '9' where none are given")
     encoding: str = option("auto", "raw pixels, PNG bytes, or PNG from 64 KiB of RGB pixels on", choices=("auto", "raw", "png"))
     validation: float = option(0.1, "share of the images for validation", low=0.0, high=0.9)
@@ -145,6 +146,18 @@ class Dream:
 
 
 @dataclasses.dataclass(frozen=True)
+class LeNet:
+    """BigDL's."""
+
+    epochs: int = option(20, "passes over split train", low=1)
+    batch_size: int = option(512, "global batch; a multiple of the session's cores", low=1)
+    hidden: int = option(100, "units of the hidden layer", low=1)
+    rate: float = option(0.4, "SGD's learning rate", low=0.0, high=10.0)
+    decay: float = option(0.0002, "the rate falls as 1 / (1 + decay * step)", low=0.0)
+    momentum: float = option(0.0, "SGD's", low=0.0, high=0.99)
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One run, whole. `model` is the `Config` of the model that `model.name` names."""
 
@@ -159,6 +172,7 @@ class Config:
     latent: Latent = Latent()
     inpaint: Inpaint = Inpaint()
     dream: Dream = Dream()
+    lenet: LeNet = LeNet()
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

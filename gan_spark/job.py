@@ -16,8 +16,8 @@ from .config import UserError, load, resolved
 log = logging.getLogger(__name__)
 
 
-def main(step: Callable[..., dict], description: str, argv: list[str] | None = None) -> int:
-    """Parses, builds a session, calls `step(spark, config)`, prints its result as one JSON line.
+def main(step: Callable[..., dict], description: str, argv: list[str] | None = None, jars: Callable[[], list[str]] = list) -> int:
+    """Parses, builds a session with `jars`, calls `step(spark, config)`, prints its result as one JSON line.
 
     Returns 0 on success, 2 for a wrong config or argument (argparse's own too), 1 for any other failure.
     """
@@ -38,7 +38,7 @@ def main(step: Callable[..., dict], description: str, argv: list[str] | None = N
         from pyspark.sql import SparkSession
 
         borrowed = SparkSession.getActiveSession() is not None
-        spark = session(f"{Path(sys.argv[0]).stem} {config.run}")
+        spark = session(f"{Path(sys.argv[0]).stem} {config.run}", jars())
         try:
             result = step(spark, config)
         finally:
@@ -55,8 +55,8 @@ def main(step: Callable[..., dict], description: str, argv: list[str] | None = N
         return 1
 
 
-def session(name: str):
-    """The active Spark session; under spark-submit the one that it configures; else a local one on loopback."""
+def session(name: str, jars: list[str] | tuple[str, ...] = ()):
+    """The active Spark session; under spark-submit the one that it configures; else a local one on loopback, with `jars`."""
     from pyspark.sql import SparkSession
 
     if active := SparkSession.getActiveSession():
@@ -70,6 +70,8 @@ def session(name: str):
             os.environ["JAVA_HOME"] = home
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
         builder = builder.master("local[*]").config("spark.driver.host", "127.0.0.1")
+        if jars:
+            builder = builder.config("spark.jars", ",".join(jars))
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     spark = builder.getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")

@@ -20,6 +20,7 @@ HELD_OUT = {("circle", "green"), ("square", "yellow"), ("triangle", "red"), ("cr
 # A label is a whole combination; its index has the attributes' indices as its digits.
 CLASSES = tuple(" ".join(values) for values in itertools.product(*ATTRIBUTES.values()))
 PHRASINGS = 3  # of each picture
+JUDGE = 2**40  # indices from here on are for readers that judge, so that none has seen a picture of the others
 
 _COLOURS = {"red": (210, 45, 45), "green": (50, 150, 65), "blue": (45, 85, 200), "yellow": (235, 205, 50), "purple": (140, 65, 170), "orange": (240, 135, 40)}
 _GREYS = {"white": 240, "grey": 128, "black": 16}

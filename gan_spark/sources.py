@@ -355,24 +355,24 @@ def cifar10_pickle(data: bytes) -> tuple[list[int], np.ndarray, str | None]:
 
 
 def _shapes(spark, config: Ingest) -> Source:
-    """`config.count` captioned pictures, drawn in tasks; held-out combinations are in split test alone."""
+    """`config.count` captioned pictures, drawn in tasks; held-out combinations are in split test alone, unless `config.held_out` is false."""
     if config.height != config.width or config.channels != 3:
         raise UserError(f"source 'shapes' with ingest.height = {config.height}, width = {config.width}, channels = {config.channels}: expected square RGB pictures")
-    frame = spark.range(config.count).mapInArrow(functools.partial(_draw_shapes, config.height), ROW)
+    frame = spark.range(config.count).mapInArrow(functools.partial(_draw_shapes, config.height, config.held_out), ROW)
     return Source(frame, shapes.CLASSES, config.count, captioned=True)
 
 
-def _draw_shapes(side: int, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _draw_shapes(side: int, holds_out: bool, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         indices = batch.column("id").to_pylist()
         for start in range(0, len(indices), _CHUNK):
             chunk = indices[start : start + _CHUNK]
-            pixels, attributes, phrasings = zip(*(shapes.draw(index, side) for index in chunk))
+            pixels, attributes, phrasings = zip(*(shapes.draw(index if holds_out else index + shapes.JUDGE, side) for index in chunk))
             held_out = [shapes.is_held_out(each) for each in attributes]
             yield _chunk(
                 id=[f"{'heldout' if held else 'seen'}/{index:06d}" for held, index in zip(held_out, chunk)],
                 content=[image.tobytes() for image in pixels], height=[side] * len(chunk), width=[side] * len(chunk), channels=[3] * len(chunk),
-                label=[" ".join(each.values()) for each in attributes], split=["test" if held else None for held in held_out],
+                label=[" ".join(each.values()) for each in attributes], split=["test" if held and holds_out else None for held in held_out],
                 caption=["\n".join(each) for each in phrasings],
             )  # fmt: skip
 

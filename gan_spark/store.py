@@ -26,8 +26,9 @@ from .config import Config, UserError, differences
 log = logging.getLogger(__name__)
 
 # What may change between a start and a resume, since none of it changes what is learnt.
-RESUMABLE = tuple(
-    f"config.train.{key}" for key in ("steps", "log_every", "sample_every", "checkpoint_every", "keep", "restarts", "start_timeout", "threads")
+RESUMABLE = (
+    *(f"config.train.{key}" for key in ("steps", "log_every", "sample_every", "checkpoint_every", "keep", "restarts", "start_timeout", "threads")),
+    "config.lenet.epochs",
 )
 
 
@@ -162,11 +163,11 @@ class Run:
         lake.write_bytes(url, png)
         return url
 
-    def put_events(self, folder: str) -> None:
-        """Copies TensorBoard files from a local folder."""
+    def put_events(self, folder: str, part: str = "") -> None:
+        """Copies TensorBoard files from a local folder to events/, or to events/`part`."""
         for name in os.listdir(folder):
             with open(os.path.join(folder, name), "rb") as stream:
-                lake.write_bytes(self.path("events", name), stream.read())
+                lake.write_bytes(self.path("events", *([part] if part else []), name), stream.read())
 
 
 def _sha256(path: str) -> str:

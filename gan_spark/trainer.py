@@ -42,7 +42,8 @@ def train(spark, config: Config) -> dict:
     for part in parts_of(config.model, manifest) or ("",):
         dataset.check_shards(url, config.train.split, config.train.workers, part)
     run = Run.of(config)
-    record = _record(config, url, manifest)
+    model = {"model": resolved(config.model), "train": resolved(config.train), "uses": used_runs(config)}
+    record = describe(config, url, manifest, model)
     run.check(record)
 
     threads = config.train.threads or int(spark.sparkContext.getConf().get("spark.task.cpus", "1"))
@@ -122,12 +123,13 @@ def used_runs(config: Config) -> dict[str, dict]:
     return found
 
 
-def _record(config: Config, url: str, manifest: schema.Manifest) -> dict:
+def describe(config: Config, url: str, manifest: schema.Manifest, settings: dict) -> dict:
+    """A run's config.json: `settings`, what must not change when it is resumed, with the dataset and the versions."""
     import pyspark
     import tensorflow as tf
 
     return {
-        "config": {"run": config.run, "model": resolved(config.model), "train": resolved(config.train), "uses": used_runs(config)},
+        "config": {"run": config.run, **settings},
         "dataset": {"url": url, "fingerprint": manifest.fingerprint, "classes": list(manifest.classes)},
         "versions": {"gan_spark": __version__, "python": platform.python_version(), "tensorflow": tf.__version__, "pyspark": pyspark.__version__},
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
