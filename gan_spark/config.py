@@ -65,6 +65,8 @@ class Train:
     log_every: int = option(50, "steps", low=1)
     sample_every: int = option(500, "steps", low=1)
     checkpoint_every: int = option(500, "steps", low=1)
+    validate_every: int = option(0, "steps between measures on split validation, the best of which keeps its checkpoint; 0 for none", low=0)
+    patience: int = option(0, "measures in a row that are not better, after which training stops; 0 for never", low=0)
     keep: int = option(3, "newest checkpoints that are kept", low=1)
     restarts: int = option(2, "times that a failed job starts again from its last checkpoint", low=0, high=100)
     start_timeout: int = option(120, "seconds to wait for a task slot a rank", low=1)
@@ -158,6 +160,26 @@ class LeNet:
 
 
 @dataclasses.dataclass(frozen=True)
+class Featurize:
+    network: str = option("InceptionV3", "name of a Keras network, whose pooled features are classified")
+    weights: str = option("imagenet", "'imagenet', a weights file (.h5) of the network without its top, or empty for random ones")
+    iterations: int = option(20, "of the logistic regression at most", low=1)
+    regularisation: float = option(0.05, "of the logistic regression", low=0.0)
+    elastic_net: float = option(0.3, "share of L1 in it; the rest is L2", low=0.0, high=1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune:
+    balance: bool = option(False, "weigh images so that every class counts the same (sets model.class_weights)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    input: str = option("", "an image file, a folder of images, or a URL")
+    top: int = option(3, "classes that are named of a single image", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One run, whole. `model` is the `Config` of the model that `model.name` names."""
 
@@ -173,6 +195,9 @@ class Config:
     inpaint: Inpaint = Inpaint()
     dream: Dream = Dream()
     lenet: LeNet = LeNet()
+    featurize: Featurize = Featurize()
+    finetune: Finetune = Finetune()
+    predict: Predict = Predict()
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -210,6 +235,8 @@ def parse(table: dict, model_config: Callable[[str], type] | None = None) -> Con
             raise UserError(f"{key} = {size} does not divide by train.workers = {config.train.workers}: each rank takes an equal share")
     if config.train.launcher == "local" and config.train.workers > 1:
         raise UserError(f"train.workers = {config.train.workers} with train.launcher = 'local': one process is one worker; use launcher 'spark'")
+    if config.train.patience and not config.train.validate_every:
+        raise UserError(f"train.patience = {config.train.patience} with train.validate_every = 0: expected steps between measures")
     if model is not None:
         if not isinstance(model, dict) or not isinstance(model.get("name"), str):
             raise UserError("model.name: expected the name of a model as a string")
@@ -220,6 +247,11 @@ def parse(table: dict, model_config: Callable[[str], type] | None = None) -> Con
 def resolved(config: Any) -> dict:
     """The config as plain, JSON-ready dicts with every default filled in."""
     return dataclasses.asdict(config)
+
+
+def replaced(config: Config, **sections: dict) -> Config:
+    """`config` with other values in its sections, for instance train={"steps": 3}."""
+    return dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()})
 
 
 def differences(old: dict, new: dict, ignore: Sequence[str] = (), where: str = "") -> list[str]:

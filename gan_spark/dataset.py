@@ -77,8 +77,34 @@ def _stream(url: str, split: str, part: str, batch_size: int, rank: int, size: i
     return stream.prefetch(4)
 
 
+def once(url: str, split: str, batch_size: int, rank: int = 0, size: int = 1) -> Iterator[dict]:
+    """Batches of at most `batch_size` of rank `rank`'s row groups of a split, as `batches` gives them but each row once.
+
+    Where there are fewer row groups than ranks, every rank is given all of them.
+    """
+    import tensorflow as tf
+
+    manifest = schema.read_manifest(url)
+    shard = (rank, size) if _row_group_count(url, split, "", size) >= size else (0, 1)
+    for group in _row_groups(url, split, "", manifest, *shard, seed=0, epochs=1):
+        for start in range(0, len(group["image"]), batch_size):
+            batch = {name: tf.constant(values[start : start + batch_size]) for name, values in group.items()}
+            yield {**batch, "image": images.to_unit(batch["image"])}
+
+
 def check_shards(url: str, split: str, size: int, part: str = "") -> None:
     """Petastorm gives each rank whole row groups, so there must be one for each."""
+    groups = _row_group_count(url, split, part, size)
+    if groups >= size:
+        return
+    where = f"split {split!r}" + (f", part {part!r}," if part else "")
+    if not groups:
+        raise UserError(f"dataset {url}: its {where} has no images")
+    raise UserError(f"dataset {url}: {groups} row groups in {where} for {size} workers; ingest it again with ingest.planned_workers = {size}")
+
+
+def _row_group_count(url: str, split: str, part: str, enough: int) -> int:
+    """How many row groups there are; no more are counted than are `enough`."""
     import pyarrow.parquet as pq
 
     groups = 0
@@ -86,12 +112,9 @@ def check_shards(url: str, split: str, size: int, part: str = "") -> None:
         fs, path = lake.filesystem(name)
         with fs.open(path, "rb") as stream:
             groups += pq.ParquetFile(stream).num_row_groups
-        if groups >= size:
-            return
-    where = f"split {split!r}" + (f", part {part!r}," if part else "")
-    if not groups:
-        raise UserError(f"dataset {url}: its {where} has no images")
-    raise UserError(f"dataset {url}: {groups} row groups in {where} for {size} workers; ingest it again with ingest.planned_workers = {size}")
+        if groups >= enough:
+            break
+    return groups
 
 
 def columns(manifest: schema.Manifest) -> list[str]:
@@ -111,7 +134,7 @@ def unpack(rows: dict, manifest: schema.Manifest) -> dict[str, np.ndarray]:
     return made
 
 
-def _row_groups(url: str, split: str, part: str, manifest: schema.Manifest, rank: int, size: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
+def _row_groups(url: str, split: str, part: str, manifest: schema.Manifest, rank: int, size: int, seed: int, epochs: int | None = None) -> Iterator[dict[str, np.ndarray]]:
     from petastorm import make_batch_reader
 
     logging.getLogger("petastorm").setLevel(logging.ERROR)
@@ -122,7 +145,7 @@ def _row_groups(url: str, split: str, part: str, manifest: schema.Manifest, rank
         schema_fields=[f"^{name}$" for name in columns(manifest)],
         workers_count=1,
         results_queue_size=_QUEUED_ROW_GROUPS,
-        num_epochs=None,
+        num_epochs=epochs,
         shuffle_row_groups=True,
         cur_shard=rank,
         shard_count=size,

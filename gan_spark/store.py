@@ -1,5 +1,6 @@
 """A run in the lake, `<lake>/runs/<run>`:
 
+    best.json                 step and value of the checkpoint that was best on split validation
     config.json               resolved config, dataset and its fingerprint, versions
     checkpoints/step-NNNNNNNN TensorFlow checkpoint files and manifest.json, which is written last
     metrics.jsonl             one JSON object a line, and one for every start
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 # What may change between a start and a resume, since none of it changes what is learnt.
 RESUMABLE = (
-    *(f"config.train.{key}" for key in ("steps", "log_every", "sample_every", "checkpoint_every", "keep", "restarts", "start_timeout", "threads")),
+    *(f"config.train.{key}" for key in ("steps", "log_every", "sample_every", "checkpoint_every", "keep", "patience", "restarts", "start_timeout", "threads")),
     "config.lenet.epochs",
 )
 
@@ -84,7 +85,7 @@ class Run:
         return sorted(int(posixpath.basename(posixpath.dirname(name)).removeprefix("step-")) for name in found)
 
     def save_checkpoint(self, step: int, write: Callable[[str], object], keep: int) -> None:
-        """`write(prefix)` makes local files, which are put in the lake; the manifest goes last. All but `keep` are removed."""
+        """`write(prefix)` makes local files, which are put in the lake; the manifest goes last. All but the newest `keep` and the best are removed."""
         folder = self._checkpoint(step)
         lake.remove(folder)
         fs, path = lake.filesystem(folder)
@@ -97,10 +98,31 @@ class Run:
                 files[name] = {"bytes": os.path.getsize(local), "sha256": _sha256(local)}
                 fs.put_file(local, f"{path}/{name}")
         lake.write_json(lake.join(folder, "manifest.json"), {"step": step, "files": files})
+        best = (self.best() or {}).get("step")
         for old in self.checkpoints()[:-keep]:
+            if old == best:
+                continue
             # The manifest first: a half-removed checkpoint must not look whole.
             lake.remove(lake.join(self._checkpoint(old), "manifest.json"))
             lake.remove(self._checkpoint(old))
+
+    def best(self) -> dict | None:
+        """{"step", the value that it was measured by} of the checkpoint that was best on split validation; None where none was measured."""
+        return lake.read_json(self.path("best.json")) if lake.exists(self.path("best.json")) else None
+
+    def preferred(self, step: int = 0) -> int:
+        """Step of the checkpoint to use where `step` was asked for: for 0 the best on split validation, or else the newest whole one.
+
+        `UserError` where there is none.
+        """
+        best = self.best()
+        with self.checkpoint(step or (best["step"] if best else 0)) as found:
+            if found is None:
+                raise UserError(f"run {self.url}: no whole checkpoint yet; train it with jobs/train.py")
+            return found[0]
+
+    def save_best(self, best: dict) -> None:
+        lake.write_json(self.path("best.json"), best)
 
     @contextlib.contextmanager
     def checkpoint(self, step: int = 0) -> Iterator[tuple[int, str] | None]:

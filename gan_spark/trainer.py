@@ -10,15 +10,11 @@ import hashlib
 import logging
 import math
 import platform
-import sys
-import tempfile
-import threading
 import time
-
-from tqdm import tqdm
 
 from . import __version__, dataset, images, lake, launch, models, schema
 from .config import Config, UserError, parse, resolved
+from .diary import Diary, Monitor, Progress
 from .launch import Team
 from .store import Run
 
@@ -41,6 +37,10 @@ def train(spark, config: Config) -> dict:
     launch.check(spark, config.train)
     for part in parts_of(config.model, manifest) or ("",):
         dataset.check_shards(url, config.train.split, config.train.workers, part)
+    if config.train.validate_every:
+        if not models.find(config.model.name).monitored:
+            raise UserError(f"train.validate_every = {config.train.validate_every}: model {config.model.name!r} has nothing that is measured on held-out images")
+        dataset.check_shards(url, "validation", 1)
     run = Run.of(config)
     model = {"model": resolved(config.model), "train": resolved(config.train), "uses": used_runs(config)}
     record = describe(config, url, manifest, model)
@@ -54,7 +54,7 @@ def train(spark, config: Config) -> dict:
         log.info("train: %s on %d workers, run %s", config.model.name, config.train.workers, run.url)
         started = time.time()
         try:
-            with _Progress(run, config):
+            with Progress(run, config):
                 results = launch.run(spark, _work, job, config.train)
             break
         except UserError:
@@ -72,11 +72,12 @@ def train(spark, config: Config) -> dict:
         raise TrainingStopped(first["stopped"])
     if len({result["checksum"] for result in results}) > 1:
         raise TrainingStopped(f"run {run.url}: the ranks ended with different weights; this is a defect of the model: something it carries from step to step is not reduced")
+    best = {f"best_{key}": value for key, value in (run.best() or {}).items()}
     return {
         "run": run.url, "model": config.model.name, "steps": first["steps"], "workers": config.train.workers,
         "images_per_second": first["images_per_second"], "seconds": first["seconds"],
         "start_seconds": round(time.time() - started - first["seconds"], 1), "restarts": attempt,
-        "checksum": first["checksum"], **{key: value for key, value in first["scalars"].items()},
+        "checksum": first["checksum"], **first["scalars"], **best,
     }  # fmt: skip
 
 
@@ -223,17 +224,23 @@ def _train_rank(team: Team, job: dict) -> dict:
         return scalars
 
     preview, monitor = tf.function(model.preview), Monitor(config.model)
-    with _Diary(run, job, team, start) as diary:
+    best, held_out = run.best() if options.validate_every else None, tf.function(model.held_out, reduce_retracing=True)
+
+    def no_better_since(step: int) -> bool:
+        return bool(options.patience and best and step - best["step"] >= options.patience * options.validate_every)
+
+    with Diary(run, job, team, start) as diary:
         scalars, stopped, fixed = {}, None, None
-        for step in range(start + 1, options.steps + 1):
+        for step in range(start + 1, start + 1 if no_better_since(start) else options.steps + 1):
             batches = [next(stream) for _ in range(model.batches_per_step)]
             fixed = fixed or tf.nest.map_structure(lambda values: values[:PREVIEW], batches[0])
             values = step_function(batches)
             last = step == options.steps
+            validates = options.validate_every and (last or step % options.validate_every == 0)
             saves, samples = last or step % options.checkpoint_every == 0, last or step % options.sample_every == 0
             if step == start + 1:
                 diary.begin()  # The first step traces the graph; the clock starts after it.
-            if not (saves or samples or step % options.log_every == 0):
+            if not (saves or samples or validates or step % options.log_every == 0):
                 continue
             # The log, and whether to stop, come from values that all ranks share.
             scalars = {key: float(value) for key, value in zip(values, team.reduce(list(values.values())))}
@@ -242,19 +249,45 @@ def _train_rank(team: Team, job: dict) -> dict:
                 break
             diary.log(step, scalars)
             diary.warn(step, monitor.losses(step, scalars))
-            if saves or samples:
+            if saves or samples or validates:
                 average_statistics(model, team)
+            better = ended = False
+            if validates:
+                found = measure(held_out, job["dataset"], "validation", share, team)
+                diary.measured(step, {f"validation_{name}": value for name, value in found.items()})
+                better = math.isfinite(found[model.monitored]) and (best is None or found[model.monitored] > best[model.monitored])
+                best = {"step": step, model.monitored: found[model.monitored]} if better else best
+                ended = no_better_since(step)
             if samples and team.rank == 0:
                 made = preview(fixed, tf.range(PREVIEW, dtype=tf.int64))
                 if made is not None:
                     pixels = images.to_pixels(made)
                     diary.sample(step, pixels)
                     diary.warn(step, monitor.variety(step, pixels))
-            if saves and team.rank == 0:
+            if (saves or better or ended) and team.rank == 0:
                 diary.save(step, lambda prefix: tf.train.Checkpoint(model=model).write(prefix), options.keep)
-        if start >= options.steps:
+                if better:
+                    run.save_best(best)
+            if ended:
+                break
+        if not scalars:
             scalars = next(({key: line[key] for key in line["scalars"]} for line in reversed(run.metrics()) if "scalars" in line), {})
         return {"stopped": stopped, "steps": int(model.step), "scalars": scalars, "checksum": checksum(model), **diary.rate()}
+
+
+def measure(held_out, url: str, split: str, batch_size: int, team: Team = Team()) -> dict[str, float]:
+    """`held_out`'s values averaged over a split; every rank goes through its row groups, and all get the whole's."""
+    import tensorflow as tf
+
+    sums, count = {}, 0
+    for batch in dataset.once(url, split, batch_size, team.rank, team.size):
+        values = held_out(batch)
+        count += int(tf.shape(batch["image"])[0])
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + float(tf.reduce_sum(value))
+    names = sorted(sums)
+    *totals, count = (float(value) for value in team.reduce([tf.constant(value, tf.float64) for value in (*(sums[name] for name in names), count)]))
+    return {name: total / count for name, total in zip(names, totals)}
 
 
 def _problem(step: int, scalars: dict[str, float]) -> str | None:
@@ -278,164 +311,3 @@ def checksum(model) -> str:
     for variable in model.state():
         digest.update(variable.numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-class Monitor:
-    """Signs of a collapse, each told once: a discriminator that is never wrong, and images that become alike."""
-
-    LOW_LOSS, TIMES, FALL = 0.05, 3, 1 / 3
-    DISCRIMINATOR_AIDS = ("real_target", "discriminator_above", "discriminator_rate", "spectral_norm", "generator_noise", "dropout", "noise")
-    VARIETY_AIDS = ("minibatch", "feature_matching", "historical_averaging", "discriminator_rate", "gamma")
-
-    def __init__(self, config):
-        self.config, self.low, self.highest, self.told = config, 0, 0.0, set()
-
-    def losses(self, step: int, scalars: dict[str, float]) -> str | None:
-        """A warning where `d_loss` was under LOW_LOSS for TIMES logs in a row."""
-        self.low = self.low + 1 if scalars.get("d_loss", 1.0) < self.LOW_LOSS else 0
-        if self.low < self.TIMES:
-            return None
-        return self._tell("discriminator", f"step {step}: the discriminator's loss was under {self.LOW_LOSS} {self.TIMES} times: it is never wrong, and the generator learns nothing from it", self.DISCRIMINATOR_AIDS)
-
-    def variety(self, step: int, pixels) -> str | None:
-        """A warning where the deviation between the images of one batch, uint8 [n, h, w, c], fell to FALL of the highest yet."""
-        deviation = float(pixels.std(axis=0).mean())
-        self.highest = max(self.highest, deviation)
-        if deviation >= self.FALL * self.highest:
-            return None
-        return self._tell("variety", f"step {step}: images of the fixed seeds differ by {deviation:.1f} of 255, after {self.highest:.1f}: the generator may have collapsed", self.VARIETY_AIDS)
-
-    def _tell(self, sign: str, text: str, aids: tuple[str, ...]) -> str | None:
-        if sign in self.told:
-            return None
-        self.told.add(sign)
-        there = [f"model.{aid}" for aid in aids if hasattr(self.config, aid)]
-        return text + (f". What may help: {', '.join(there)}" if there else "")
-
-
-class _Progress(threading.Thread):
-    """A progress bar on the driver, fed by the run's metrics: ranks may be on any machine, and Horovod hands on their output late."""
-
-    def __init__(self, run: Run, config: Config):
-        super().__init__(daemon=True)
-        self.run_, self.done, self.offset = run, threading.Event(), run.watch(0)[1]
-        tty = sys.stderr.isatty()
-        self.bar = tqdm(
-            total=config.train.steps, unit="step", desc=config.run, ncols=150,
-            mininterval=0 if tty else 15, file=sys.stderr if tty else _Lines(),
-        )  # fmt: skip
-
-    def __enter__(self):
-        self.start()
-        return self
-
-    def __exit__(self, *_):
-        self.done.set()
-        self.join()
-        self.bar.close()
-
-    def run(self) -> None:
-        while not self.done.wait(1.0):
-            self.show()
-        self.show()
-
-    def show(self) -> None:
-        lines, self.offset = self.run_.watch(self.offset)
-        for line in lines:
-            if line.get("event") == "start":
-                self.bar.initial = self.bar.n = self.bar.last_print_n = line["step"]
-                self.bar.start_t = self.bar.last_print_t = time.time()
-            elif line.get("event") == "warning":
-                log.warning("%s", line["text"])
-            elif "scalars" in line:
-                losses = ", ".join(f"{name} {line[name]:.4g}" for name in line["scalars"])
-                self.bar.set_postfix_str(f"{line.get('images_per_second', 0):.0f} images/s, {losses}", refresh=False)
-                self.bar.update(line["step"] - self.bar.n)
-
-
-class _Lines:
-    """A progress bar for logs: every refresh is a line of its own."""
-
-    def write(self, text: str) -> None:
-        text = text.strip("\r\n")
-        if text:
-            sys.stderr.write(text + "\n")
-
-    def flush(self) -> None:
-        sys.stderr.flush()
-
-
-class _Diary:
-    """What rank 0 writes down: metrics, TensorBoard, samples, checkpoints. Other ranks keep only the time."""
-
-    def __init__(self, run: Run, job: dict, team: Team, start: int):
-        self.run, self.job, self.leads = run, job, team.rank == 0
-        self.options = job["config"]["train"]
-        self.start = self.logged = start
-        self.began = self.mark = self.opened = time.time()
-
-    def __enter__(self):
-        if self.leads:
-            import tensorflow as tf
-
-            self.temporary = tempfile.TemporaryDirectory()
-            self.writer = tf.summary.create_file_writer(self.temporary.name)
-            self.note("start")
-        return self
-
-    def __exit__(self, *_):
-        if self.leads:
-            self.writer.close()
-            self.run.put_events(self.temporary.name)
-            self.temporary.cleanup()
-
-    def begin(self) -> None:
-        self.began = self.mark = time.time()
-        self.logged = self.start + 1
-
-    def note(self, event: str) -> None:
-        self.run.append_metrics({"event": event, "step": self.start, "attempt": self.job["attempt"], "workers": self.options["workers"], "time": _now()})
-
-    def log(self, step: int, scalars: dict[str, float]) -> None:
-        now = time.time()
-        speed = (step - self.logged) * self.options["batch_size"] / max(now - self.mark, 1e-9)
-        self.mark, self.logged = now, step
-        if not self.leads:
-            return
-        import tensorflow as tf
-
-        line = {"step": step, **scalars, "scalars": list(scalars), "time": _now()}
-        if step > self.start + 1:
-            line["images_per_second"] = round(speed, 1)
-        self.run.append_metrics(line)
-        with self.writer.as_default(step):
-            for name, value in scalars.items():
-                tf.summary.scalar(name, value)
-
-    def warn(self, step: int, text: str | None) -> None:
-        if text and self.leads:
-            self.run.append_metrics({"event": "warning", "step": step, "text": text, "time": _now()})
-
-    def sample(self, step: int, pixels) -> None:
-        import tensorflow as tf
-
-        sheet = images.grid(pixels)
-        self.run.save_sample(step, images.encode_png(sheet))
-        with self.writer.as_default(step):
-            tf.summary.image("samples", sheet[None])
-
-    def save(self, step: int, write, keep: int) -> None:
-        self.run.check_owner(self.job["owner"])
-        self.run.save_checkpoint(step, write, keep)
-        self.writer.flush()
-        self.run.put_events(self.temporary.name)
-
-    def rate(self) -> dict:
-        """Images a second after the first step, and seconds since the loop was entered."""
-        steps = self.logged - self.start - 1
-        speed = steps * self.options["batch_size"] / max(self.mark - self.began, 1e-9) if steps > 0 else None
-        return {"images_per_second": speed and round(speed, 1), "seconds": round(time.time() - self.opened, 1)}
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")

@@ -1,6 +1,5 @@
 """One Spark session and one small dataset for all tests: each costs seconds."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from gan_spark import config, ingest, job, models
+from gan_spark.ml import lenet
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -17,6 +17,7 @@ MODEL_CONFIGS = {
     "attributes": {"name": "attributes", "image_size": 16, "channels": 1, "width": 4, "features": 16},
     "began": {"name": "began", "image_size": 16, "width": 4, "latent": 8},
     "cgan": {"name": "cgan", "image_size": 16, "width": 4, "latent": 8},
+    "classifier": {"name": "classifier", "image_size": 32, "channels": 1, "network": "MobileNetV2", "weights": "", "hidden": 16, "head_steps": 0, "last_layers": 3, "rate": 1.0, "batch_norm": "trained"},
     "cyclegan": {"name": "cyclegan", "image_size": 16, "channels": 1, "width": 4, "blocks": 1, "layers": 1},
     "dcgan": {"name": "dcgan", "image_size": 16, "width": 4, "latent": 8},
     "discogan": {"name": "discogan", "image_size": 16, "channels": 1, "width": 4, "code": 8},
@@ -74,7 +75,7 @@ def make_inputs(name: str, size: int) -> dict:
 
 @pytest.fixture(scope="session")
 def spark():
-    session = job.session("tests")
+    session = job.session("tests", lenet.jars())
     yield session
     session.stop()
 
@@ -111,4 +112,4 @@ def make_config(lake: str, model: str = "dcgan", run: str = "run", **sections: d
         },
         models.config_class,
     )
-    return dataclasses.replace(made, **{name: dataclasses.replace(getattr(made, name), **values) for name, values in sections.items()})
+    return config.replaced(made, **sections)

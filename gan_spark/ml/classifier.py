@@ -19,16 +19,16 @@ from . import carry, columns
 
 
 class ImageClassifier(columns.CountsRejected, Transformer, HasInputCol, HasPredictionCol, HasProbabilityCol, DefaultParamsReadable, DefaultParamsWritable):
-    """Classes of images by the classifier of a run: a semi-supervised GAN (`ssgan`) or a `lenet`.
+    """Classes of images by the classifier of a run: a fine-tuned network (`classifier`), a semi-supervised GAN (`ssgan`) or a `lenet`.
 
     inputCol: binary (encoded images of any size, or the `image` column of a dataset) or Spark's image struct.
     predictionCol: index of the class, a double. probabilityCol: vector, one value a class.
     Both are null for an image that is null or cannot be decoded (`rejected` counts those).
-    `checkpoint` 0 is the newest one at the time of `transform`.
+    `checkpoint` 0 is the best on split validation at the time of `transform`, or the newest where none was measured.
     """
 
     run = Param(Params._dummy(), "run", "URL or path of the run, <lake>/runs/<run>", TypeConverters.toString)
-    checkpoint = Param(Params._dummy(), "checkpoint", "step of the checkpoint; 0 for the newest", TypeConverters.toInt)
+    checkpoint = Param(Params._dummy(), "checkpoint", "step of the checkpoint; 0 for the best on validation, or the newest where none was measured", TypeConverters.toInt)
 
     @keyword_only
     def __init__(self, *, run: str = "", inputCol: str = "image", predictionCol: str = "prediction", probabilityCol: str = "probability", checkpoint: int = 0):
@@ -50,10 +50,7 @@ class ImageClassifier(columns.CountsRejected, Transformer, HasInputCol, HasPredi
         model = record["config"]["model"]
         if not hasattr(trainer.models.find(model["name"]), "classify"):
             raise UserError(f"run {run.url}: model {model['name']!r} is not a classifier")
-        with run.checkpoint(self.getOrDefault(self.checkpoint)) as found:
-            if found is None:
-                raise UserError(f"run {run.url}: no whole checkpoint yet; train it with jobs/train.py")
-            step = found[0]
+        step = run.preferred(self.getOrDefault(self.checkpoint))
         shape = (model["image_size"], model["image_size"], model["channels"])
         carried = carry.carry(spark, (run.url, step, record), _classify)
         probability = columns.udf(functools.partial(_fitted, shape), carried, self._counter(spark))(frame[column])
@@ -64,8 +61,10 @@ class ImageClassifier(columns.CountsRejected, Transformer, HasInputCol, HasPredi
 
 
 def _classify(value: tuple[str, int, dict]) -> Callable[[np.ndarray], np.ndarray]:
-    model = trainer.load_model(*value)
-    return lambda pixels: model.classify(images.to_unit(pixels)).numpy()
+    import tensorflow as tf
+
+    apply = tf.function(trainer.load_model(*value).classify, reduce_retracing=True)
+    return lambda pixels: apply(tf.constant(images.to_unit(pixels))).numpy()
 
 
 def _fitted(shape: tuple[int, int, int], value: bytes | dict) -> np.ndarray:

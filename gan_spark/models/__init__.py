@@ -10,6 +10,7 @@ from .attributes import Attributes
 from .base import GenerativeModel
 from .began import BEGAN
 from .cgan import CGAN
+from .classifier import Classifier
 from .cyclegan import CycleGAN
 from .dcgan import DCGAN
 from .discogan import DiscoGAN
@@ -29,6 +30,7 @@ MODELS = {
     "attributes": Attributes,
     "began": BEGAN,
     "cgan": CGAN,
+    "classifier": Classifier,
     "cyclegan": CycleGAN,
     "dcgan": DCGAN,
     "discogan": DiscoGAN,

@@ -36,6 +36,7 @@ def indices(label: tf.Tensor) -> list[tf.Tensor]:
 
 class Attributes(TrainedModel):
     Config = Config
+    monitored = "all"
 
     @classmethod
     def reads(cls, config):

@@ -15,6 +15,7 @@ class TrainedModel(tf.Module):
 
     Config: type  # frozen dataclass with at least `name`, `image_size` and `channels`
     batches_per_step = 1  # WGAN-GP: n_critic
+    monitored = ""  # the value of `held_out` by which checkpoints are compared; higher is better
 
     @classmethod
     def reads(cls, config) -> tuple[str, ...]:

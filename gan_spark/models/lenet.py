@@ -25,6 +25,7 @@ class Config:
 
 class LeNet(TrainedModel):
     Config = Config
+    monitored = "accuracy"
 
     @classmethod
     def reads(cls, config):

@@ -52,6 +52,7 @@ def classifier(config: Config) -> tf.keras.Model:
 
 class SSGAN(GenerativeModel):
     Config = Config
+    monitored = "accuracy"
 
     @classmethod
     def reads(cls, config):

@@ -81,8 +81,8 @@ class TextEncoder(TrainedModel):
         self.optimize("encoder", tf.keras.optimizers.Adam(config.rate), [*self.text.trainable_variables, *self.image.trainable_variables])
 
     def encode(self, texts: tf.Tensor) -> tf.Tensor:
-        """Texts, string [n], to embeddings [n, embedding]."""
-        return self.text(characters(texts, self.config.length), training=False)
+        """Texts, string [n], to embeddings [n, embedding] of norm sqrt(embedding), which what is trained on them takes in best."""
+        return tf.math.l2_normalize(self.text(characters(texts, self.config.length), training=False), 1) * self.config.embedding**0.5
 
     def scores(self, images: tf.Tensor, texts: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Inner products of every image with every text, [images, texts]."""

@@ -1,0 +1,9 @@
+"""Fine-tune a network on a dataset with labels, on any number of Horovod ranks, and measure it."""
+
+import sys
+
+from gan_spark import job
+from gan_spark.ml.transfer import finetune
+
+if __name__ == "__main__":
+    sys.exit(job.main(finetune, __doc__))

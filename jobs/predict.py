@@ -1,0 +1,9 @@
+"""Classes of an image, or of a folder of them, by a run's classifier."""
+
+import sys
+
+from gan_spark import job
+from gan_spark.ml.transfer import predict
+
+if __name__ == "__main__":
+    sys.exit(job.main(predict, __doc__))
