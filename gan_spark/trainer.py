@@ -12,7 +12,7 @@ import math
 import platform
 import time
 
-from . import __version__, dataset, images, lake, launch, models, schema
+from . import dataset, images, lake, launch, models, registry, schema
 from .config import Config, UserError, parse, resolved
 from .diary import Diary, Monitor, Progress
 from .launch import Team
@@ -132,7 +132,7 @@ def describe(config: Config, url: str, manifest: schema.Manifest, settings: dict
     return {
         "config": {"run": config.run, **settings},
         "dataset": {"url": url, "fingerprint": manifest.fingerprint, "classes": list(manifest.classes)},
-        "versions": {"gan_spark": __version__, "python": platform.python_version(), "tensorflow": tf.__version__, "pyspark": pyspark.__version__},
+        "versions": {"gan_spark": registry.code_version(), "python": platform.python_version(), "tensorflow": tf.__version__, "pyspark": pyspark.__version__},
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
