@@ -83,7 +83,8 @@ class Generate:
     split: str = option("test", "models that take an image or text: rows of this split of the dataset", choices=("train", "validation", "test"))
     part: str = option("", "models that translate: the domain to start from", choices=("", "a", "b"))
     captions: tuple[str, ...] = option((), "models that take text: these sentences instead of the dataset's")
-    table: str = option("", "name or URL of the table; empty for the run's name")
+    model: str = option("", "name of a registered model, whose promoted version is used instead of the config's run")
+    table: str = option("", "name or URL of the table; empty for the run's (or the registered model's) name")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +161,12 @@ class LeNet:
 
 
 @dataclasses.dataclass(frozen=True)
+class Promote:
+    model: str = option("default", "name of the registered model")
+    only_if_better: bool = option(True, "only where the run's FID is below that of the promoted version")
+
+
+@dataclasses.dataclass(frozen=True)
 class Featurize:
     network: str = option("InceptionV3", "name of a Keras network, whose pooled features are classified")
     weights: str = option("imagenet", "'imagenet', a weights file (.h5) of the network without its top, or empty for random ones")
@@ -198,6 +205,7 @@ class Config:
     featurize: Featurize = Featurize()
     finetune: Finetune = Finetune()
     predict: Predict = Predict()
+    promote: Promote = Promote()
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -6,6 +6,7 @@ One seed is one image, whatever the partitioning: its latent is a function of th
 and every forward pass has the same shape and one thread, since both can change the last bit of a sum.
 """
 
+import dataclasses
 import functools
 import logging
 import math
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from . import dataset, images, lake, models, schema, trainer
+from . import dataset, images, lake, models, registry, schema, trainer
 from .config import Config, Generate, UserError
 from .store import Run
 
@@ -26,6 +27,7 @@ _HANDED_ON, _HANDED_ON_BYTES = 1024, 16 * 2**20  # images, and their pixels, tha
 
 def generate(spark, config: Config) -> dict:
     """Writes `config.generate.images` images of the run to its table, and a grid of the first 64 beside it."""
+    config = promoted(config)
     options, run, url = config.generate, Run.of(config), lake.table_url(config)
     rows = inputs(spark, config)
     count = rows.count()
@@ -52,6 +54,17 @@ def generate(spark, config: Config) -> dict:
     grid = f"{url}.png"
     lake.write_bytes(grid, images.encode_png(images.grid(made[: 2 * _GRID], columns)))
     return {"images": written, "table": url, "grid": grid, "run": run.url, "step": first[0]["step"]}
+
+
+def promoted(config: Config) -> Config:
+    """The config with the run and checkpoint of the promoted version of `generate.model`, where it names one."""
+    options = config.generate
+    if not options.model:
+        return config
+    version = registry.current(config.lake, options.model)
+    if version is None:
+        raise UserError(f"generate.model = {options.model!r}: no version of it is promoted in {config.lake} (registered: {', '.join(registry.models(config.lake)) or 'none'})")
+    return dataclasses.replace(config, run=version["run"], generate=dataclasses.replace(options, checkpoint=version["step"], table=options.table or options.model))
 
 
 def inputs(spark, config: Config):

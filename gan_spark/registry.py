@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from . import __version__, lake
-from .config import UserError
+from .config import Config, UserError
 from .store import Run
 
 
@@ -130,6 +130,11 @@ def promote(root: str, run_name: str, name: str = "default", better: bool = Fals
         registry["history"].append({"version": version["version"], "at": _now()})
     lake.write_json(_url(root, name), registry)
     return {"model": name, **{key: version[key] for key in ("version", "run", "step", "fid")}, "promoted": wins, "before": before["version"] if before else 0}
+
+
+def promote_run(spark, config: Config) -> dict:
+    """`promote` as a job."""
+    return promote(config.lake, config.run, config.promote.model, config.promote.only_if_better)
 
 
 def rollback(root: str, name: str = "default") -> dict:

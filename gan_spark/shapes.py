@@ -25,7 +25,7 @@ JUDGE = 2**40  # indices from here on are for readers that judge, so that none h
 _COLOURS = {"red": (210, 45, 45), "green": (50, 150, 65), "blue": (45, 85, 200), "yellow": (235, 205, 50), "purple": (140, 65, 170), "orange": (240, 135, 40)}
 _GREYS = {"white": 240, "grey": 128, "black": 16}
 _CENTRES = {"left": (0.29, 0.5), "right": (0.71, 0.5), "top": (0.5, 0.29), "bottom": (0.5, 0.71), "centre": (0.5, 0.5)}
-_RADII = {"small": 0.15, "large": 0.26}
+_RADII = {"small": 0.19, "large": 0.28}
 _SYNONYMS = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge"), "centre": ("centre", "middle")}
 _TEMPLATES = (
     "a {size} {colour} {shape} at the {place} of a {background} background",
