@@ -53,11 +53,15 @@ class Run:
         except FileNotFoundError:
             raise UserError(f"no run at {self.url}: expected config.json there; train it with jobs/train.py") from None
 
-    def check(self, record: dict) -> None:
-        """Refuses to resume a run that was started with another config or dataset, listing the differences."""
+    def check(self, record: dict, defaults: dict[str, dict]) -> None:
+        """Refuses to resume a run that was started with another config or dataset, listing the differences.
+
+        `defaults`, by section of the config, stand for options that there were not when the run was started.
+        """
         if not lake.exists(self.path("config.json")):
             return
         found = self.record()
+        found["config"] |= {name: {**values, **found["config"].get(name, {})} for name, values in defaults.items()}
         keys = ("config", "dataset")
         changed = differences({key: found.get(key) for key in keys}, {key: record[key] for key in keys}, RESUMABLE)
         if changed:

@@ -13,7 +13,7 @@ import platform
 import time
 
 from . import dataset, images, lake, launch, models, registry, schema
-from .config import Config, UserError, parse, resolved
+from .config import Config, Train, UserError, parse, resolved
 from .diary import Diary, Monitor, Progress
 from .launch import Team
 from .store import Run
@@ -44,7 +44,7 @@ def train(spark, config: Config) -> dict:
     run = Run.of(config)
     model = {"model": resolved(config.model), "train": resolved(config.train), "uses": used_runs(config)}
     record = describe(config, url, manifest, model)
-    run.check(record)
+    run.check(record, {"model": resolved(type(config.model)()), "train": resolved(Train())})
 
     threads = config.train.threads or int(spark.sparkContext.getConf().get("spark.task.cpus", "1"))
     is_new = not lake.exists(run.url)

@@ -95,14 +95,22 @@ def test_a_save_that_fails_leaves_no_checkpoint_that_looks_whole(run):
 
 def test_another_config_is_refused_with_the_differences(run):
     record = {"config": {"model": {"name": "dcgan", "width": 64}, "train": {"steps": 10, "seed": 0}}, "dataset": {"fingerprint": "a"}}
-    run.check(record)
+    run.check(record, {})
     run.start(record)
-    run.check({**record, "config": {**record["config"], "train": {"steps": 99, "seed": 0}}})
+    run.check({**record, "config": {**record["config"], "train": {"steps": 99, "seed": 0}}}, {})
     changed = json.loads(json.dumps(record))
     changed["config"]["model"]["width"] = 32
     changed["dataset"]["fingerprint"] = "b"
     with pytest.raises(UserError, match=r"config.model.width: was 64, is 32; dataset.fingerprint: was 'a', is 'b'"):
-        run.check(changed)
+        run.check(changed, {})
+
+
+def test_an_option_that_is_newer_than_the_run_counts_as_its_default(run):
+    run.start({"config": {"model": {"width": 64}}, "dataset": {}})
+    newer = {"config": {"model": {"width": 64, "depth": 2}}, "dataset": {}}
+    run.check(newer, {"model": {"width": 8, "depth": 2}})
+    with pytest.raises(UserError, match="config.model.depth: was 3, is 2"):
+        run.check(newer, {"model": {"width": 8, "depth": 3}})
 
 
 def test_a_run_that_was_taken_over_stops_its_former_owner(run):

@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 from tqdm import tqdm
 
 from .. import dataset, lake, schema, trainer
-from ..config import Config, UserError, resolved
+from ..config import Config, LeNet, UserError, resolved
 from ..store import Run
 from . import columns
 
@@ -106,7 +106,7 @@ def train(spark, config: Config) -> dict:
         raise UserError(f"lenet.batch_size = {options.batch_size} does not divide by the session's {cores} cores, which take an equal share each")
     model_table = {"name": MODEL, "shape": list(manifest.shape), "classes": len(manifest.classes), "hidden": options.hidden}
     record = trainer.describe(config, url, manifest, {"model": model_table, "lenet": resolved(options)})
-    run.check(record)
+    run.check(record, {"lenet": resolved(LeNet())})
     run.start(record)
 
     from bigdl.dllib.nn.criterion import ClassNLLCriterion

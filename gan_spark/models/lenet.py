@@ -18,9 +18,13 @@ class Config:
     image_size: int = option(28, "pixels a side", low=8, high=1024)
     channels: int = option(1, "of the image", choices=(1, 3))
     classes: int = option(10, "how many", low=2)
+    filters: tuple[int, ...] = option((32, 64), "of the convolutions, 5x5, each with max-pooling")
+    padding: str = option("same", "of the convolutions", choices=("same", "valid"))
+    activation: str = option("relu", "of every hidden layer", choices=("relu", "tanh"))
     features: int = option(128, "units of the last hidden layer", low=1)
     dropout: float = option(0.4, "of the last hidden layer", low=0.0, high=0.95)
-    rate: float = option(1e-3, "Adam's learning rate", low=0.0, high=1.0)
+    optimizer: str = option("adam", "Adam, or SGD with momentum 0.9", choices=("adam", "sgd"))
+    rate: float = option(1e-3, "the optimizer's learning rate", low=0.0, high=1.0)
 
 
 class LeNet(TrainedModel):
@@ -35,13 +39,13 @@ class LeNet(TrainedModel):
         super().__init__(config, reduce, seed)
         layers = tf.keras.layers
         image = tf.keras.Input([config.image_size, config.image_size, config.channels])
-        x = layers.MaxPool2D()(layers.Conv2D(32, 5, padding="same", activation="relu", name="conv1")(image))
-        x = layers.MaxPool2D()(layers.Conv2D(64, 5, padding="same", activation="relu", name="conv2")(x))
-        x = layers.Flatten()(x)
-        features = layers.Dense(config.features, "relu", dtype="float32")(x)
+        x = image
+        for i, filters in enumerate(config.filters, 1):
+            x = layers.MaxPool2D()(layers.Conv2D(filters, 5, padding=config.padding, activation=config.activation, name=f"conv{i}")(x))
+        features = layers.Dense(config.features, config.activation, dtype="float32")(layers.Flatten()(x))
         logits = layers.Dense(config.classes, dtype="float32")(layers.Dropout(config.dropout)(features))
         self.network = tf.keras.Model(image, [features, logits], name="lenet")
-        self.optimize("classifier", tf.keras.optimizers.Adam(config.rate), self.network.trainable_variables)
+        self.optimize("classifier", tf.keras.optimizers.Adam(config.rate) if config.optimizer == "adam" else tf.keras.optimizers.SGD(config.rate, 0.9), self.network.trainable_variables)
 
     def train_step(self, batches):
         (batch,) = batches
