@@ -5,6 +5,7 @@ import os
 import subprocess
 
 import numpy as np
+import pyspark
 import pytest
 
 from conftest import ROOT
@@ -19,9 +20,10 @@ JAR = ROOT / "target" / "scala-2.12" / "gan-spark_2.12-0.1.0.jar"
 def submit(*arguments: str) -> subprocess.CompletedProcess:
     if not JAR.exists():
         pytest.skip(f"no {JAR.name}: scala/sbt package makes it")
-    home = job.java_home()
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYSPARK_")} | ({"JAVA_HOME": home} if home else {}) | {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_CONF_DIR": str(ROOT / "conf")}
-    command = [str(ROOT / ".venv" / "bin" / "spark-submit"), "--master", "local[2]", "--class", "ganspark.Score", "--jars", ",".join(lenet.jars()), str(JAR), *arguments]
+    java, spark = job.java_home(), os.path.dirname(pyspark.__file__)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYSPARK_")} | ({"JAVA_HOME": java} if java else {})
+    environment |= {"SPARK_HOME": spark, "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_CONF_DIR": str(ROOT / "conf")}
+    command = [os.path.join(spark, "bin", "spark-submit"), "--master", "local[2]", "--class", "ganspark.Score", "--jars", ",".join(lenet.jars()), str(JAR), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
