@@ -53,6 +53,11 @@ def report(spark, config: Config) -> dict:
     return {"report": url, "run": run.url, "table": table, "bytes": len(html.encode())}
 
 
+def picture(url: str, width: int = 480) -> str:
+    """An HTML element that shows the PNG at `url`, for a notebook's displayHTML."""
+    return f'<img src="data:image/png;base64,{base64.b64encode(lake.read_bytes(url)).decode()}" width="{width}" style="image-rendering: pixelated">'
+
+
 def _cards(quality: dict) -> Iterator[tuple[str, str, str]]:
     if not quality:
         yield "quality", "not measured", "jobs/evaluate.py does"
