@@ -48,8 +48,8 @@ def test_pixels_agree_with_the_attributes():
         assert np.abs(pixels[0, 0] - float(shapes._GREYS[attributes["background"]])).max() <= 13
         if attributes["shape"] == "circle":
             areas[attributes["size"]].append(np.any(pixels != pixels[0, 0], -1).mean())
-    assert np.mean(areas["large"]) == pytest.approx(np.pi * 0.26**2, rel=0.15)
-    assert np.mean(areas["small"]) == pytest.approx(np.pi * 0.15**2, rel=0.25)
+    assert np.mean(areas["large"]) == pytest.approx(np.pi * shapes._RADII["large"] ** 2, rel=0.15)
+    assert np.mean(areas["small"]) == pytest.approx(np.pi * shapes._RADII["small"] ** 2, rel=0.25)
 
 
 @pytest.mark.parametrize("shape, area", [("circle", np.pi), ("square", 1.7**2), ("triangle", 1.7 * 1.7 / 1.8), ("cross", 4 * 0.33 * (2 - 0.33))])
