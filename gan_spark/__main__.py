@@ -94,20 +94,14 @@ def _print(value: list[dict] | dict, as_json: bool) -> None:
         print(json.dumps(value))
         return
     if isinstance(value, dict):
-        rows = list(_leaves(value))
+        from .registry import leaves
+
+        rows = list(leaves(value))
     else:
         rows = [tuple(value[0])] + [tuple("" if each is None else f"{each:.6g}" if isinstance(each, float) else str(each) for each in row.values()) for row in value] if value else [("no runs",)]
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths)).rstrip())
-
-
-def _leaves(value: dict, where: str = ""):
-    for key, each in value.items():
-        if isinstance(each, dict) and each:
-            yield from _leaves(each, f"{where}{key}.")
-        else:
-            yield f"{where}{key}", ", ".join(map(str, each)) if isinstance(each, list) else "" if each is None or each == {} else str(each)
 
 
 _COMMANDS = {

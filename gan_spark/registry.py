@@ -6,6 +6,7 @@ promoted, and which were before. `lineage` leads from a run to its config, code,
 
 import datetime
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from . import __version__, lake
@@ -81,6 +82,15 @@ def lineage(root: str, name: str) -> dict:
         "quality": {report["table"]: {key: value for key, value in report.items() if key not in ("table", "run", "report")} for report in _quality(root).get(name, [])},
         "registered": versions,
     }  # fmt: skip
+
+
+def leaves(value: dict, where: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, text) of each leaf of nested dicts, in order."""
+    for key, each in value.items():
+        if isinstance(each, dict) and each:
+            yield from leaves(each, f"{where}{key}.")
+        else:
+            yield f"{where}{key}", ", ".join(map(str, each)) if isinstance(each, (list, tuple)) else "" if each is None or each == {} else str(each)
 
 
 # --- named models ----------------------------------------------------------------------

@@ -47,7 +47,7 @@ def report(spark, config: Config) -> dict:
     steps = f"{lines[-1]['step']:,} steps" if lines else "not trained"
     html = page.render(
         title=config.run, subtitle=f"{record['config']['model']['name']} on {record['dataset']['url'].rsplit('/', 1)[1]}, {steps}, {record['created'][:10]}",
-        cards=list(_cards(quality)), sections=[{"text": "", "rows": [], "pictures": [], **section} for section in sections], lineage=list(_leaves(registry.lineage(config.lake, config.run))),
+        cards=list(_cards(quality)), sections=[{"text": "", "rows": [], "pictures": [], **section} for section in sections], lineage=list(registry.leaves(registry.lineage(config.lake, config.run))),
     )  # fmt: skip
     lake.write_bytes(url, html.encode())
     return {"report": url, "run": run.url, "table": table, "bytes": len(html.encode())}
@@ -143,10 +143,3 @@ def by_class(spark, config: Config, made, manifest: schema.Manifest) -> list[dic
         rows.append({**row, "asked for and given": f"{pairs.get((name, index), 0) / asked[name]:.1%}"} if asked[name] else row)
     return rows
 
-
-def _leaves(value: dict, where: str = "") -> Iterator[tuple[str, str]]:
-    for key, each in value.items():
-        if isinstance(each, dict):
-            yield from _leaves(each, f"{where}{key}.")
-        else:
-            yield f"{where}{key}", ", ".join(map(str, each)) if isinstance(each, (list, tuple)) else "" if each is None else str(each)

@@ -54,9 +54,8 @@ class Classifier(TrainedModel):
         if config.class_weights and len(config.class_weights) != config.classes:
             raise UserError(f"model.class_weights has {len(config.class_weights)} values for {config.classes} classes")
         self.network = self._keras("")
-        known = sum(bool(layer.weights) for layer in self.network.layers)
         if config.last_layers > len(self.network.layers):
-            raise UserError(f"model.last_layers = {config.last_layers}: {config.network} has {len(self.network.layers)} layers, {known} of them with weights; expected at most that many, or -1 for all")
+            raise UserError(f"model.last_layers = {config.last_layers}: {config.network} has {len(self.network.layers)} layers; expected at most that many, or -1 for all")
         layers = tf.keras.layers
         features = tf.keras.Input(self.network.output_shape[1:])
         hidden = layers.Dropout(config.dropout)(layers.Dense(config.hidden, "relu")(features))
