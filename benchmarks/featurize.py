@@ -17,7 +17,6 @@ PARTITIONS = 2
 
 def bare(job: dict) -> dict:
     import numpy as np
-    from pyspark.sql import SparkSession  # noqa: F401  (the same modules are loaded on both sides)
 
     from gan_spark import launch
     from gan_spark.ml import carry
@@ -44,8 +43,6 @@ def by_row(network: str):
 
     @F.udf("array<float>")
     def apply(image):
-        import tensorflow as tf
-
         from gan_spark import launch, networks
         from gan_spark.ml import carry, columns
 
