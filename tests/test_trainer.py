@@ -38,8 +38,9 @@ def identical(team: launch.Team, configs: dict) -> dict:
         uses = {field: {"model": configs[other], "uses": {}} for field, other in USED_MODELS.get(name, {}).items()}
         model = trainer.build(models.find(name).Config(**values), team, uses=uses)
         team.broadcast(model.state())
-        for step in range(3):
-            tf.function(model.train_step)([make_batch(name, seed=team.rank)] * model.batches_per_step)
+        step = tf.function(model.train_step)
+        for _ in range(3):
+            step([make_batch(name, seed=team.rank)] * model.batches_per_step)
             model.step.assign_add(1)
         trainer.average_statistics(model, team)
         sums[name] = (trainer.checksum(model), float(tf.reduce_mean(model.normal([100]))))

@@ -103,8 +103,11 @@ class Classifier(TrainedModel):
             self.minimize(name, tape, loss)
             return loss, tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, 1, tf.int32), label), tf.float32))
 
-        trained = self.config.batch_norm == "trained"
-        loss, accuracy = tf.cond(self.step < self.config.head_steps, lambda: step("head", False), lambda: step("all", trained))
+        def late():
+            return step("all", self.config.batch_norm == "trained")
+
+        # Large networks take minutes to trace: no phase that has no steps.
+        loss, accuracy = tf.cond(self.step < self.config.head_steps, lambda: step("head", False), late) if self.config.head_steps else late()
         return {"loss": loss, "accuracy": accuracy}
 
     def classify(self, images: tf.Tensor) -> tf.Tensor:
