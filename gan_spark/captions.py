@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from . import dataset, evaluate, images, lake, schema, shapes, trainer
+from . import dataset, evaluate, images, lake, schema, shapes, tables, trainer
 from .config import Config, UserError
 from .store import Run
 
@@ -23,14 +23,12 @@ def attributes(spark, config: Config) -> dict:
     url = lake.table_url(config)
     if not config.evaluate.reader:
         raise UserError("evaluate.reader is empty: expected the run of an attributes model; train it with jobs/train.py")
-    if not lake.exists(url):
-        raise UserError(f"no generated table at {url}; make it with jobs/generate.py")
     run = Run(lake.join(lake.to_url(config.lake), "runs", config.evaluate.reader))
     record, steps = run.record(), run.checkpoints()
     model = record["config"]["model"]
     if model["name"] != "attributes" or not steps:
         raise UserError(f"evaluate.reader = {config.evaluate.reader!r}: expected the run of an attributes model with a whole checkpoint, found {model['name']} at {steps or 'no step'}")
-    table = spark.read.parquet(url).select("run", "step", "input", "image", "height", "width", "channels")
+    table = tables.read(spark, url).select("run", "step", "input", "image", "height", "width", "channels")
     first = table.first()
     expected = (model["image_size"], model["image_size"], model["channels"])
     if (first["height"], first["width"], first["channels"]) != expected:

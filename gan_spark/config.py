@@ -79,6 +79,7 @@ class Generate:
     batch_size: int = option(64, "images a forward pass", low=1, high=65536)
     partitions: int = option(0, "Spark tasks; 0 for the session's parallelism", low=0)
     checkpoint: int = option(0, "step of the checkpoint; 0 for the newest", low=0)
+    append: bool = option(False, "Delta tables: what the table does not have yet of this run and step is added, and the rest of it stays")
     label: str = option("", "models that take a label: the class to make; empty for each in turn")
     split: str = option("test", "models that take an image or text: rows of this split of the dataset", choices=("train", "validation", "test"))
     part: str = option("", "models that translate: the domain to start from", choices=("", "a", "b"))
@@ -161,6 +162,15 @@ class LeNet:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tracking:
+    """MLflow."""
+
+    uri: str = option("", "tracking URI of MLflow, for instance sqlite:///mlflow.db or databricks; empty for none")
+    experiment: str = option("gan_spark", "name of the experiment; on Databricks a path, /Users/...")
+    artifacts: str = option("", "where a new experiment keeps its files; empty for what MLflow chooses")
+
+
+@dataclasses.dataclass(frozen=True)
 class Promote:
     model: str = option("default", "name of the registered model")
     only_if_better: bool = option(True, "only where the run's FID is below that of the promoted version")
@@ -194,6 +204,7 @@ class Config:
     dataset: str
     model: Any = None
     lake: str = option("lake", "root of the data lake; URL or local path")
+    tables: str = option("parquet", "format of tables of generated images and of rejects", choices=("parquet", "delta"))
     ingest: Ingest = Ingest()
     train: Train = Train()
     generate: Generate = Generate()
@@ -206,6 +217,7 @@ class Config:
     finetune: Finetune = Finetune()
     predict: Predict = Predict()
     promote: Promote = Promote()
+    tracking: Tracking = Tracking()
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

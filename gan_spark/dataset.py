@@ -8,6 +8,7 @@ microseconds an image, fancy indexing a fraction of one.
 import itertools
 import logging
 import posixpath
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,6 +21,25 @@ from .config import UserError
 _POOL_BYTES = 48 * 2**20
 _QUEUED_ROW_GROUPS = 4
 _BLOCK_BYTES = 2**20
+
+
+def petastorm_filesystem(url: str):
+    """What Petastorm needs to open `url`: None for local paths, which it knows, and for others fsspec's in the legacy interface of pyarrow that it reads through."""
+    fs, _ = lake.filesystem(url)
+    if url.startswith(("file:", "dbfs:")):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        from pyarrow.filesystem import DaskFileSystem
+
+        class Wrapped(DaskFileSystem):
+            def isdir(self, path):
+                return self.fs.isdir(path)
+
+            def isfile(self, path):
+                return self.fs.isfile(path)
+
+        return Wrapped(fs)
 
 
 def files(url: str, split: str, part: str = "") -> list[str]:
@@ -150,6 +170,7 @@ def _row_groups(url: str, split: str, part: str, manifest: schema.Manifest, rank
         cur_shard=rank,
         shard_count=size,
         seed=seed,
+        filesystem=petastorm_filesystem(url),
     )
     with reader:
         for group in reader:

@@ -13,6 +13,7 @@ from . import images
 from .config import Config
 from .launch import Team
 from .store import Run
+from .tracking import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +52,11 @@ class Monitor:
 
 
 class Progress(threading.Thread):
-    """A progress bar on the driver, fed by the run's metrics: ranks may be on any machine, and Horovod hands on their output late."""
+    """A progress bar on the driver, and MLflow's metrics, fed by the run's metrics: ranks may be on any machine, and Horovod hands on their output late."""
 
-    def __init__(self, run: Run, config: Config):
+    def __init__(self, run: Run, config: Config, tracker: Tracker | None = None):
         super().__init__(daemon=True)
+        self.tracker = tracker
         self.run_, self.done, self.offset = run, threading.Event(), run.watch(0)[1]
         tty = sys.stderr.isatty()
         self.bar = tqdm(
@@ -89,6 +91,8 @@ class Progress(threading.Thread):
                 speed = f"{line['images_per_second']:.0f} images/s, " if "images_per_second" in line else ""
                 self.bar.set_postfix_str(speed + losses, refresh=False)
                 self.bar.update(line["step"] - self.bar.n)
+                if self.tracker:
+                    self.tracker.metrics(line["step"], {name: line[name] for name in (*line["scalars"], "images_per_second") if name in line})
 
 
 class _Lines:

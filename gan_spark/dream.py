@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from . import dataset, images, lake, networks, schema, trainer
+from . import dataset, images, lake, networks, schema, tables, trainer
 from .config import Config, Dream, UserError
 from .models.blocks import layers_of
 from .store import Run
@@ -39,15 +39,9 @@ def dream(spark, config: Config) -> dict:
         raise UserError(f"dataset {url}: its split {options.split!r} has no images")
     rows = spark.read.parquet(*files).select("id", "image").orderBy(F.xxhash64("id"), "id").limit(options.images).repartition(spark.sparkContext.defaultParallelism)
     table = lake.table_url(config) + "-dream"
-    staged = lake.staging(table)
-    try:
-        rows.mapInPandas(functools.partial(_dream, source, options, manifest), TABLE).write.parquet(staged)
-        written = spark.read.parquet(staged)
+    with tables.replacing(rows.mapInPandas(functools.partial(_dream, source, options, manifest), TABLE), table) as written:
         first = {row["input"]: row for row in written.orderBy("input").limit(16).collect()}
         means = written.selectExpr("avg(objective_before) as before", "avg(objective_after) as after", "count(*) as count").first()
-        lake.replace(staged, table)
-    finally:
-        lake.remove(staged)
     before = {row["id"]: row["image"] for row in rows.where(F.col("id").isin(list(first))).collect()}
     pairs = [pixels for id, row in first.items() for pixels in (schema.unpack([before[id]], manifest.shape, manifest.encoding)[0], images.decode_png(row["image"]))]
     lake.write_bytes(f"{table}.png", images.encode_png(images.grid(np.stack(pairs), 8)))

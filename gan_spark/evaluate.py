@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from . import dataset as datasets
-from . import features, images, lake, schema, trainer
+from . import features, images, lake, schema, tables, tracking, trainer
 from .config import Config, UserError
 from .store import Run
 
@@ -96,9 +96,7 @@ def evaluate(spark, config: Config) -> dict:
     manifest = schema.read_manifest(real_url)
     if not manifest.rows[options.split]:
         raise UserError(f"dataset {real_url}: its split {options.split!r} has no images to compare with")
-    if not lake.exists(fake_url):
-        raise UserError(f"no generated table at {fake_url}; make it with jobs/generate.py")
-    fake_frame = spark.read.parquet(fake_url).selectExpr("cast(seed as string) as id", "input", "image", "height", "width", "channels", "run", "step")
+    fake_frame = tables.read(spark, fake_url).selectExpr("cast(seed as string) as id", "input", "image", "height", "width", "channels", "run", "step")
     made = fake_frame.select("run", "step", "height", "width", "channels").first()
     if (made["height"], made["width"], made["channels"]) != manifest.shape:
         raise UserError(f"table {fake_url} holds images of {(made['height'], made['width'], made['channels'])}, dataset {real_url} of {manifest.shape}")
@@ -141,6 +139,8 @@ def evaluate(spark, config: Config) -> dict:
     result = {key: round(value, 6) if isinstance(value, float) else value for key, value in result.items()}
     report = {**result, "table": fake_url, "dataset": real_url, "split": options.split, "run": run, "step": step}
     lake.write_json(f"{fake_url}.quality.json", report)
+    if tracker := tracking.tracker(config, Run(run)):
+        tracker.quality(report, f"{fake_url}.quality.json")
     return {**report, "report": f"{fake_url}.quality.json"}
 
 

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
+from pyspark.sql import functions as F
 
-from . import dataset, images, lake, models, registry, schema, trainer
+from . import dataset, images, lake, models, registry, schema, tables, tracking, trainer
 from .config import Config, Generate, UserError
 from .store import Run
 
@@ -29,21 +30,26 @@ def generate(spark, config: Config) -> dict:
     """Writes `config.generate.images` images of the run to its table, and a grid of the first 64 beside it."""
     config = promoted(config)
     options, run, url = config.generate, Run.of(config), lake.table_url(config)
+    if options.append and config.tables != "delta":
+        raise UserError("generate.append = true with tables = 'parquet': a folder of Parquet files cannot be added to and stay whole; use tables = 'delta'")
+    tables.check(spark, url, config.tables)
     rows = inputs(spark, config)
+    step = checkpoint(run, options)
+    if options.append and lake.exists(url):
+        held = tables.read(spark, url).where((F.col("run") == run.url) & (F.col("step") == step)).select("seed")
+        rows = rows.join(held, "seed", "left_anti")
     count = rows.count()
     frame = generated(rows, run, options)
-    staged = lake.staging(url)
     log.info("generate: %d images of run %s", count, run.url)
-    try:
-        frame.write.parquet(staged)
-        table = spark.read.parquet(staged)
-        written = table.count()
-        if written != count:
-            raise RuntimeError(f"{written} rows written for {count} seeds; {url} was left as it was")
-        first = table.orderBy("seed").limit(_GRID).select("seed", "image", "step").collect()
-        lake.replace(staged, url)
-    finally:
-        lake.remove(staged)
+    if config.tables == "delta":
+        tables.write_delta(frame, url, "append" if options.append else "overwrite")
+        first = _first(tables.read(spark, url).where((F.col("run") == run.url) & (F.col("step") == step)))
+    else:
+        with tables.replacing(frame, url) as table:
+            written = table.count()
+            if written != count:
+                raise RuntimeError(f"{written} rows written for {count} seeds; {url} was left as it was")
+            first = _first(table)
     made = np.stack([images.decode_png(row["image"]) for row in first])
     columns = None
     if "image" in rows.columns:  # what each was made from, beside it
@@ -53,7 +59,21 @@ def generate(spark, config: Config) -> dict:
         made, columns = np.stack([before, made], 1).reshape(-1, *made.shape[1:]), 8
     grid = f"{url}.png"
     lake.write_bytes(grid, images.encode_png(images.grid(made[: 2 * _GRID], columns)))
-    return {"images": written, "table": url, "grid": grid, "run": run.url, "step": first[0]["step"]}
+    if tracker := tracking.tracker(config, run):
+        tracker.artifact(grid, "generated")
+    return {"images": count, "table": url, "grid": grid, "run": run.url, "step": step}
+
+
+def _first(table) -> list:
+    return table.orderBy("seed").limit(_GRID).select("seed", "image").collect()
+
+
+def checkpoint(run: Run, options: Generate) -> int:
+    """Step of the checkpoint to generate from; `UserError` where the run has none."""
+    with run.checkpoint(options.checkpoint) as found:
+        if found is None:
+            raise UserError(f"run {run.url}: no whole checkpoint yet; train it with jobs/train.py")
+        return found[0]
 
 
 def promoted(config: Config) -> Config:
@@ -73,8 +93,6 @@ def inputs(spark, config: Config):
     Seeds count up from `generate.first_seed`; where rows of the dataset are taken, those whose ids hash
     lowest, with the hash as their seed.
     """
-    from pyspark.sql import functions as F
-
     options, record = config.generate, Run.of(config).record()
     takes = _takes(record)
     partitions = options.partitions or spark.sparkContext.defaultParallelism
@@ -122,10 +140,7 @@ def generated(rows, run: Run, options: Generate):
     """
     record = run.record()
     takes = _takes(record)
-    with run.checkpoint(options.checkpoint) as found:
-        if found is None:
-            raise UserError(f"run {run.url}: no whole checkpoint yet; train it with jobs/train.py")
-        step = found[0]
+    step = checkpoint(run, options)
     named = {"image": options.part or "image"}
     missing = [name for name in takes if name not in [named.get(column, column) for column in rows.columns] and name in ("label", "caption", "embedding", "image")]
     if missing:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pyspark import TaskContext
 from pyspark.sql import functions as F
 
-from . import images, lake, parts, schema, sources
+from . import dataset, images, lake, parts, schema, sources, tables
 from .config import Config, Ingest, UserError
 
 log = logging.getLogger(__name__)
@@ -34,10 +34,10 @@ _REJECTED = ""  # stands for a split in what tasks report
 
 def ingest(spark, config: Config) -> dict:
     """Reads the config's source into `<lake>/datasets/<dataset>`, replacing what was there."""
-    return write(spark, sources.open_source(spark, config.ingest), lake.dataset_url(config), config.ingest)
+    return write(spark, sources.open_source(spark, config.ingest), lake.dataset_url(config), config.ingest, config.tables)
 
 
-def write(spark, source: sources.Source, url: str, config: Ingest) -> dict:
+def write(spark, source: sources.Source, url: str, config: Ingest, format: str = "parquet") -> dict:
     """Decodes, splits, shuffles and writes `source`; returns the counts.
 
     Raises `UserError` where no image at all can be used for training.
@@ -56,7 +56,9 @@ def write(spark, source: sources.Source, url: str, config: Ingest) -> dict:
     group_rows = max(1, min(_ROW_GROUP_BYTES // row_bytes, source.count // (16 * config.planned_workers)))
     log.info("ingest: about %d images to %s in %d files a split", source.count, url, files)
 
-    staged, staged_rejects = lake.staging(url), lake.staging(f"{url}.rejected")
+    rejects = f"{url}.rejected"
+    tables.check(spark, rejects, format)
+    staged, staged_rejects = lake.staging(url), lake.staging(rejects)
     rows = (
         source.frame.withColumn("order", F.xxhash64("id"))
         .repartition(files, "order")
@@ -65,8 +67,9 @@ def write(spark, source: sources.Source, url: str, config: Ingest) -> dict:
     )
     kept = parts.chosen(source.frame, config) if config.parts == "labels" else frozenset()
     work = functools.partial(_write, config, manifest, kept, staged, staged_rejects, group_rows)
+    factory = None if dataset.petastorm_filesystem(staged) is None else functools.partial(dataset.petastorm_filesystem, staged)
     try:
-        with materialize_dataset(spark, staged, schema.unischema(manifest)):
+        with materialize_dataset(spark, staged, schema.unischema(manifest), filesystem_factory=factory):
             written = rows.mapInArrow(work, _WRITTEN).collect()
             counts = {split: sum(file["rows"] for file in written if file["split"] == split) for split in (*schema.SPLITS, _REJECTED)}
             _settle(staged, staged_rejects, written)
@@ -76,11 +79,16 @@ def write(spark, source: sources.Source, url: str, config: Ingest) -> dict:
         _check(spark, staged, counts)
         manifest = dataclasses.replace(manifest, rows=counts, rejected=rejected, fingerprint=_fingerprint(written))
         schema.write_manifest(staged, manifest)
-        lake.replace_all({staged_rejects: f"{url}.rejected", staged: url})
+        lake.write_bytes(lake.join(staged_rejects, lake.SUCCESS), b"")
+        if format == "delta":
+            tables.write_delta(spark.read.parquet(staged_rejects), rejects, "overwrite")
+            lake.replace(staged, url)
+        else:
+            lake.replace_all({staged_rejects: rejects, staged: url})
     finally:
         lake.remove(staged)
         lake.remove(staged_rejects)
-    return {"dataset": url, "rows": sum(counts.values()), "rejected": rejected, "splits": counts, "rejects": f"{url}.rejected", "fingerprint": manifest.fingerprint}
+    return {"dataset": url, "rows": sum(counts.values()), "rejected": rejected, "splits": counts, "rejects": rejects, "fingerprint": manifest.fingerprint}
 
 
 def _settle(staged: str, staged_rejects: str, written: list) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from . import dataset, images, lake, schema, trainer
+from . import dataset, images, lake, schema, tables, trainer
 from .config import Config, Inpaint, UserError
 from .store import Run
 
@@ -45,7 +45,6 @@ def inpaint(spark, config: Config) -> dict:
         rows = rows.join(_masks(spark, options), "id")
     rows = rows.orderBy("seed", "id").limit(options.images).repartition(spark.sparkContext.defaultParallelism).persist()
     table = lake.table_url(config) + "-inpainted"
-    staged = lake.staging(table)
     try:
         held = rows.collect()  # a bounded number, `inpaint.images`
         if not held:
@@ -57,15 +56,12 @@ def inpaint(spark, config: Config) -> dict:
         fillings = {row["id"]: (mean, nearest[i]) for i, row in enumerate(held)}
         shared = spark.sparkContext.broadcast(fillings)
         work = functools.partial(_inpaint, run.url, step, record, options, manifest, shared)
-        rows.mapInPandas(work, TABLE).write.parquet(staged)
-        written = spark.read.parquet(staged)
         names = ["psnr_hole", "psnr_hole_mean", "psnr_hole_nearest"]
-        figures = written.select([F.avg(name).alias(name) for name in names] + [F.count("*").alias("images")]).first().asDict()
-        shown = {row["input"]: row for row in written.orderBy("seed").limit(12).collect()}
-        lake.replace(staged, table)
+        with tables.replacing(rows.mapInPandas(work, TABLE), table) as written:
+            figures = written.select([F.avg(name).alias(name) for name in names] + [F.count("*").alias("images")]).first().asDict()
+            shown = {row["input"]: row for row in written.orderBy("seed").limit(12).collect()}
     finally:
         rows.unpersist()
-        lake.remove(staged)
     sheet = []
     for i, row in enumerate(held):
         if row["id"] in shown:

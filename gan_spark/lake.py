@@ -1,16 +1,26 @@
 """Paths in the lake: every one is a URL, and one set of calls serves all stores.
 
-`file:`, `hdfs:`, `s3a:` and the rest go through fsspec; `dbfs:` through its mount.
+`file:`, `hdfs:`, `s3a:` and the rest go through fsspec; `dbfs:` through its mount. Object stores have no rename:
+there a folder is replaced by copies, and is without its MARKERS for as long as that takes.
 """
 
 import json
 import os
+import posixpath
 import uuid
 from typing import Any
 
 import fsspec
 
 from .config import Config, UserError
+
+
+MANIFEST, SUCCESS = MARKERS = ("_gan_spark.json", "_SUCCESS")  # of a dataset, and of a table, that is whole
+_OBJECT_STORES = ("s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "wasb", "wasbs")
+
+
+def is_object_store(url: str) -> bool:
+    return url.partition("://")[0] in _OBJECT_STORES
 
 
 def to_url(path: str) -> str:
@@ -43,9 +53,11 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         fs = fsspec.filesystem("file")
         return fs, fs._strip_protocol(url)
     try:
-        return fsspec.core.url_to_fs(url)
+        fs, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
         raise UserError(f"{url}: no filesystem for this URL: {error}") from error
+    fs.invalidate_cache()  # of listings: other processes write too
+    return fs, path
 
 
 def join(url: str, *parts: str) -> str:
@@ -63,8 +75,11 @@ def read_bytes(url: str) -> bytes:
 
 
 def write_bytes(url: str, data: bytes) -> None:
-    """Writes the file whole or not at all: under another name first, then renamed."""
+    """Writes the file whole or not at all: under another name first, then renamed; an object store does that by itself."""
     fs, path = filesystem(url)
+    if is_object_store(url):
+        fs.pipe_file(path, data)
+        return
     fs.makedirs(os.path.dirname(path), exist_ok=True)
     part = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex[:8]}"
     fs.pipe_file(part, data)
@@ -103,34 +118,80 @@ def replace_all(moves: dict[str, str]) -> None:
     try:
         for url in moves.values():
             if exists(url):
-                _move(url, displaced(url))
+                _displace(url)
         for staged, url in moves.items():
             _move(staged, url)
     except Exception:
         for url in moves.values():
-            if exists(displaced(url)):
-                remove(url)
-                _move(displaced(url), url)
+            _put_back(url)
         raise
     for url in moves.values():
+        remove(_journal(url))
         remove(displaced(url))
 
 
 def recover(url: str) -> None:
-    """Undoes a `replace` that died between its two renames."""
-    if exists(displaced(url)):
-        if exists(url):
-            remove(displaced(url))
-        else:
-            _move(displaced(url), url)
-
-
-def _move(source: str, target: str) -> None:
-    fs, path = filesystem(source)
-    fs.mv(path, filesystem(target)[1], recursive=True)
+    """Undoes a `replace` that died on its way."""
+    if is_object_store(url) or not exists(url):
+        _put_back(url)
+    else:
+        remove(displaced(url))
 
 
 def displaced(url: str) -> str:
     """Where `replace` keeps what stood at `url`."""
     parent, name = url.rstrip("/").rsplit("/", 1)
     return f"{parent}/.{name}.old"
+
+
+def _journal(url: str) -> str:
+    """On object stores, what stands beside `displaced(url)` once that is whole: from then on it counts, and not what is at `url`."""
+    return f"{displaced(url)}.whole"
+
+
+def _displace(url: str) -> None:
+    if is_object_store(url):
+        _copy(url, displaced(url))
+        write_bytes(_journal(url), b"")
+        _unmark_and_remove(url)
+    else:
+        _move(url, displaced(url))
+
+
+def _put_back(url: str) -> None:
+    if not is_object_store(url):
+        if exists(displaced(url)):
+            remove(url)
+            _move(displaced(url), url)
+        return
+    if exists(_journal(url)):
+        _unmark_and_remove(url)
+        _copy(displaced(url), url)
+        remove(_journal(url))
+    remove(displaced(url))
+
+
+def _unmark_and_remove(url: str) -> None:
+    for name in MARKERS:
+        remove(join(url, name))
+    remove(url)
+
+
+def _move(source: str, target: str) -> None:
+    if is_object_store(source):
+        _copy(source, target)
+        remove(source)
+    else:
+        fs, path = filesystem(source)
+        fs.mv(path, filesystem(target)[1], recursive=True)
+
+
+def _copy(source: str, target: str) -> None:
+    """On an object store; the files that say that a folder is whole come last."""
+    fs, path = filesystem(source)
+    into = filesystem(target)[1]
+    names = fs.find(path)
+    last = [name for name in names if posixpath.basename(name) in MARKERS]
+    for some in ([name for name in names if name not in last], last):
+        if some:
+            fs.copy(some, [into + name.removeprefix(path) for name in some])

@@ -2,12 +2,15 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import signal
 import socket
+import uuid
 from collections.abc import Callable
 
+from . import lake
 from .config import Train, UserError
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,36 @@ def check(spark, config: Train) -> None:
     slots = context.defaultParallelism // int(context.getConf().get("spark.task.cpus", "1"))
     if context.master.startswith("local") and config.workers > slots:
         raise UserError(f"train.workers = {config.workers}, but {context.master} has {slots} task slots: every rank needs one; use fewer workers or more slots")
+
+
+def check_reach(spark, config: Train, folder: str, files: list[str]) -> None:
+    """`UserError` where an executor cannot read one of `files`, or where what it writes in `folder` is not seen from here: URLs of the lake."""
+    if config.launcher == "local":
+        return
+    probe = lake.join(folder, f".probe-{uuid.uuid4().hex[:8]}")
+    try:
+        told = spark.sparkContext.parallelize(range(config.workers), config.workers).map(functools.partial(_reach, probe, files)).collect()
+        for index, (host, problem) in enumerate(told):
+            if problem is None and not lake.exists(lake.join(probe, str(index))):
+                problem = f"what it writes to {folder} is not seen from the driver"
+            if problem is not None:
+                raise UserError(f"worker {host}: {problem}. Every worker must reach the lake: on a cluster, a URL such as s3a: or hdfs:, or a path that all machines mount, with the worker's own credentials")
+    finally:
+        lake.remove(probe)
+
+
+def _reach(probe: str, files: list[str], index: int) -> tuple[str, str | None]:
+    host = socket.gethostname()
+    for url in files:
+        try:
+            lake.read_bytes(url)
+        except Exception as error:
+            return host, f"{url} cannot be read ({type(error).__name__}: {error})"
+    try:
+        lake.write_bytes(lake.join(probe, str(index)), b"")
+    except Exception as error:
+        return host, f"{probe} cannot be written ({type(error).__name__}: {error})"
+    return host, None
 
 
 def run(spark, function: Callable, argument, config: Train) -> list:

@@ -8,8 +8,8 @@ from importlib import resources
 
 import numpy as np
 
-from . import dataset, evaluate, features, images, lake, registry, schema
-from .config import Config, UserError
+from . import dataset, evaluate, features, images, lake, registry, schema, tables
+from .config import Config
 from .store import Run
 
 log = logging.getLogger(__name__)
@@ -23,12 +23,10 @@ def report(spark, config: Config) -> dict:
 
     run, table = Run.of(config), lake.table_url(config)
     record = run.record()
-    if not lake.exists(table):
-        raise UserError(f"no generated table at {table}; make it with jobs/generate.py")
+    made = tables.read(spark, table)
     manifest = schema.read_manifest(record["dataset"]["url"])
     quality = lake.read_json(f"{table}.quality.json") if lake.exists(f"{table}.quality.json") else {}
     lines = [line for line in run.metrics() if "scalars" in line]
-    made = spark.read.parquet(table)
     shown = [images.decode_png(row["image"]) for row in made.orderBy("seed").limit(_SHOWN).select("image").collect()]
     split = config.evaluate.split if manifest.rows.get(config.evaluate.split) else "train"
     real = spark.read.parquet(*dataset.files(record["dataset"]["url"], split)).orderBy("id").limit(_SHOWN).select("image").collect()

@@ -17,7 +17,7 @@ from .config import UserError
 from .images import decode_png
 
 SPLITS = ("train", "validation", "test")
-MANIFEST = "_gan_spark.json"
+MANIFEST = lake.MANIFEST
 _RAW_LIMIT = 64 * 1024
 
 

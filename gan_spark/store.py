@@ -177,9 +177,10 @@ class Run:
     def watch(self, offset: int) -> tuple[list[dict], int]:
         """Whole lines of metrics.jsonl from byte `offset` on, and the offset behind them."""
         fs, path = lake.filesystem(self.path("metrics.jsonl"))
-        # Listings may be cached; another process writes this file.
-        fs.invalidate_cache()
-        if not fs.exists(path):
+        try:
+            if fs.size(path) <= offset:
+                return [], offset
+        except FileNotFoundError:
             return [], offset
         whole = fs.cat_file(path, start=offset).rpartition(b"\n")[0]
         return [json.loads(line) for line in whole.splitlines()], offset + len(whole) + (1 if whole else 0)

@@ -12,7 +12,7 @@ import math
 import platform
 import time
 
-from . import dataset, images, lake, launch, models, registry, schema
+from . import dataset, images, lake, launch, models, registry, schema, tracking
 from .config import Config, Train, UserError, parse, resolved
 from .diary import Diary, Monitor, Progress
 from .launch import Team
@@ -46,39 +46,41 @@ def train(spark, config: Config) -> dict:
     record = describe(config, url, manifest, model)
     run.check(record, {"model": resolved(type(config.model)()), "train": resolved(Train())})
 
+    launch.check_reach(spark, config.train, lake.join(lake.to_url(config.lake), "runs"), [lake.join(url, schema.MANIFEST)])
     threads = config.train.threads or int(spark.sparkContext.getConf().get("spark.task.cpus", "1"))
     is_new = not lake.exists(run.url)
     job = {"config": resolved(config), "dataset": url, "threads": threads, "uses": record["config"]["uses"]}
-    for attempt in range(config.train.restarts + 1):
-        job |= {"attempt": attempt, "owner": run.start(record)}
-        log.info("train: %s on %d workers, run %s", config.model.name, config.train.workers, run.url)
-        started = time.time()
-        try:
-            with Progress(run, config):
-                results = launch.run(spark, _work, job, config.train)
-            break
-        except UserError:
-            if is_new and attempt == 0:  # no slots: leave no trace
-                lake.remove(run.url)
-            raise
-        except launch.RankFailure as failure:
-            errors = [line["error"] for line in run.metrics() if line.get("event") == "error" and line["attempt"] == attempt]
-            reason = "; ".join(errors) or f"{failure} (a rank was killed, or its executor's stderr says more)"
-            log.warning("train: attempt %d of %d failed after %.0f s: %s", attempt + 1, config.train.restarts + 1, time.time() - started, reason)
-            if attempt == config.train.restarts:
-                raise launch.RankFailure(f"run {run.url}: {attempt + 1} attempts failed, the last one: {reason}") from failure
-    first = results[0]
-    if first["stopped"]:
-        raise TrainingStopped(first["stopped"])
-    if len({result["checksum"] for result in results}) > 1:
-        raise TrainingStopped(f"run {run.url}: the ranks ended with different weights; this is a defect of the model: something it carries from step to step is not reduced")
-    best = {f"best_{key}": value for key, value in (run.best() or {}).items()}
-    return {
-        "run": run.url, "model": config.model.name, "steps": first["steps"], "workers": config.train.workers,
-        "images_per_second": first["images_per_second"], "seconds": first["seconds"],
-        "start_seconds": round(time.time() - started - first["seconds"], 1), "restarts": attempt,
-        "checksum": first["checksum"], **first["scalars"], **best,
-    }  # fmt: skip
+    with tracking.training(config, run, record) as tracker:
+        for attempt in range(config.train.restarts + 1):
+            job |= {"attempt": attempt, "owner": run.start(record)}
+            log.info("train: %s on %d workers, run %s", config.model.name, config.train.workers, run.url)
+            started = time.time()
+            try:
+                with Progress(run, config, tracker):
+                    results = launch.run(spark, _work, job, config.train)
+                break
+            except UserError:
+                if is_new and attempt == 0:  # no slots: leave no trace
+                    lake.remove(run.url)
+                raise
+            except launch.RankFailure as failure:
+                errors = [line["error"] for line in run.metrics() if line.get("event") == "error" and line["attempt"] == attempt]
+                reason = "; ".join(errors) or f"{failure} (a rank was killed, or its executor's stderr says more)"
+                log.warning("train: attempt %d of %d failed after %.0f s: %s", attempt + 1, config.train.restarts + 1, time.time() - started, reason)
+                if attempt == config.train.restarts:
+                    raise launch.RankFailure(f"run {run.url}: {attempt + 1} attempts failed, the last one: {reason}") from failure
+        first = results[0]
+        if first["stopped"]:
+            raise TrainingStopped(first["stopped"])
+        if len({result["checksum"] for result in results}) > 1:
+            raise TrainingStopped(f"run {run.url}: the ranks ended with different weights; this is a defect of the model: something it carries from step to step is not reduced")
+        best = {f"best_{key}": value for key, value in (run.best() or {}).items()}
+        return {
+            "run": run.url, "model": config.model.name, "steps": first["steps"], "workers": config.train.workers,
+            "images_per_second": first["images_per_second"], "seconds": first["seconds"],
+            "start_seconds": round(time.time() - started - first["seconds"], 1), "restarts": attempt,
+            "checksum": first["checksum"], **first["scalars"], **best,
+        }  # fmt: skip
 
 
 def check_model(config: Config, manifest: schema.Manifest, url: str) -> None:

@@ -214,3 +214,56 @@ def test_the_memory_lake_is_fsspec_own(root):
     lake.write_bytes(lake.join(root, "a"), b"1")
     with fsspec.open(lake.join(root, "a"), "rb") as stream:
         assert stream.read() == b"1"
+
+
+# --- object stores, which have no rename -----------------------------------------------
+
+
+@pytest.fixture
+def store(monkeypatch) -> str:
+    """A folder in memory that the lake takes for one on an object store."""
+    monkeypatch.setattr(lake, "_OBJECT_STORES", ("memory",))
+    url = f"memory://lake-{uuid.uuid4().hex}"
+    yield url
+    lake.remove(url)
+
+
+def test_a_store_has_its_folders_replaced_and_its_files_written_in_one_go(store, monkeypatch):
+    url = lake.join(store, "d")
+    monkeypatch.setattr(type(lake.filesystem(url)[0]), "mv", None)  # never called
+    lake.replace(staged(url, a=b"1", b=b"2"), url)
+    lake.replace(staged(url, b=b"3"), url)
+    lake.write_bytes(lake.join(store, "e"), b"4")
+    assert content(store) == {"d/sub/b": b"3", "e": b"4"}
+
+
+# Removed are the old folder's marker and the rest of it, the staged folder, the journal (from then on the new one counts), and the displaced folder.
+@pytest.mark.parametrize("method, call, left", [
+    ("cp_file", 1, b"old"), ("cp_file", 2, b"old"), ("cp_file", 3, b"old"), ("cp_file", 4, b"old"), *(("rm", call, b"old") for call in range(1, 5)), ("rm", 5, b"new"),
+])  # fmt: skip
+def test_a_replacement_that_dies_on_a_store_leaves_the_old_or_the_new_folder(store, monkeypatch, method, call, left):
+    url = lake.join(store, "d")
+    for folder, value in ((url, b"old"), (new := lake.join(store, ".d.new"), b"new")):
+        lake.write_bytes(lake.join(folder, lake.SUCCESS), b"")
+        lake.write_bytes(lake.join(folder, "a"), value)
+    with monkeypatch.context() as patch:
+        dies_at(patch, lake.filesystem(url)[0], method, call)
+        with pytest.raises(Died):
+            lake.replace(new, url)
+    found = content(url)
+    assert lake.SUCCESS not in found or len(found) == 2  # what has its marker is whole
+    lake.recover(url)
+    lake.remove(new)
+    assert content(store) == {"d/a": left, f"d/{lake.SUCCESS}": b""}
+
+
+@pytest.mark.parametrize("call", [1, 3])
+def test_a_replacement_that_fails_on_a_store_puts_the_old_folder_back(store, monkeypatch, call):
+    url = lake.join(store, "d")
+    put(url, a=b"old", b=b"old")
+    new = staged(url, a=b"new")
+    with monkeypatch.context() as patch:
+        dies_at(patch, lake.filesystem(url)[0], "cp_file", call, OSError("no network"))
+        with pytest.raises(OSError, match="no network"):
+            lake.replace(new, url)
+    assert content(url) == {"sub/a": b"old", "sub/b": b"old"}

@@ -16,7 +16,7 @@ import numpy as np
 from pyspark.sql import functions as F
 from tqdm import tqdm
 
-from .. import dataset, lake, schema, trainer
+from .. import dataset, lake, schema, tables, trainer
 from ..config import Config, LeNet, UserError, resolved
 from ..store import Run
 from . import columns
@@ -191,13 +191,9 @@ def score(spark, config: Config) -> dict:
     if not epoch:
         raise UserError(f"run {run.url}: no whole checkpoint yet; train it with jobs/lenet.py")
     target = lake.join(lake.to_url(config.lake), "predictions", config.run)
-    staged = lake.staging(target)
-    try:
-        predict(model, _split(spark, url, config.generate.split), manifest.shape, len(manifest.classes)).write.parquet(staged)
-        found = spark.read.parquet(staged).select(F.count("*").alias("images"), F.avg((F.col("label") == F.col("prediction")).cast("double")).alias("accuracy")).first()
-        lake.replace(staged, target)
-    finally:
-        lake.remove(staged)
+    scored = predict(model, _split(spark, url, config.generate.split), manifest.shape, len(manifest.classes))
+    with tables.replacing(scored, target) as written:
+        found = written.select(F.count("*").alias("images"), F.avg((F.col("label") == F.col("prediction")).cast("double")).alias("accuracy")).first()
     return {"run": run.url, "epoch": epoch, "split": config.generate.split, "images": found["images"], "accuracy": found["accuracy"], "predictions": target}
 
 

@@ -12,7 +12,7 @@ from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.functions import vector_to_array
 from pyspark.sql import functions as F
 
-from .. import dataset, images, lake, schema, trainer
+from .. import dataset, images, lake, schema, tables, trainer
 from ..config import Config, UserError, replaced
 from ..store import Run
 from . import columns
@@ -153,12 +153,7 @@ def _folder(spark, stage: ImageClassifier, names: list[str], config: Config, url
         F.when(F.col("probability").isNotNull(), vector_to_array("probability")).alias("probabilities"),
     )
     target = lake.join(lake.to_url(config.lake), "predictions", config.run)
-    staged = lake.staging(target)
-    try:
-        table.write.parquet(staged)
-        counts = {row["class"]: row["count"] for row in spark.read.parquet(staged).groupBy("class").count().collect()}
-        lake.replace(staged, target)
-    finally:
-        lake.remove(staged)
+    with tables.replacing(table, target) as written:
+        counts = {row["class"]: row["count"] for row in written.groupBy("class").count().collect()}
     rejected = counts.pop(None, 0)
     return {"images": sum(counts.values()), "rejected": rejected, "classes": counts, "predictions": target}

@@ -1,0 +1,169 @@
+"""The whole way on an object store, with tables in Delta, through jobs of their own: Spark, Petastorm and the run store read and write one S3 server on loopback."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from conftest import ROOT
+from gan_spark import lake
+from gan_spark.store import Run
+from test_trainer import ranks_of, wait_for
+
+PACKAGES = "org.apache.hadoop:hadoop-aws:3.3.4,io.delta:delta-core_2.12:2.4.0"
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory):
+    """(URL of a lake in a bucket, environment of a job that reaches it), served by moto."""
+    folder = tmp_path_factory.mktemp("s3")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    endpoint = f"http://127.0.0.1:{port}"
+    (folder / "spark-defaults.conf").write_text(
+        (ROOT / "conf" / "spark-defaults.conf").read_text()
+        + f"""
+        spark.jars.packages {PACKAGES}
+        spark.hadoop.fs.s3a.endpoint {endpoint}
+        spark.hadoop.fs.s3a.path.style.access true
+        spark.sql.extensions io.delta.sql.DeltaSparkSessionExtension
+        spark.sql.catalog.spark_catalog org.apache.spark.sql.delta.catalog.DeltaCatalog
+        spark.databricks.delta.snapshotPartitions 2
+        """.replace("        ", "")
+    )
+    (folder / "log4j2.properties").write_text((ROOT / "conf" / "log4j2.properties").read_text())
+    ours = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": endpoint}
+    moto = os.path.join(os.path.dirname(sys.executable), "moto_server")
+    with open(folder / "log", "w") as log, pytest.MonkeyPatch.context() as patch:
+        for key, value in ours.items():
+            patch.setenv(key, value)
+        server = subprocess.Popen([moto, "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log)
+        try:
+            wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, "answer from moto", 60)
+            fs, _ = lake.filesystem("s3a://lake")
+            fs.mkdir("lake")
+            yield "s3a://lake/of/gan", {**os.environ, "SPARK_CONF_DIR": str(folder)}
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def start(command: list[str], environment: dict, folder) -> subprocess.Popen:
+    with open(folder / "errors", "w") as errors:
+        return subprocess.Popen([sys.executable, *command], env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+
+
+def answer(job: subprocess.Popen, folder) -> dict:
+    output, _ = job.communicate(timeout=500)
+    assert job.returncode == 0, (folder / "errors").read_text()[-3000:]
+    return json.loads(output.strip().splitlines()[-1])
+
+
+# Jobs that append and overwrite, in one session.
+TABLES = """
+import json, sys
+from gan_spark import config, generate, ingest, job, models, tables
+
+def change(*overrides):
+    return config.load(sys.argv[1], overrides, models.config_class)
+
+spark = job.session("tables")
+made = []
+for more in ("generate.images=60",), ("generate.images=60",), ("generate.images=10", "generate.append=false"):
+    result = generate.generate(spark, change("generate.append=true", *more))
+    table = tables.read(spark, result["table"])
+    made.append([result["images"], table.count(), table.select("seed").distinct().count()])
+before = spark.read.format("delta").option("versionAsOf", 0).load(result["table"]).count()
+rejects = ingest.ingest(spark, change("dataset=photos", "ingest.source=folder", f"ingest.path={sys.argv[2]}"))["rejects"]
+ingest.ingest(spark, change("dataset=photos", "ingest.source=folder", f"ingest.path={sys.argv[2]}"))
+rejected = [row.id for row in tables.read(spark, rejects).collect()]
+versions = spark.sql(f"describe history delta.`{rejects}`").count()
+refused = []
+for overrides in ("tables=parquet",), ("tables=parquet", "generate.append=true"):
+    try:
+        generate.generate(spark, change(*overrides))
+    except config.UserError as error:
+        refused.append(str(error))
+print(json.dumps({"made": made, "before": before, "rejected": rejected, "versions": versions, "refused": refused}))
+"""
+
+
+def test_the_whole_way_on_an_object_store(s3, digits_folder, tmp_path):
+    """Ingest, two ranks, SIGKILL in mid-training, the same command again, generate, evaluate; then the tables are added to and replaced."""
+    root, environment = s3
+    (tmp_path / "run.toml").write_text(
+        f"""
+        run = "far"
+        dataset = "digits"
+        lake = "{root}"
+        tables = "delta"
+        [ingest]
+        height = 16
+        width = 16
+        planned_workers = 2
+        [model]
+        name = "dcgan"
+        image_size = 16
+        width = 4
+        latent = 8
+        [train]
+        steps = 1000
+        batch_size = 16
+        workers = 2
+        log_every = 50
+        checkpoint_every = 100
+        [generate]
+        images = 40
+        [evaluate]
+        classifier_steps = 20
+        kid_subset_size = 20
+        """
+    )
+    command = [str(ROOT / "jobs" / "pipeline.py"), "--config", str(tmp_path / "run.toml")]
+    run = Run(f"{root}/runs/far")
+    first = start(command, environment, tmp_path)
+    wait_for(lambda: run.checkpoints() or first.poll() is not None, "checkpoint", 300)
+    if "unresolved dependency" in (errors := (tmp_path / "errors").read_text()):
+        pytest.skip(f"Spark cannot fetch {PACKAGES} from here")
+    assert first.poll() is None, errors[-3000:]
+    orphans = ranks_of(first.pid)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    psutil.wait_procs(orphans, timeout=60)
+    reached = run.checkpoints()[-1]
+
+    result = answer(start(command, environment, tmp_path), tmp_path)
+    assert result["steps"] == run.checkpoints()[-1] == 1000 > reached
+    starts = [line["step"] for line in run.metrics() if line.get("event") == "start"]
+    assert starts == [0, reached]
+    assert result["generated_images"] == 40 and result["fid_self"] == 0 and result["fid"] > result["fid_floor"]
+    assert lake.exists(f"{root}/generated/far/_delta_log") and lake.exists(f"{root}/datasets/digits.rejected/_delta_log")
+
+    (digits_folder / "broken.png").write_bytes(b"no picture")
+    script = start(["-c", TABLES, str(tmp_path / "run.toml"), str(digits_folder)], environment, tmp_path)
+    tables = answer(script, tmp_path)
+    # Of 60, 40 are there; then all; then ten take the place of all, and the first version is still to be read.
+    assert tables["made"] == [[20, 60, 60], [0, 60, 60], [10, 10, 10]] and tables["before"] == 40
+    assert tables["rejected"] == ["broken.png"] and tables["versions"] == 2
+    assert "is Delta, and the config says tables = 'parquet'" in tables["refused"][0]
+    assert "generate.append = true with tables = 'parquet'" in tables["refused"][1]
+
+
+@pytest.fixture
+def digits_folder(tmp_path):
+    """A folder of a few digits as PNG."""
+    from sklearn.datasets import load_digits
+
+    from gan_spark import images
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index, image in enumerate(load_digits().images[:40]):
+        (folder / f"{index:02}.png").write_bytes(images.encode_png((image * 15).astype("uint8")[..., None]))
+    return folder

@@ -1,0 +1,66 @@
+"""Runs told to MLflow, in a SQLite store."""
+
+import pytest
+from mlflow import MlflowClient
+
+from conftest import make_config
+from gan_spark import evaluate, generate, trainer
+from gan_spark.config import UserError
+from gan_spark.store import Run
+
+
+def files(client: MlflowClient, id: str, path: str = "") -> list[str]:
+    found = client.list_artifacts(id, path)
+    return [name for each in found for name in (files(client, id, each.path) if each.is_dir else [each.path])]
+
+
+def test_training_generation_and_quality_go_to_one_run(spark, lake, digits, tmp_path):
+    tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "artifacts": f"file://{tmp_path}/files"}
+    config = make_config(lake, run="tracked", tracking=tracking, generate={"images": 20}, evaluate={"classifier_steps": 5, "kid_subset_size": 10})
+    client = MlflowClient(tracking_uri=tracking["uri"])
+
+    def told():
+        (run,) = client.search_runs([client.get_experiment_by_name("gan_spark").experiment_id], "tags.`gan_spark.run` LIKE '%/tracked'")
+        return run
+
+    trainer.train(spark, config)
+    run = told()
+    assert run.info.status == "FINISHED" and run.info.run_name == "tracked"
+    assert run.data.params["model.name"] == "dcgan" and run.data.params["train.steps"] == "4" and run.data.params["dataset.url"] == digits
+    ours = [(line["step"], line["d_loss"]) for line in Run.of(config).metrics() if "scalars" in line]
+    assert [(each.step, each.value) for each in client.get_metric_history(run.info.run_id, "d_loss")] == ours and len(ours) == 2
+    assert files(client, run.info.run_id) == ["model/checkpoint.data-00000-of-00001", "model/checkpoint.index", "model/config.json", "model/manifest.json", "samples/step-00000004.png"]
+
+    generate.generate(spark, config)
+    report = evaluate.evaluate(spark, config)
+    run = told()
+    assert run.data.metrics["quality_fid"] == report["fid"]
+    assert {"generated/tracked.png", "quality/tracked.quality.json"} <= set(files(client, run.info.run_id))
+
+
+def test_a_run_that_goes_on_is_the_same_one_and_one_that_fails_is_told_to_have(spark, lake, digits, tmp_path, monkeypatch):
+    tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db"}
+    monkeypatch.chdir(tmp_path)
+    config = make_config(lake, run="tracked-twice", tracking=tracking)
+    trainer.train(spark, config)
+
+    def stop(*_):
+        return "enough"
+
+    longer = make_config(lake, run="tracked-twice", tracking=tracking, train={"steps": 8})
+    with monkeypatch.context() as patch, pytest.raises(trainer.TrainingStopped):
+        patch.setattr(trainer, "_problem", stop)
+        trainer.train(spark, longer)
+    client = MlflowClient(tracking_uri=tracking["uri"])
+    experiment = client.get_experiment_by_name("gan_spark").experiment_id
+    assert [run.info.status for run in client.search_runs([experiment])] == ["FAILED"]
+    trainer.train(spark, longer)
+    (run,) = client.search_runs([experiment])
+    assert run.info.status == "FINISHED"
+    assert [each.step for each in client.get_metric_history(run.info.run_id, "d_loss")] == [2, 4, 6, 8]
+
+
+def test_a_tracker_that_is_not_there_is_told_before_anything_is_written(spark, lake, digits):
+    with pytest.raises(UserError, match="tracking.uri = 'nowhere://x'"):
+        trainer.train(spark, make_config(lake, run="untracked", tracking={"uri": "nowhere://x"}))
+    assert not Run(f"file://{lake}/runs/untracked").checkpoints()
