@@ -12,7 +12,7 @@ _DELTA = "Delta's jars are not in the session: start it with --packages io.delta
 def read(spark, url: str):
     """DataFrame of the table at `url`; `UserError` where there is none, or where it is not whole."""
     if not lake.exists(url):
-        raise UserError(f"no table at {url}; make it with jobs/generate.py")
+        raise UserError(f"no generated table at {url}; make it with jobs/generate.py")
     if is_delta(url):
         _check_delta(spark, url)
         return spark.read.format("delta").load(url)

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from conftest import MODEL_CONFIGS, ROOT, USED_MODELS, make_batch, make_config
-from gan_spark import images, lake as lakes, launch, models, trainer
+from gan_spark import images, lake as lakes, launch, models, schema, trainer
 from gan_spark.config import Train, UserError
 from gan_spark.store import Run
 
@@ -179,6 +179,21 @@ def test_a_session_that_moves_its_executors_is_refused(spark, lake, digits):
         launch.check(Session, Train(workers=2))
 
 
+def test_a_lake_that_workers_cannot_reach_is_told_before_training(spark, lake, digits, tmp_path, monkeypatch):
+    train, there = Train(workers=2), f"{digits}/{schema.MANIFEST}"
+    launch.check_reach(spark, train, f"file://{tmp_path}/runs", [there])
+    assert os.listdir(tmp_path / "runs") == []  # what was tried is gone
+    with pytest.raises(UserError, match="worker .*: file:.*/nothing cannot be read .FileNotFoundError.*Every worker must reach the lake"):
+        launch.check_reach(spark, train, f"file://{tmp_path}/runs", [there, f"file://{tmp_path}/nothing"])
+    (tmp_path / "in the way").write_text("")
+    with pytest.raises(UserError, match="in the way/.probe-.* cannot be written"):
+        launch.check_reach(spark, train, f"file://{tmp_path}/in the way", [there])
+    # A path that is there on both machines, but is not the same folder.
+    monkeypatch.setattr(lakes, "exists", lambda url: False)
+    with pytest.raises(UserError, match="what it writes to .* is not seen from the driver"):
+        launch.check_reach(spark, train, f"file://{tmp_path}/runs", [there])
+
+
 def test_an_error_on_a_rank_is_named_after_the_last_attempt(spark, lake, digits):
     config = make_config(lake, run="fails", train={"launcher": "spark", "workers": 1, "restarts": 0})
     run = Run.of(config)
@@ -195,7 +210,7 @@ def test_an_error_on_a_rank_is_named_after_the_last_attempt(spark, lake, digits)
 
 
 def train_command(folder, lake: str, run: str) -> list[str]:
-    """jobs/train.py for 3,000 small steps on two ranks."""
+    """jobs/train.py for 1,500 small steps on two ranks."""
     (folder / "run.toml").write_text(
         f"""
         run = "{run}"
@@ -207,12 +222,12 @@ def train_command(folder, lake: str, run: str) -> list[str]:
         width = 4
         latent = 8
         [train]
-        steps = 3000
+        steps = 1500
         batch_size = 16
         workers = 2
         log_every = 50
         checkpoint_every = 100
-        sample_every = 3000
+        sample_every = 1500
         """
     )
     return [sys.executable, str(ROOT / "jobs" / "train.py"), "--config", str(folder / "run.toml")]
@@ -274,10 +289,10 @@ def test_a_killed_driver_and_then_a_killed_rank_lose_nothing_but_time(lake, digi
     os.kill(ranks_of(second.pid)[-1].pid, signal.SIGKILL)
     output = second.stdout.read()
     assert second.wait() == 0, "".join(errors)
-    assert '"steps": 3000' in output and '"restarts": 1' in output
+    assert '"steps": 1500' in output and '"restarts": 1' in output
 
     starts = [(line["step"], line["attempt"]) for line in run.metrics() if line.get("event") == "start"]
     assert [attempt for _, attempt in starts] == [0, 0, 1]
     assert starts[0][0] == 0 and starts[1][0] == reached and starts[2][0] > reached
-    assert run.checkpoints()[-1] == 3000
+    assert run.checkpoints()[-1] == 1500
     assert "attempt 1 of 3 failed" in "".join(errors)
