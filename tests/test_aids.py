@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from conftest import MODEL_CONFIGS, make_batch
-from gan_spark import diary, models, trainer
+from gan_spark import diary, models
 from gan_spark.models import aids, dcgan, losses
 from gan_spark.models.blocks import InstanceNorm, falling_rate
 

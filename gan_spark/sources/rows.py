@@ -1,0 +1,39 @@
+"""What every source gives: rows of image references."""
+
+import dataclasses
+
+import pandas as pd
+import pyarrow as pa
+
+# `content` is encoded bytes, or raw pixels where height, width and channels are given.
+ROW = "id string, url string, content binary, height int, width int, channels int, label string, split string, reason string, caption string, embedding array<float>"
+COLUMNS = [field.split()[0] for field in ROW.split(", ")]
+_KINDS = {name: {"string": pa.string(), "binary": pa.binary(), "int": pa.int32(), "array<float>": pa.list_(pa.float32())}[kind] for name, kind in map(str.split, ROW.split(", "))}
+CHUNK = 1024  # rows that a reader hands on at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    frame: object  # pyspark DataFrame of ROW
+    classes: tuple[str, ...]  # sorted names of the labels; empty without labels
+    count: int
+    captioned: bool = False
+    embedding: tuple[int, ...] = ()  # (how many an image, size of each)
+
+
+def frame_of(spark, rows: list[dict]):
+    return spark.createDataFrame(pd.DataFrame(rows, columns=COLUMNS).astype(object).where(lambda frame: frame.notna(), None), ROW)
+
+
+def chunk(**columns) -> pa.RecordBatch:
+    """A batch of source rows; columns that are not given are null."""
+    nulls = [None] * len(columns["id"])
+    return pa.RecordBatch.from_arrays([pa.array(columns.get(name, nulls), kind) for name, kind in _KINDS.items()], list(_KINDS))
+
+
+def padded(frame):
+    """`frame` with ROW's other columns, null."""
+    from pyspark.sql import functions as F
+
+    kinds = dict(field.split() for field in ROW.split(", "))
+    return frame.select([F.col(name) if name in frame.columns else F.lit(None).cast(kinds[name]).alias(name) for name in COLUMNS])
