@@ -2,8 +2,7 @@
 
 Differences from the paper, in both stages: one phrasing's embedding a step; the KL term is averaged over the
 dimensions of c, as in the authors' code, so that its weight does not depend on their number; the learning rate is constant or
-falls linearly; one-sided label smoothing (1606.03498); wrong texts may be the
-nearest of the batch, which differ from the right one in little; both networks step on one pass; moving averages of the generators.
+falls linearly; one-sided label smoothing (1606.03498); both networks step on one pass; moving averages of the generators.
 """
 
 import dataclasses
@@ -27,7 +26,6 @@ class StageConfig:
     conditioning: int = option(128, "size of c", low=1)
     discriminator_width: int = option(64, "filters of the discriminator next to the image; doubled at each halving", low=1, high=1024)
     compressed: int = option(128, "N_d, size of the embedding in the discriminator", low=1)
-    negatives: str = option("random", "the wrong text that a real image is shown with: another of the batch, or the other one that is nearest to its own", choices=("random", "nearest"))
     kl: float = option(1.0, "lambda, weight of the conditioning augmentation's KL term", low=0.0)
     real_target: float = option(0.9, "target of real images with their text; under 1 is one-sided label smoothing", low=0.5, high=1.0)
     average: float = option(0.999, "decay of the generator's moving average; 0 for its newest weights", low=0.0, high=0.99999)
@@ -116,14 +114,6 @@ class StackGAN(GenerativeModel):
             raise UserError(f"model.embedding = {self.config.embedding}; the dataset's embeddings have {values.shape[2]} numbers")
         return tf.gather(values, tf.cast(share * values.shape[1], tf.int32), batch_dims=1)
 
-    def mismatched(self, embedding: tf.Tensor) -> tf.Tensor:
-        """Another row of the batch for each."""
-        if self.config.negatives == "random":
-            return tf.roll(embedding, 1, 0)
-        unit = tf.math.l2_normalize(embedding, 1)
-        likeness = tf.matmul(unit, unit, transpose_b=True) - 3.0 * tf.eye(tf.shape(unit)[0])
-        return tf.gather(embedding, tf.argmax(likeness, 1))
-
     def train_step(self, batches):
         (batch,) = batches
         config, real = self.config, batch["image"]
@@ -134,7 +124,7 @@ class StackGAN(GenerativeModel):
             fake, mean, log_variance = self.generator([*given, embedding, noise], training=True)
             real_features = self.image_features(real, training=True)
             real_logits = self.joint([real_features, embedding], training=True)
-            wrong_logits = self.joint([real_features, self.mismatched(embedding)], training=True)
+            wrong_logits = self.joint([real_features, tf.roll(embedding, 1, 0)], training=True)
             fake_logits = self.joint([self.image_features(fake, training=True), embedding], training=True)
             d_loss = losses.matching_aware(real_logits, wrong_logits, fake_logits, config.real_target)
             kl = tf.reduce_mean(losses.kl_standard_normal(mean, log_variance)) / config.conditioning
