@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from .. import shapes
 from ..config import Ingest, UserError
-from .rows import CHUNK, ROW, Source
+from .rows import CHUNK, ROW, Source, chunk
 
 
 def source(spark, config: Ingest) -> Source:
