@@ -16,6 +16,7 @@ def main() -> int:
     commands.add_parser("bigdl-jars", help="print BigDL's jars, for spark-submit --jars")
     listing = commands.add_parser("models", help="every model with its paper, inputs and config keys")
     listing.add_argument("name", nargs="*", help="these alone")
+    commands.add_parser("reference", help="every config key, as Markdown: docs/config.md")
     fetch = commands.add_parser("download", help="fetch a well-known image set, with its checksum")
     fetch.add_argument("name")
     fetch.add_argument("folder", help="path or URL")
@@ -56,6 +57,12 @@ def _models(arguments) -> None:
     from .models import MODELS, describe
 
     print("\n\n".join(describe(name) for name in arguments.name or sorted(MODELS)))
+
+
+def _reference(_) -> None:
+    from .reference import markdown
+
+    print(markdown(), end="")
 
 
 def _download(arguments) -> None:
@@ -105,7 +112,7 @@ def _print(value: list[dict] | dict, as_json: bool) -> None:
 
 
 _COMMANDS = {
-    "java-home": _java_home, "bigdl-jars": _bigdl_jars, "models": _models, "download": _download,
+    "java-home": _java_home, "bigdl-jars": _bigdl_jars, "models": _models, "reference": _reference, "download": _download,
     "runs": _runs, "show": _show, "promote": _promote, "rollback": _rollback,
 }  # fmt: skip
 

@@ -26,6 +26,8 @@ def option(default: Any, help: str, *, low=None, high=None, choices=None, run: b
 
 @dataclasses.dataclass(frozen=True)
 class Ingest:
+    """What is read, and how it becomes a dataset: `jobs/ingest.py`."""
+
     source: str = option("digits", "where images come from", choices=("digits", "idx", "folder", "cifar10", "table", "shapes"))
     path: str = option("", "folder, file or table to read; URL or local path")
     height: int = option(28, "pixels", low=4, high=4096)
@@ -53,6 +55,8 @@ class Ingest:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
+    """How long, how large and on what: `jobs/train.py`, `jobs/finetune.py`."""
+
     steps: int = option(1000, "global steps", low=1)
     batch_size: int = option(64, "global batch, shared by all workers", low=1)
     workers: int = option(1, "Horovod ranks", low=1, high=4096)
@@ -74,6 +78,8 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Generate:
+    """What is made, and where it is written: `jobs/generate.py`."""
+
     images: int = option(64, "how many", low=1)
     first_seed: int = option(0, "seeds count up from here; one seed is one image", low=0, high=2**62)
     batch_size: int = option(64, "images a forward pass", low=1, high=65536)
@@ -90,6 +96,8 @@ class Generate:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
+    """What generated images are compared with, and how: `jobs/evaluate.py`, `jobs/attributes.py`."""
+
     features: str = option("lenet", "feature network", choices=("lenet", "InceptionV3"))
     dataset: str = option("", "real images to compare with, whose labels train the lenet classifier; empty for the run's dataset")
     weights: str = option("imagenet", "InceptionV3: 'imagenet', or a Keras weights file (.h5)")
@@ -107,6 +115,8 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True)
 class Latent:
+    """Walks in a generator's latent space: `jobs/latent.py`."""
+
     paths: int = option(8, "pairs of seeds to go between", low=1, high=100)
     steps: int = option(9, "images of a path, both ends included", low=2, high=100)
     arithmetic: tuple[str, ...] = option((), "classes A, B, C of A - B + C; empty for none")
@@ -115,6 +125,8 @@ class Latent:
 
 @dataclasses.dataclass(frozen=True)
 class Inpaint:
+    """Which holes are filled, and how z is searched for: `jobs/inpaint.py`."""
+
     mask: str = option("centre", "what is missing: a square, single pixels, or what `masks` says", choices=("centre", "random", "table"))
     hole: float = option(0.25, "share of the image that is missing, for 'centre' and 'random'", low=0.01, high=0.95)
     masks: str = option("", "mask 'table': Parquet folder with `id` and `mask`, a PNG of the image's size in which other than 0 is missing")
@@ -132,6 +144,8 @@ class Inpaint:
 
 @dataclasses.dataclass(frozen=True)
 class Dream:
+    """What a network is made to see, and how: `jobs/dream.py`."""
+
     network: str = option("InceptionV3", "name of a Keras network, a model file (.keras, .h5) in the lake, or 'run'")
     weights: str = option("imagenet", "Keras network: 'imagenet', a weights file (.h5), or empty for random ones")
     run: str = option("", "network 'run': name of a lenet's run")
@@ -151,7 +165,7 @@ class Dream:
 
 @dataclasses.dataclass(frozen=True)
 class LeNet:
-    """BigDL's."""
+    """BigDL's LeNet: `jobs/lenet.py`."""
 
     epochs: int = option(20, "passes over split train", low=1)
     batch_size: int = option(512, "global batch; a multiple of the session's cores", low=1)
@@ -163,7 +177,7 @@ class LeNet:
 
 @dataclasses.dataclass(frozen=True)
 class Tracking:
-    """MLflow."""
+    """MLflow, told of a run by the jobs that train, generate and evaluate."""
 
     uri: str = option("", "tracking URI of MLflow, for instance sqlite:///mlflow.db or databricks; empty for none")
     experiment: str = option("gan_spark", "name of the experiment; on Databricks a path, /Users/...")
@@ -172,12 +186,16 @@ class Tracking:
 
 @dataclasses.dataclass(frozen=True)
 class Promote:
+    """`jobs/promote.py`."""
+
     model: str = option("default", "name of the registered model")
     only_if_better: bool = option(True, "only where the run's FID is below that of the promoted version")
 
 
 @dataclasses.dataclass(frozen=True)
 class Featurize:
+    """Features of a network and a logistic regression on them: `jobs/featurize.py`."""
+
     network: str = option("InceptionV3", "name of a Keras network, whose pooled features are classified")
     weights: str = option("imagenet", "'imagenet', a weights file (.h5) of the network without its top, or empty for random ones")
     iterations: int = option(20, "of the logistic regression at most", low=1)
@@ -187,11 +205,15 @@ class Featurize:
 
 @dataclasses.dataclass(frozen=True)
 class Finetune:
+    """What `jobs/finetune.py` does beside training."""
+
     balance: bool = option(False, "weigh images so that every class counts the same (sets model.class_weights)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
+    """`jobs/predict.py`."""
+
     input: str = option("", "an image file, a folder of images, or a URL")
     top: int = option(3, "classes that are named of a single image", low=1)
 
@@ -200,8 +222,8 @@ class Predict:
 class Config:
     """One run, whole. `model` is the `Config` of the model that `model.name` names."""
 
-    run: str
-    dataset: str
+    run: str = option(dataclasses.MISSING, "name of the run, under which all that comes of it is found")
+    dataset: str = option(dataclasses.MISSING, "name of the dataset that is made or read")
     model: Any = None
     lake: str = option("lake", "root of the data lake; URL or local path")
     tables: str = option("parquet", "format of tables of generated images and of rejects", choices=("parquet", "delta"))

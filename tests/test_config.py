@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import MODEL_CONFIGS, ROOT
 
-from gan_spark import models
+from gan_spark import models, reference
 from gan_spark.config import UserError, differences, load, parse, resolved
 
 BASE = {"run": "r", "dataset": "d"}
@@ -152,3 +152,17 @@ def test_differences_name_each_leaf():
 def test_the_shipped_configs_load(path):
     config = load(str(path), model_config=models.config_class)
     assert parse(resolved(config), models.config_class) == config
+
+
+def test_the_reference_of_configs_is_that_of_the_code():
+    assert reference.markdown() == (ROOT / "docs/config.md").read_text(), "run: python -m gan_spark reference > docs/config.md"
+
+
+def test_the_reference_has_every_key_with_its_range():
+    text = reference.markdown()
+    assert "| `train.workers` | integer | `1` | 1 to 4,096 | Horovod ranks |" in text
+    for name in MODEL_CONFIGS:
+        keys = resolved(parse({**BASE, "model": {"name": name}}, models.config_class))
+        keys["model"].pop("name")
+        for section, value in keys.items():
+            assert all(f"| `{section}.{key}` |" in text for key in value) if isinstance(value, dict) else f"| `{section}` |" in text

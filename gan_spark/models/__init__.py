@@ -24,7 +24,7 @@ from .text import TextEncoder
 from .vae import VAE
 from .wgan_gp import WGANGP
 
-__all__ = ["MODELS", "GenerativeModel", "config_class", "describe", "find"]
+__all__ = ["MODELS", "GenerativeModel", "config_class", "describe", "find", "title"]
 
 MODELS = {
     "attributes": Attributes,
@@ -59,11 +59,16 @@ def config_class(name: str) -> type:
     return find(name).Config
 
 
+def title(name: str) -> str:
+    """What the model is, and its paper."""
+    return inspect.getmodule(find(name)).__doc__.splitlines()[0]
+
+
 def describe(name: str) -> str:
     """The model's paper, what it reads and takes, and its config keys, from its code."""
     model = find(name)
     config = model.Config()
-    lines = [f"{name}: {inspect.getmodule(model).__doc__.split(chr(10) * 2)[0].splitlines()[0]}"]
+    lines = [f"{name}: {title(name)}"]
     lines.append(f"  reads     {', '.join(model.reads(config))}")
     if issubclass(model, GenerativeModel):
         lines.append(f"  generate  a seed{''.join(f', {key}' for key in model.takes(config)[:1])}" + (f" (or {', '.join(model.takes(config)[1:])})" if model.takes(config)[1:] else ""))
