@@ -25,9 +25,9 @@ _BLOCK_BYTES = 2**20
 
 def petastorm_filesystem(url: str):
     """What Petastorm needs to open `url`: None for local paths, which it knows, and for others fsspec's in the legacy interface of pyarrow that it reads through."""
-    fs, _ = lake.filesystem(url)
-    if url.startswith(("file:", "dbfs:")):
+    if lake.mounted(url).startswith("file:"):
         return None
+    fs, _ = lake.filesystem(url)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         from pyarrow.filesystem import DaskFileSystem
@@ -92,9 +92,9 @@ def _stream(url: str, split: str, part: str, batch_size: int, rank: int, size: i
     row_bytes = int(np.prod(manifest.shape)) + 4 * int(np.prod(manifest.embedding or (1,)))
     # tf.data takes some 0.4 ms for whatever a generator hands it, so it is handed several batches at once.
     block_size = max(1, min(16, _BLOCK_BYTES // (batch_size * row_bytes)))
-    stream = tf.data.Dataset.from_generator(generate, output_signature=signature).unbatch()
-    stream = stream.map(lambda batch: {**batch, "image": images.to_unit(batch["image"])})
-    return stream.prefetch(4)
+    stream = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    stream = stream.map(lambda block: {**block, "image": images.to_unit(block["image"])})
+    return stream.unbatch().prefetch(4)
 
 
 def once(url: str, split: str, batch_size: int, rank: int = 0, size: int = 1) -> Iterator[dict]:
@@ -161,7 +161,7 @@ def _row_groups(url: str, split: str, part: str, manifest: schema.Manifest, rank
     # A list of files, not the folder: so Petastorm takes the schema from Parquet, and
     # never unpickles the one that is stored in the folder's _common_metadata.
     reader = make_batch_reader(
-        files(url, split, part),
+        [lake.mounted(name) for name in files(url, split, part)],
         schema_fields=[f"^{name}$" for name in columns(manifest)],
         workers_count=1,
         results_queue_size=_QUEUED_ROW_GROUPS,

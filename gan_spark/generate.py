@@ -39,7 +39,7 @@ def generate(spark, config: Config) -> dict:
         held = tables.read(spark, url).where((F.col("run") == run.url) & (F.col("step") == step)).select("seed")
         rows = rows.join(held, "seed", "left_anti")
     count = rows.count()
-    frame = generated(rows, run, options)
+    frame = generated(rows, run, options, step)
     log.info("generate: %d images of run %s", count, run.url)
     if config.tables == "delta":
         tables.write_delta(frame, url, "append" if options.append else "overwrite")
@@ -133,14 +133,14 @@ def _takes(record: dict) -> tuple[str, ...]:
     return model.takes(trainer.model_config(table))
 
 
-def generated(rows, run: Run, options: Generate):
+def generated(rows, run: Run, options: Generate, step: int | None = None):
     """A DataFrame of TABLE, one row for each row of `rows`: a DataFrame as `inputs` gives, or any with a long `seed` and the model's columns.
 
-    The checkpoint is chosen now, so that all tasks, and all retries, use the same one.
+    The checkpoint is `step`, or is chosen now, so that all tasks, and all retries, use the same one.
     """
     record = run.record()
     takes = _takes(record)
-    step = checkpoint(run, options)
+    step = step or checkpoint(run, options)
     named = {"image": options.part or "image"}
     missing = [name for name in takes if name not in [named.get(column, column) for column in rows.columns] and name in ("label", "caption", "embedding", "image")]
     if missing:

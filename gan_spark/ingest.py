@@ -53,7 +53,7 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
     row_bytes = int(np.prod(shape))
     # A task a file: every core decodes. Few files, as Petastorm's metadata takes a task for each.
     files = max(config.planned_workers, spark.sparkContext.defaultParallelism, math.ceil(source.count * row_bytes / _FILE_BYTES))
-    group_rows = max(1, min(_ROW_GROUP_BYTES // row_bytes, source.count // (16 * config.planned_workers)))
+    group_rows = max(1, min(_ROW_GROUP_BYTES // row_bytes, source.count // (8 * config.planned_workers)))
     log.info("ingest: about %d images to %s in %d files a split", source.count, url, files)
 
     rejects = f"{url}.rejected"
@@ -69,7 +69,7 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
     work = functools.partial(_write, config, manifest, kept, staged, staged_rejects, group_rows)
     factory = None if dataset.petastorm_filesystem(staged) is None else functools.partial(dataset.petastorm_filesystem, staged)
     try:
-        with materialize_dataset(spark, staged, schema.unischema(manifest), filesystem_factory=factory):
+        with materialize_dataset(spark, lake.mounted(staged), schema.unischema(manifest), filesystem_factory=factory):
             written = rows.mapInArrow(work, _WRITTEN).collect()
             counts = {split: sum(file["rows"] for file in written if file["split"] == split) for split in (*schema.SPLITS, _REJECTED)}
             _settle(staged, staged_rejects, written)

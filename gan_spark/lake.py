@@ -44,10 +44,14 @@ def table_url(config: Config) -> str:
     return to_url(name) if "/" in name else join(to_url(config.lake), "generated", name)
 
 
+def mounted(url: str) -> str:
+    """The URL by which other than Spark opens `url`: Databricks mounts `dbfs:` at /dbfs on every machine."""
+    return "file:///dbfs/" + url.removeprefix("dbfs:").lstrip("/") if url.startswith("dbfs:/") else url
+
+
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec filesystem of `url` and the path inside it."""
-    if url.startswith("dbfs:/"):
-        url = "file:///dbfs/" + url.removeprefix("dbfs:").lstrip("/")
+    url = mounted(url)
     if url.startswith("file:"):
         # Not through fsspec's parser, to which "::" in a file's name means a chain of filesystems.
         fs = fsspec.filesystem("file")

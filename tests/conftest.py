@@ -1,5 +1,6 @@
 """One Spark session and one small dataset for all tests: each costs seconds."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -113,3 +114,15 @@ def make_config(lake: str, model: str = "dcgan", run: str = "run", **sections: d
         models.config_class,
     )
     return config.replaced(made, **sections)
+
+
+def write_config(folder: Path, made: config.Config) -> str:
+    """The config as a file, for a job of its own; its path."""
+    table = config.resolved(made)
+    sections = {key: table.pop(key) for key in list(table) if isinstance(table[key], dict)}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+    for section, values in sections.items():
+        lines += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+    path = folder / "run.toml"
+    path.write_text("\n".join(lines))
+    return str(path)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, make_config, write_config
 from gan_spark import job, lake as lakes
 from gan_spark.store import Run
 
@@ -76,32 +76,11 @@ def submit(cluster, name, *arguments):
 
 
 def test_ingest_train_on_two_workers_and_generate(cluster, tmp_path):
-    config = tmp_path / "run.toml"
-    config.write_text(
-        f"""
-        run = "cluster"
-        dataset = "digits"
-        lake = "{tmp_path}/lake"
-        [ingest]
-        height = 16
-        width = 16
-        planned_workers = 2
-        [model]
-        name = "dcgan"
-        image_size = 16
-        width = 4
-        latent = 8
-        [train]
-        steps = 20
-        batch_size = 16
-        workers = 2
-        [generate]
-        images = 30
-        """
-    )
+    train = {"steps": 20, "workers": 2, "launcher": "spark", "log_every": 10, "checkpoint_every": 20, "sample_every": 20}
+    config = write_config(tmp_path, make_config(f"{tmp_path}/lake", run="cluster", train=train, generate={"images": 30}))
     results = {}
     for name in ("ingest", "train", "generate"):
-        code, out = submit(cluster, name, "--config", str(config))
+        code, out = submit(cluster, name, "--config", config)
         assert code == 0, out
         results[name] = json.loads(out[-1])
     assert results["ingest"]["rows"] == 1797
@@ -110,7 +89,7 @@ def test_ingest_train_on_two_workers_and_generate(cluster, tmp_path):
     assert Run(results["train"]["run"]).checkpoints() == [20]
     assert lakes.exists(results["generate"]["grid"])
 
-    code, out = submit(cluster, "train", "--config", str(config), "--set", "run=wide", "--set", "train.workers=4", "--set", "train.start_timeout=8")
+    code, out = submit(cluster, "train", "--config", config, "--set", "run=wide", "--set", "train.workers=4", "--set", "train.start_timeout=8")
     assert code == 2
     assert "error: train.workers = 4: not that many free task slots in train.start_timeout = 8 s" in out[-1]
     assert not (tmp_path / "lake" / "runs" / "wide").exists()

@@ -8,45 +8,15 @@ import sys
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, make_config, write_config
 from gan_spark import job, lake as lakes, trainer
 from gan_spark.pipeline import pipeline
 
 
 @pytest.fixture
 def toml(tmp_path, lake):
-    path = tmp_path / "run.toml"
-    path.write_text(
-        f"""
-        run = "job"
-        dataset = "digits"
-        lake = "{lake}"
-        [ingest]
-        height = 16
-        width = 16
-        validation = 0.1
-        test = 0.2
-        planned_workers = 2
-        [model]
-        name = "dcgan"
-        image_size = 16
-        width = 4
-        latent = 8
-        [train]
-        steps = 4
-        batch_size = 16
-        launcher = "local"
-        [generate]
-        images = 40
-        [evaluate]
-        classifier_steps = 100
-        classifier_batch = 32
-        sample = 40
-        kid_subset_size = 20
-        kid_subsets = 3
-        """
-    )
-    return str(path)
+    quality = {"classifier_steps": 100, "classifier_batch": 32, "sample": 40, "kid_subset_size": 20, "kid_subsets": 3}
+    return write_config(tmp_path, make_config(lake, run="job", generate={"images": 40}, evaluate=quality))
 
 
 def run(capsys, step, *arguments):

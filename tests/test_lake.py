@@ -56,6 +56,7 @@ def test_dbfs_goes_through_its_mount(url):
     fs, path = lake.filesystem(url)
     assert path == "/dbfs/mnt/a.bin"
     assert "file" in fs.protocol
+    assert lake.mounted(url) == "file:///dbfs/mnt/a.bin"
 
 
 def test_an_unknown_scheme_is_a_user_error():

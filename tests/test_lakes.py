@@ -1,5 +1,6 @@
 """The whole way on an object store, with tables in Delta, through jobs of their own: Spark, Petastorm and the run store read and write one S3 server on loopback."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import sys
 import psutil
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, make_config, write_config
 from gan_spark import lake
 from gan_spark.store import Run
 from test_trainer import ranks_of, wait_for
@@ -98,35 +99,10 @@ print(json.dumps({"made": made, "before": before, "rejected": rejected, "version
 def test_the_whole_way_on_an_object_store(s3, digits_folder, tmp_path):
     """Ingest, two ranks, SIGKILL in mid-training, the same command again, generate, evaluate; then the tables are added to and replaced."""
     root, environment = s3
-    (tmp_path / "run.toml").write_text(
-        f"""
-        run = "far"
-        dataset = "digits"
-        lake = "{root}"
-        tables = "delta"
-        [ingest]
-        height = 16
-        width = 16
-        planned_workers = 2
-        [model]
-        name = "dcgan"
-        image_size = 16
-        width = 4
-        latent = 8
-        [train]
-        steps = 500
-        batch_size = 16
-        workers = 2
-        log_every = 50
-        checkpoint_every = 100
-        [generate]
-        images = 40
-        [evaluate]
-        classifier_steps = 20
-        kid_subset_size = 20
-        """
-    )
-    command = [str(ROOT / "jobs" / "pipeline.py"), "--config", str(tmp_path / "run.toml")]
+    train = {"steps": 500, "workers": 2, "launcher": "spark", "log_every": 50, "checkpoint_every": 100, "sample_every": 500}
+    made = make_config(root, run="far", train=train, generate={"images": 40}, evaluate={"classifier_steps": 20, "kid_subset_size": 20})
+    config = write_config(tmp_path, dataclasses.replace(made, tables="delta"))
+    command = [str(ROOT / "jobs" / "pipeline.py"), "--config", config]
     run = Run(f"{root}/runs/far")
     first = start(command, environment, tmp_path)
     wait_for(lambda: run.checkpoints() or first.poll() is not None, "checkpoint", 300)
@@ -147,7 +123,7 @@ def test_the_whole_way_on_an_object_store(s3, digits_folder, tmp_path):
     assert lake.exists(f"{root}/generated/far/_delta_log") and lake.exists(f"{root}/datasets/digits.rejected/_delta_log")
 
     (digits_folder / "broken.png").write_bytes(b"no picture")
-    script = start(["-c", TABLES, str(tmp_path / "run.toml"), str(digits_folder)], environment, tmp_path)
+    script = start(["-c", TABLES, config, str(digits_folder)], environment, tmp_path)
     tables = answer(script, tmp_path)
     # Of 60, 40 are there; then all; then ten take the place of all, and the first version is still to be read.
     assert tables["made"] == [[20, 60, 60], [0, 60, 60], [10, 10, 10]] and tables["before"] == 40

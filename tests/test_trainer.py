@@ -13,7 +13,7 @@ import psutil
 import pytest
 import tensorflow as tf
 
-from conftest import MODEL_CONFIGS, ROOT, USED_MODELS, make_batch, make_config
+from conftest import MODEL_CONFIGS, ROOT, USED_MODELS, make_batch, make_config, write_config
 from gan_spark import images, lake as lakes, launch, models, schema, trainer
 from gan_spark.config import Train, UserError
 from gan_spark.store import Run
@@ -211,26 +211,8 @@ def test_an_error_on_a_rank_is_named_after_the_last_attempt(spark, lake, digits)
 
 def train_command(folder, lake: str, run: str) -> list[str]:
     """jobs/train.py for 1,500 small steps on two ranks."""
-    (folder / "run.toml").write_text(
-        f"""
-        run = "{run}"
-        dataset = "digits"
-        lake = "{lake}"
-        [model]
-        name = "dcgan"
-        image_size = 16
-        width = 4
-        latent = 8
-        [train]
-        steps = 1500
-        batch_size = 16
-        workers = 2
-        log_every = 50
-        checkpoint_every = 100
-        sample_every = 1500
-        """
-    )
-    return [sys.executable, str(ROOT / "jobs" / "train.py"), "--config", str(folder / "run.toml")]
+    train = {"steps": 1500, "workers": 2, "launcher": "spark", "log_every": 50, "checkpoint_every": 100, "sample_every": 1500}
+    return [sys.executable, str(ROOT / "jobs" / "train.py"), "--config", write_config(folder, make_config(lake, run=run, train=train))]
 
 
 def ranks_of(pid: int) -> list[psutil.Process]:
