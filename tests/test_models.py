@@ -48,6 +48,20 @@ def test_two_steps_change_every_variable_that_is_trained_and_count_no_step_thems
     assert int(model.step) == 0
 
 
+@pytest.mark.parametrize("name", models.MODELS)
+def test_layers_in_bfloat16_leave_weights_scalars_and_images_in_float32(name):
+    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        model = build(name)
+        scalars = model.train_step([make_batch(name)] * model.batches_per_step)
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+    assert {value.dtype for value in scalars.values()} == {tf.float32} and all(np.isfinite(float(value)) for value in scalars.values())
+    assert {variable.dtype for variable in model.trainable_variables} == {tf.float32}
+    if name in GENERATIVE:
+        assert model.generate(make_inputs(name, 2), tf.range(2, dtype=tf.int64)).dtype == tf.float32
+
+
 @pytest.mark.parametrize("name", GENERATIVE)
 def test_a_preview_does_with_a_batch_of_fewer_images_than_seeds(name):
     model = build(name)
@@ -281,3 +295,46 @@ def test_describe_names_the_paper_and_every_key(name):
     text = models.describe(name)
     assert text.startswith(f"{name}: ") and ("arXiv" in text or "LeCun" in text or "et al" in text)
     assert all(f"model.{field}" in text for field in models.find(name).Config.__dataclass_fields__ if field != "name")
+
+
+def test_noise_of_training_is_that_of_no_seed():
+    model = build("dcgan")
+    drawn = model.normal([3, 8]).numpy()
+    assert not np.isin(model.latents(tf.range(2000, dtype=tf.int64), 8).numpy(), drawn).any()
+    assert np.array_equal(drawn, model.normal([3, 8]).numpy()) and not np.isin(model.normal([3, 8], stream=1), drawn).any()
+
+
+def test_discogans_weight_decay_moves_weights_that_nothing_else_moves():
+    moved = {}
+    for decay in (0.0, 1e-5):
+        model = build("discogan", weight_decay=decay, rate=1e-2)
+        kernel = model.critic_a.layers[1].kernel
+        kernel.assign(tf.ones_like(kernel))
+        batch = {part: {"image": tf.zeros_like(values["image"])} for part, values in make_batch("discogan").items()}
+        model.train_step([batch])
+        moved[decay] = float(tf.reduce_mean(kernel))
+    # An image of zeros gives the first kernel no gradient from real images, and hardly any from generated ones.
+    assert moved[1e-5] < moved[0.0]
+
+
+def test_ssgan_matches_features_without_dropout_and_noise():
+    model = build("ssgan", dropout=0.9, noise=5.0)
+    batch = make_batch("ssgan")
+    expected = losses.feature_matching(model.classifier(batch["unlabelled"]["image"])[0], model.classifier(model.generator(model.normal([8, 8]), training=True))[0])
+    assert float(model.train_step([batch])["g_loss"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_what_would_teach_the_wrong_thing_is_refused():
+    with pytest.raises(UserError, match="model.minibatch with model.batches = 'together': real and generated images would count"):
+        build("dcgan", minibatch=2, batches="together")
+    with pytest.raises(UserError, match="train.batch_size gives a rank one image: expected two or more"):
+        build("stackgan1").train_step([make_batch("stackgan1", 1)])
+
+
+def test_srgan_has_the_pixels_error_beside_the_features_only_where_it_is_asked_for():
+    lenet = build("lenet")
+    images, made = make_batch("srgan")["image"], make_batch("srgan", seed=1)["image"]
+    settings = {**MODEL_CONFIGS["srgan"], "content": "run", "content_layer": "conv1", "content_scale": 1.0}
+    srgan = models.find("srgan")
+    without, beside = (srgan(srgan.Config(**settings, pixels=pixels), content_run=lenet).content(images, made) for pixels in (0.0, 0.5))
+    assert float(beside - without) == pytest.approx(0.5 * float(tf.reduce_mean(tf.square(images - made))), rel=1e-4)

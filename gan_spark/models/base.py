@@ -63,11 +63,15 @@ class TrainedModel(tf.Module):
 
     def normal(self, shape: Sequence[int], stream: int = 0) -> tf.Tensor:
         """N(0, 1) noise that is a function of the rank's seed, the step and `stream` alone, so a resumed run draws what it would have drawn."""
-        return tf.random.stateless_normal(shape, seed=tf.stack([self.step, tf.constant(self.seed * 1000 + stream, tf.int64)]))
+        return tf.random.stateless_normal(shape, self._key(stream))
 
     def uniform(self, shape: Sequence[int], stream: int = 0, low: float = -1.0) -> tf.Tensor:
         """Uniform noise in [low, 1], as `normal` gives it."""
-        return tf.random.stateless_uniform(shape, tf.stack([self.step, tf.constant(self.seed * 1000 + stream, tf.int64)]), low, 1.0)
+        return tf.random.stateless_uniform(shape, self._key(stream), low, 1.0)
+
+    def _key(self, stream: int) -> tf.Tensor:
+        # Seeds from 1 on, so that no noise of training is what `latents` makes of a small seed.
+        return tf.stack([self.step, tf.constant((self.seed + 1) * 1000 + stream, tf.int64)])
 
     def state(self) -> list[tf.Variable]:
         """Everything that is carried from step to step: `tf.Module.variables` leaves out optimizer slots."""

@@ -5,8 +5,9 @@ MNIST in kind: a ReLU generator and a maxout discriminator (1302.4389) with drop
 `network = "convolutional"` joins the class to z and, as constant maps, to the image, and
 runs DCGAN's networks on them.
 
-Differences: z is normal; one hidden layer of the generator reads z and class together;
-Adam; samples are drawn from a moving average of the generator.
+Differences: z is normal; one hidden layer of the generator reads z and class together, without dropout; tanh for
+sigmoid at its end; the non-saturating loss, and one-sided label smoothing (1606.03498; `real_target = 1` for none); Adam;
+samples are drawn from a moving average of the generator.
 """
 
 import dataclasses
@@ -59,7 +60,7 @@ def generator(config: Config) -> tf.keras.Model:
         x = dcgan.generator(dcgan.Config(image_size=config.image_size, channels=config.channels, latent=config.latent + config.classes, width=config.width))(x)
     else:
         x = layers.Dense(shape[0] * shape[1] * shape[2], "tanh", dtype="float32")(layers.Dense(config.hidden, "relu")(x))
-        x = layers.Reshape(shape)(x)
+        x = layers.Reshape(shape, dtype="float32")(x)
     return tf.keras.Model([z, y], x, name="generator")
 
 

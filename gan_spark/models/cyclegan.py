@@ -2,10 +2,10 @@
 
 Two residual generators, a to b and b to a, with instance normalisation and reflection padding; two
 patch discriminators with the least-squares loss; an L1 cycle loss both ways (lambda 10), an optional identity
-loss; Adam at 2e-4 with beta1 0.5, constant and then falling to 0 over the last `decay_steps`.
+loss; Adam at 2e-4 with beta1 0.5, constant unless `decay_steps` say how long it falls to 0, as in the paper's second half.
 
 Differences: no history of 50 former images for the discriminators, as it would be each rank's
-own state; samples are drawn from moving averages of the generators.
+own state; no random crops and mirroring; transposed convolutions of 4x4 (each output then sees as many taps); samples are drawn from moving averages of the generators.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ def generator(config: Config, name: str) -> tf.keras.Model:
     x = block(block(x, 2 * config.width, 3, 2), 4 * config.width, 3, 2)
     for _ in range(config.blocks):
         y = block(reflect(x, 1), 4 * config.width, 3, padding="valid")
-        x = x + InstanceNorm()(layers.Conv2D(4 * config.width, 3, kernel_initializer=_init())(reflect(y, 1)))
+        x = layers.Add(dtype="float32")([x, InstanceNorm()(layers.Conv2D(4 * config.width, 3, kernel_initializer=_init())(reflect(y, 1)))])
     for filters in (2 * config.width, config.width):
         x = layers.ReLU()(InstanceNorm()(layers.Conv2DTranspose(filters, 4, 2, "same", kernel_initializer=_init())(x)))
     x = layers.Conv2D(config.channels, 7, kernel_initializer=_init())(reflect(x, 3))

@@ -8,14 +8,15 @@ The further options are the aids of 1606.03498 and others, each off by default; 
 
 Differences: kernels of 4 rather than 5 (each output pixel of a stride-2 transposed convolution then sees the same
 number of taps); both networks step on one pass of the same batch; one-sided
-label smoothing (1606.03498) and a moving average of the generator that samples are drawn from.
+label smoothing (1606.03498) and a moving average of the generator that samples are drawn from. Spectral normalisation is
+Keras's: kernels are projected at each pass, so the gradient does not go through the singular value, and `discriminator_above` does not hold them still.
 """
 
 import dataclasses
 
 import tensorflow as tf
 
-from ..config import option
+from ..config import UserError, option
 from . import losses
 from .aids import History, MinibatchDiscrimination, SeededNoise, optimizer
 from .base import GenerativeModel
@@ -43,7 +44,7 @@ class Config:
     discriminator_optimizer: str = option("adam", "of the discriminator", choices=("adam", "sgd"))
     beta1: float = option(0.5, "Adam's", low=0.0, high=0.999)
     batches: str = option("apart", "the discriminator sees real and generated images in batches of their own, or as one", choices=("apart", "together"))
-    spectral_norm: bool = option(False, "divide the discriminator's kernels by their largest singular value (1802.05957)")
+    spectral_norm: bool = option(False, "divide the discriminator's kernels by their largest singular value (1802.05957); best with normalisation 'none' or 'instance'")
     minibatch: int = option(0, "kernels of minibatch discrimination; 0 for none", low=0, high=1000)
     feature_matching: float = option(0.0, "weight of feature matching in the generator's loss", low=0.0)
     historical_averaging: float = option(0.0, "weight of the distance of all weights from their running mean", low=0.0)
@@ -108,6 +109,8 @@ class DCGAN(GenerativeModel):
 
     def __init__(self, config, reduce=list, seed=0):
         super().__init__(config, reduce, seed)
+        if config.minibatch and config.batches == "together":
+            raise UserError("model.minibatch with model.batches = 'together': real and generated images would count as one another's neighbours; use 'apart'")
         self.generator = generator(config, reduce)
         self.discriminator = discriminator(config, reduce, features=True)
         self.sampler = self.average(generator(config, reduce), self.generator)

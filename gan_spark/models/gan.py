@@ -37,7 +37,7 @@ def generator(config: Config) -> tf.keras.Model:
     z = tf.keras.Input([config.latent])
     x = layers.Dense(config.hidden, "relu")(z)
     x = layers.Dense(shape[0] * shape[1] * shape[2], "sigmoid", dtype="float32")(x)
-    return tf.keras.Model(z, layers.Reshape(shape)(2.0 * x - 1.0), name="generator")
+    return tf.keras.Model(z, layers.Reshape(shape, dtype="float32")(2.0 * x - 1.0), name="generator")
 
 
 def discriminator(config: Config) -> tf.keras.Model:

@@ -57,7 +57,8 @@ def began_balance(k: tf.Tensor, real: tf.Tensor, fake: tf.Tensor, gamma: float, 
 
 def feature_matching(real: tf.Tensor, fake: tf.Tensor) -> tf.Tensor:
     """Mean squared difference of the batches' mean features, [n, d] each (arXiv 1606.03498)."""
-    return tf.reduce_mean(tf.square(tf.reduce_mean(real, 0) - tf.reduce_mean(fake, 0)))
+    real, fake = (tf.reduce_mean(tf.cast(features, tf.float32), 0) for features in (real, fake))
+    return tf.reduce_mean(tf.square(real - fake))
 
 
 def matching_aware(real_logits: tf.Tensor, wrong_logits: tf.Tensor, fake_logits: tf.Tensor, real_target: float = 1.0) -> tf.Tensor:

@@ -7,7 +7,7 @@ input is their bicubic reduction with anti-aliasing.
 
 Differences: the network adds to the bicubic enlargement instead of drawing the image anew, and its last
 convolution starts at 0, so that it is no worse than bicubic from the first step; least squares
-(1611.04076) is offered for the adversarial loss; widths and depths are config values; moving averages.
+(1611.04076) is offered for the adversarial loss; the learning rate does not fall for the second half; widths and depths are config values; moving averages.
 PSNR and SSIM are of the luminance with 4 pixels cut off at each side, as in the paper.
 """
 
@@ -37,7 +37,8 @@ class Config:
     content_weights: str = option("imagenet", "vgg19: 'imagenet', or a Keras weights file (.h5)")
     content_run: str = option("", "run: a lenet that was trained", run=True)
     content_layer: str = option("block5_conv4", "layer whose features are compared")
-    content_scale: float = option(0.006, "of the features' squared error, beside the pixels' (the paper's is 1/12.75 squared)", low=0.0)
+    content_scale: float = option(0.006, "weight of the features' squared error (the paper's is 1/12.75 squared)", low=0.0)
+    pixels: float = option(0.0, "weight of the pixels' squared error beside the features'; the paper has none", low=0.0)
     pretrained: str = option("", "run of the SRResNet to start from", run=True)
     average: float = option(0.99, "decay of the generator's moving average; 0 for its newest weights", low=0.0, high=0.99999)
     rate: float = option(1e-4, "Adam's learning rate", low=0.0, high=1.0)
@@ -55,8 +56,8 @@ def generator(config: Config) -> tf.keras.Model:
     first = x = _prelu()(layers.Conv2D(config.width, 9, padding="same")(image))
     for _ in range(config.blocks):
         y = _prelu()(BatchNorm()(layers.Conv2D(config.width, 3, padding="same", use_bias=False)(x)))
-        x = x + BatchNorm()(layers.Conv2D(config.width, 3, padding="same", use_bias=False)(y))
-    x = first + BatchNorm()(layers.Conv2D(config.width, 3, padding="same", use_bias=False)(x))
+        x = layers.Add(dtype="float32")([x, BatchNorm()(layers.Conv2D(config.width, 3, padding="same", use_bias=False)(y))])
+    x = layers.Add(dtype="float32")([first, BatchNorm()(layers.Conv2D(config.width, 3, padding="same", use_bias=False)(x))])
     for _ in range(config.factor.bit_length() - 1):
         x = _prelu()(tf.nn.depth_to_space(layers.Conv2D(4 * config.width, 3, padding="same")(x), 2))
     return tf.keras.Model(image, layers.Conv2D(config.channels, 9, padding="same", kernel_initializer="zeros", dtype="float32")(x), name="generator")
@@ -129,7 +130,7 @@ class SRGAN(GenerativeModel):
         pixels = tf.reduce_mean(tf.square(images - made))
         if self._features is None:
             return pixels
-        return pixels + self.config.content_scale * tf.reduce_mean(tf.square(self._features(images) - self._features(made)))
+        return self.config.pixels * pixels + self.config.content_scale * tf.reduce_mean(tf.square(self._features(images) - self._features(made)))
 
     def train_step(self, batches):
         (batch,) = batches

@@ -5,7 +5,9 @@ with Z = sum exp l, which is n + 1 classes with the last logit held at 0. It lea
 images, from unlabelled ones being real, and from generated ones not being so. The generator matches the
 mean of a middle layer's features (feature matching).
 
-Differences: DCGAN's generator; a classifier of strided 5x5 convolutions with leaky ReLU and dropout, without
+Differences: features are matched with the classifier as it is without noise and dropout, whose variance would else be most of
+what is matched, each rank those of its own batch; z is normal; labelled images are not among the unlabelled too; a constant learning
+rate; DCGAN's generator; a classifier of strided 5x5 convolutions with leaky ReLU and dropout, without
 batch norm, as labelled, unlabelled and generated batches have other statistics, and without weight normalisation; a moving average of both networks, from which images and classes come.
 `adversarial = false` trains the same classifier on the labelled images alone: what it must beat.
 """
@@ -81,11 +83,12 @@ class SSGAN(GenerativeModel):
             d_loss = supervised
             if self.config.adversarial:
                 z = self.normal([tf.shape(unlabelled)[0], self.config.latent])
-                real_features, real_logits = self.classifier(unlabelled, training=True)
-                fake_features, fake_logits = self.classifier(self.generator(z, training=True), training=True)
+                fake = self.generator(z, training=True)
+                _, real_logits = self.classifier(unlabelled, training=True)
+                _, fake_logits = self.classifier(fake, training=True)
                 unsupervised = losses.discriminator(tf.reduce_logsumexp(real_logits, 1), tf.reduce_logsumexp(fake_logits, 1))
                 d_loss += self.config.unlabelled * unsupervised
-                g_loss = losses.feature_matching(real_features, fake_features)
+                g_loss = losses.feature_matching(self.classifier(unlabelled)[0], self.classifier(fake)[0])
                 scalars = {"unsupervised": unsupervised, "g_loss": g_loss}
         self.minimize("d", tape, d_loss)
         if self.config.adversarial:

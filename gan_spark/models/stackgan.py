@@ -117,6 +117,8 @@ class StackGAN(GenerativeModel):
     def train_step(self, batches):
         (batch,) = batches
         config, real = self.config, batch["image"]
+        if real.shape[0] == 1:
+            raise UserError("train.batch_size gives a rank one image: expected two or more, as the text of another image of its batch is the wrong one")
         count = tf.shape(real)[0]
         embedding = self.embeddings(batch, self.uniform([count], stream=1, low=0.0))
         given, noise = self.given(embedding), self.normal([count, config.conditioning], stream=2)

@@ -54,7 +54,7 @@ class StackGAN2(StackGAN):
         x = layers.ReLU()(BatchNorm()(layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)))
         for _ in range(config.blocks):
             y = layers.ReLU()(BatchNorm()(layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)))
-            x = layers.ReLU()(x + BatchNorm()(layers.Conv2D(filters, 3, padding="same", use_bias=False)(y)))
+            x = layers.ReLU()(layers.Add(dtype="float32")([x, BatchNorm()(layers.Conv2D(filters, 3, padding="same", use_bias=False)(y))]))
         for level in reversed(range(doublings)):
             x = upsampled(x, config.width * 2**level)
         made = layers.Conv2D(config.channels, 3, padding="same", activation="tanh", dtype="float32")(x)

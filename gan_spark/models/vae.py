@@ -42,7 +42,7 @@ class VAE(GenerativeModel):
         )
         dense = [tf.keras.layers.Dense(units, "relu") for units in reversed(config.hidden)]
         self.decoder = tf.keras.Sequential(
-            [tf.keras.Input([config.latent]), *dense, tf.keras.layers.Dense(pixels, dtype="float32"), tf.keras.layers.Reshape(shape)], name="decoder"
+            [tf.keras.Input([config.latent]), *dense, tf.keras.layers.Dense(pixels, dtype="float32"), tf.keras.layers.Reshape(shape, dtype="float32")], name="decoder"
         )
         self.optimize("vae", tf.keras.optimizers.Adam(config.rate), [*self.encoder.trainable_variables, *self.decoder.trainable_variables])
 
