@@ -2,6 +2,9 @@
 
 import dataclasses
 import re
+import shutil
+import subprocess
+import tomllib
 
 import pytest
 import yaml
@@ -53,3 +56,15 @@ def test_the_init_script_installs_what_the_project_pins():
     assert len(pins) == 5
     for pin in pins:
         assert f'"{pin}"' in project
+
+
+def test_pip_can_install_the_wheel_into_the_runtimes_spark(tmp_path):
+    """What the wheel requires fits together without uv's overrides, and with the runtime's PySpark."""
+    if not shutil.which("uv"):
+        pytest.skip("no uv to resolve with")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (tmp_path / "requirements.in").write_text("\n".join([*project["project"]["dependencies"], "pyspark==3.5.0"]))
+    command = ["uv", "pip", "compile", "--no-config", "--python-version", "3.11", "--exclude-newer", project["tool"]["uv"]["exclude-newer"], "requirements.in"]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "pyspark==3.5.0" in answer.stdout and "bigdl" not in answer.stdout

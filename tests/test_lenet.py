@@ -2,6 +2,7 @@
 
 import base64
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -87,6 +88,12 @@ def test_colour_goes_channel_by_channel(spark):
     made = np.asarray(sample.features[0].storage).reshape(sample.features[0].shape)
     np.testing.assert_allclose(made, pixels.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
     assert sample.label.storage[0] == 5
+
+
+def test_without_bigdl_its_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bigdl", None)
+    with pytest.raises(UserError, match=r"BigDL is not installed: .*; install gan-spark\[bigdl\]"):
+        lenet.jars()
 
 
 def test_what_cannot_be_done_is_one_clear_error(spark, lake, digits, trained, tmp_path):

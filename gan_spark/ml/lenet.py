@@ -27,8 +27,10 @@ MODEL = "bigdl_lenet"
 
 def jars() -> list[str]:
     """Paths of BigDL's jars, from the package that is installed."""
-    import bigdl
-
+    try:
+        import bigdl
+    except ImportError:
+        raise UserError("BigDL is not installed: expected the package bigdl-dllib-spark3; install gan-spark[bigdl]") from None
     found = sorted(path for root in bigdl.__path__ for path in glob.glob(os.path.join(root, "share", "*", "lib", "*.jar")))
     if not found:
         raise UserError(f"no jars of BigDL under {', '.join(bigdl.__path__)}/share: install bigdl-dllib-spark3 again")
