@@ -322,6 +322,36 @@ def test_a_model_as_an_sql_function(spark, frame, folder, small):
         register_keras_image_udf(spark, "not_images", vector)
 
 
+def test_images_of_several_sizes_through_a_model_of_any_size(spark):
+    tf.keras.utils.set_random_seed(1)
+    model = tf.keras.Sequential([tf.keras.Input([None, None, 3]), tf.keras.layers.Conv2D(4, 3), tf.keras.layers.GlobalAveragePooling2D()])
+    register_keras_image_udf(spark, "look_any", model, lambda pixels: pixels / np.float32(255))
+    given = [picture(seed, *((20, 30) if seed % 2 else (30, 20))) for seed in range(7)]
+    rows = [(seed, bytearray(png(image))) for seed, image in enumerate(given)] + [(7, bytearray(b"no image")), (8, None)]
+    spark.createDataFrame(rows, "id int, image binary").coalesce(1).createOrReplaceTempView("several")
+    made = {row["id"]: row["made"] for row in spark.sql("SELECT id, look_any(image) AS made FROM several").collect()}
+    for seed, image in enumerate(given):
+        np.testing.assert_allclose(made[seed], model(np.asarray(image)[None] / np.float32(255))[0], atol=1e-5)
+    assert made[7] is None and made[8] is None
+
+
+def test_answers_are_of_one_shape_a_batch_and_in_order():
+    seen = []
+
+    def call(batch):
+        seen.append(batch.shape)
+        return batch.reshape(len(batch), -1)[:, 0]
+
+    def prepare(value):
+        if value == 4:
+            raise images.BadImage("four")
+        return np.full([1 + (value > 5), 2], value)
+
+    made, reasons = columns.answers([1, None, 2, 4, 3, 6, 7, 5], prepare, call, 2)
+    assert made == [1, None, 2, None, 3, 6, 7, 5] and reasons == ["four"]
+    assert seen == [(2, 1, 2), (1, 1, 2), (2, 2, 2), (1, 1, 2)]
+
+
 def test_columns_reads_what_pixels_there_are():
     grey = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
     assert np.array_equal(columns.pixels(schema.npy_header((3, 4, 1)) + grey.tobytes()), grey)

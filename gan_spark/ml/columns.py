@@ -79,7 +79,7 @@ def _of_struct(row: dict) -> np.ndarray:
 
 
 def answers(given: Sequence, prepare: Callable, call: Callable[[np.ndarray], np.ndarray], batch_size: int) -> tuple[list, list[str]]:
-    """`call` on batches of `prepare(value)`: (an answer a value, None for null and bad ones; the reasons of the bad ones)."""
+    """`call` on batches of `prepare(value)` of one shape: (an answer a value, None for null and bad ones; the reasons of the bad ones)."""
     made, reasons, good, held = [None] * len(given), [], [], []
 
     def flush() -> None:
@@ -91,12 +91,14 @@ def answers(given: Sequence, prepare: Callable, call: Callable[[np.ndarray], np.
         if value is None:
             continue
         try:
-            held.append(prepare(value))
-            good.append(place)
+            prepared = prepare(value)
         except images.BadImage as error:
             reasons.append(str(error))
-        if len(held) == batch_size:
+            continue
+        if held and (len(held) == batch_size or prepared.shape != held[0].shape):
             flush()
+        held.append(prepared)
+        good.append(place)
     if held:
         flush()
     return made, reasons
