@@ -6,13 +6,14 @@ and recall need pairs of images: they look at a bounded sample, chosen by a hash
 """
 
 import dataclasses
+import datetime
 import logging
 from collections.abc import Iterator
 
 import numpy as np
 
 from . import dataset as datasets
-from . import features, images, lake, schema, tables, tracking, trainer
+from . import features, generate, images, lake, schema, tracking, trainer
 from .config import Config, UserError
 from .store import Run
 
@@ -86,9 +87,10 @@ def inception_score(probabilities: Moments, entropy: Moments) -> float:
 
 
 def evaluate(spark, config: Config) -> dict:
-    """FID, KID, precision, recall and score of the config's generated table against `evaluate.split`, with the floor beside them."""
+    """FID, KID, precision, recall and score of the images that the config's run has in its generated table, against `evaluate.split`, with the floor beside them."""
     from pyspark.sql import functions as F
 
+    config = generate.promoted(config)
     options = config.evaluate
     fake_url = lake.table_url(config)
     config = dataclasses.replace(config, dataset=options.dataset or config.dataset)
@@ -96,7 +98,7 @@ def evaluate(spark, config: Config) -> dict:
     manifest = schema.read_manifest(real_url)
     if not manifest.rows[options.split]:
         raise UserError(f"dataset {real_url}: its split {options.split!r} has no images to compare with")
-    fake_frame = tables.read(spark, fake_url).selectExpr("cast(seed as string) as id", "input", "image", "height", "width", "channels", "run", "step")
+    fake_frame = generate.images_of(spark, config).selectExpr("cast(seed as string) as id", "input", "image", "height", "width", "channels", "run", "step")
     made = fake_frame.select("run", "step", "height", "width", "channels").first()
     if (made["height"], made["width"], made["channels"]) != manifest.shape:
         raise UserError(f"table {fake_url} holds images of {(made['height'], made['width'], made['channels'])}, dataset {real_url} of {manifest.shape}")
@@ -137,7 +139,10 @@ def evaluate(spark, config: Config) -> dict:
     run, step = made["run"], made["step"]
     result |= {f"held_out_{name}": value for name, value in held_out(real_frame, run, step, manifest, options.batch_size).items()}
     result = {key: round(value, 6) if isinstance(value, float) else value for key, value in result.items()}
-    report = {**result, "table": fake_url, "dataset": real_url, "split": options.split, "run": run, "step": step}
+    report = {
+        **result, "table": fake_url, "dataset": real_url, "fingerprint": manifest.fingerprint, "split": options.split, "part": options.part, "run": run, "step": step,
+        "evaluated": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+    }  # fmt: skip
     lake.write_json(f"{fake_url}.quality.json", report)
     if tracker := tracking.tracker(config, Run(run)):
         tracker.quality(report, f"{fake_url}.quality.json")

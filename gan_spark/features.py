@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from . import images, lake, models, schema, trainer
-from .config import Config, UserError
+from .config import Config, Train, UserError
 from .store import Run
 
 
@@ -46,25 +46,30 @@ def _trained_lenet(spark, config: Config) -> Network:
         raise UserError(f"evaluate.features = 'lenet': dataset {url} has no labels to train it on; use 'InceptionV3'")
     if manifest.height != manifest.width:
         raise UserError(f"evaluate.features = 'lenet': expected square images, dataset {url} holds {manifest.height} x {manifest.width}")
-    options = config.evaluate
+    steps, batch = config.evaluate.classifier_steps, config.evaluate.classifier_batch
     classifier = dataclasses.replace(
         config,
-        # Named after the data and the steps, so that figures are comparable where the name is the same.
-        run=f"lenet-{config.dataset}-{manifest.fingerprint[:8]}-{options.classifier_steps}",
+        # Named after all that it is learnt from, so that figures are comparable where the name is the same.
+        run=f"lenet-{config.dataset}-{manifest.fingerprint[:8]}-{steps}-{batch}",
         model=models.find("lenet").Config(image_size=manifest.height, channels=manifest.channels, classes=len(manifest.classes)),
-        train=dataclasses.replace(
-            config.train, steps=options.classifier_steps, batch_size=options.classifier_batch, split="train",
-            checkpoint_every=options.classifier_steps, sample_every=options.classifier_steps,
+        # Runs of many configs share it: of theirs it takes only where and how patiently ranks run.
+        train=Train(
+            steps=steps, batch_size=batch, checkpoint_every=steps, sample_every=steps,
+            **{name: getattr(config.train, name) for name in ("launcher", "workers", "threads", "restarts", "start_timeout")},
         ),
     )  # fmt: skip
-    trainer.train(spark, classifier)
     run = Run.of(classifier)
-    return Network("lenet", run.url, run.checkpoints()[-1], run.record())
+    with run.checkpoint() as found:
+        is_trained = found is not None and found[0] == steps
+    if not is_trained:
+        lake.remove(run.url)  # Its only checkpoint is its last: there is nothing to resume, and other workers may have begun it.
+        trainer.train(spark, classifier)
+    return Network("lenet", run.url, steps, run.record())
 
 
 def function(network: Network):
     """uint8 [n, height, width, channels] -> (features [n, d], probabilities [n, classes]), both float64."""
-    key = (network.kind, network.run, network.step, network.weights)
+    key = (network.kind, network.run, network.step, network.weights, (network.record or {}).get("created"))
     if key not in _functions:
         _functions[key] = _build(network)
     return _functions[key]

@@ -87,6 +87,23 @@ def promoted(config: Config) -> Config:
     return dataclasses.replace(config, run=version["run"], generate=dataclasses.replace(options, checkpoint=version["step"], table=options.table or options.model))
 
 
+def images_of(spark, config: Config):
+    """Those rows of the config's table that are of its run, at `generate.checkpoint` or else the newest step in the table.
+
+    A Delta table that is added to holds several runs and steps. `UserError` where it holds none of these.
+    """
+    url, run, step = lake.table_url(config), Run.of(config).url, config.generate.checkpoint
+    table = tables.read(spark, url)
+    held = sorted((row["run"], row["step"]) for row in table.select("run", "step").distinct().collect())
+    steps = [found for of, found in held if of == run and step in (0, found)]
+    if not steps:
+        raise UserError(
+            f"table {url} has no images of run {run}{f' at step {step}' if step else ''}; it has those of {', '.join(f'{of} at step {found}' for of, found in held) or 'no run'}: "
+            "make them with jobs/generate.py, or name another run or table (generate.table)"
+        )
+    return table.where((F.col("run") == run) & (F.col("step") == steps[-1]))
+
+
 def inputs(spark, config: Config):
     """A DataFrame of `seed`, `input` (what a person reads) and the columns that the run's model takes, as they are stored.
 

@@ -34,7 +34,9 @@ _REJECTED = ""  # stands for a split in what tasks report
 
 def ingest(spark, config: Config) -> dict:
     """Reads the config's source into `<lake>/datasets/<dataset>`, replacing what was there."""
-    return write(spark, sources.open_source(spark, config.ingest), lake.dataset_url(config), config.ingest, config.tables)
+    url = lake.dataset_url(config)
+    lake.tidy(f"{url}.rejected", url)  # Before the source, which may not open.
+    return write(spark, sources.open_source(spark, config.ingest), url, config.ingest, config.tables)
 
 
 def write(spark, source: sources.Source, url: str, config: Ingest, format: str = "parquet") -> dict:
@@ -44,6 +46,9 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
     """
     from petastorm.etl.dataset_metadata import materialize_dataset
 
+    rejects = f"{url}.rejected"
+    lake.tidy(rejects, url)
+    tables.check(spark, rejects, format)
     shape = (config.height, config.width, config.channels)
     encoding = schema.choose_encoding(config.encoding, shape)
     manifest = schema.Manifest(
@@ -56,8 +61,6 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
     group_rows = max(1, min(_ROW_GROUP_BYTES // row_bytes, source.count // (8 * config.planned_workers)))
     log.info("ingest: about %d images to %s in %d files a split", source.count, url, files)
 
-    rejects = f"{url}.rejected"
-    tables.check(spark, rejects, format)
     staged, staged_rejects = lake.staging(url), lake.staging(rejects)
     rows = (
         source.frame.withColumn("order", F.xxhash64("id"))

@@ -7,6 +7,8 @@ there a folder is replaced by copies, and is without its MARKERS for as long as 
 import json
 import os
 import posixpath
+import re
+import time
 import uuid
 from typing import Any
 
@@ -17,6 +19,7 @@ from .config import Config, UserError
 
 MANIFEST, SUCCESS = MARKERS = ("_gan_spark.json", "_SUCCESS")  # of a dataset, and of a table, that is whole
 _OBJECT_STORES = ("s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "wasb", "wasbs")
+_STALE = 24 * 3600  # seconds without a change, after which what was staged is a dead job's
 
 
 def is_object_store(url: str) -> bool:
@@ -116,30 +119,58 @@ def replace(staged: str, url: str) -> None:
 
 
 def replace_all(moves: dict[str, str]) -> None:
-    """`replace` of several folders (staged: URL) together: where one cannot be put in place, all are put back."""
-    for url in moves.values():
-        recover(url)
+    """`replace` of several folders (staged: URL) together: where one cannot be put in place, all are put back.
+
+    `UserError` where another job puts one of them in place at the same time; what that job put there stays.
+    """
+    recover(*moves.values())
+    away, placed = [], []
     try:
         for url in moves.values():
             if exists(url):
+                away.append(url)
                 _displace(url)
         for staged, url in moves.items():
+            placed.append(url)
             _move(staged, url)
-    except Exception:
-        for url in moves.values():
-            _put_back(url)
+    except Exception as error:
+        taken = isinstance(error, _Taken)
+        if taken:
+            (placed or away).pop()
+        for url in placed:
+            _unmark_and_remove(url)
+        _put_back(*(url for url in away if not (taken and _is_there(url))))
         raise
-    for url in moves.values():
-        remove(_journal(url))
-        remove(displaced(url))
+    _forget(*moves.values())
 
 
-def recover(url: str) -> None:
-    """Undoes a `replace` that died on its way."""
-    if is_object_store(url) or not exists(url):
-        _put_back(url)
+def recover(*urls: str) -> None:
+    """Undoes a `replace_all` of these folders, in its order, that died on its way: all are the old ones again, or all are the new ones."""
+    kept = [url for url in urls if exists(displaced(url))]
+    if kept and (exists(_journal(kept[0])) if is_object_store(kept[0]) else not all(map(exists, urls))):
+        _put_back(*urls)
     else:
-        remove(displaced(url))
+        _forget(*urls)
+
+
+def tidy(*urls: str) -> None:
+    """For a job that is to write these folders: `recover`, and what jobs that were killed had staged for them is removed."""
+    recover(*urls)
+    for url in urls:
+        parent, name = url.rstrip("/").rsplit("/", 1)
+        fs, path = filesystem(parent)
+        staged = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}")
+        for found in fs.ls(path, detail=False) if fs.exists(path) else ():
+            if staged.fullmatch(posixpath.basename(found.rstrip("/"))) and _is_stale(fs, found):
+                fs.rm(found, recursive=True)
+
+
+def _is_stale(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+    """Whether the folder is a dead job's; False where the filesystem does not tell when its files were changed."""
+    try:
+        return max(fs.modified(name).timestamp() for name in fs.find(path) or [path]) < time.time() - _STALE
+    except (NotImplementedError, OSError):
+        return False
 
 
 def displaced(url: str) -> str:
@@ -149,12 +180,16 @@ def displaced(url: str) -> str:
 
 
 def _journal(url: str) -> str:
-    """On object stores, what stands beside `displaced(url)` once that is whole: from then on it counts, and not what is at `url`."""
+    """On object stores, what stands beside `displaced(url)` once that is whole: from then on it counts, and not what is at `url`.
+
+    Of several folders the first is the first to have one; when they are in place it is the first to lose it, when they are put back the last.
+    """
     return f"{displaced(url)}.whole"
 
 
 def _displace(url: str) -> None:
     if is_object_store(url):
+        _check_free(displaced(url))
         _copy(url, displaced(url))
         write_bytes(_journal(url), b"")
         _unmark_and_remove(url)
@@ -162,17 +197,26 @@ def _displace(url: str) -> None:
         _move(url, displaced(url))
 
 
-def _put_back(url: str) -> None:
-    if not is_object_store(url):
-        if exists(displaced(url)):
-            remove(url)
-            _move(displaced(url), url)
-        return
-    if exists(_journal(url)):
+def _put_back(*urls: str) -> None:
+    back = [url for url in urls if exists(_journal(url) if is_object_store(url) else displaced(url))]
+    # All before any: one that is missing says that this died on its way.
+    for url in back:
         _unmark_and_remove(url)
-        _copy(displaced(url), url)
+    for url in reversed(back):
+        if is_object_store(url):
+            _copy(displaced(url), url)
+            remove(_journal(url))
+        else:
+            _move(displaced(url), url)
+    for url in urls:
+        remove(displaced(url))
+
+
+def _forget(*urls: str) -> None:
+    for url in urls:
         remove(_journal(url))
-    remove(displaced(url))
+    for url in urls:
+        remove(displaced(url))
 
 
 def _unmark_and_remove(url: str) -> None:
@@ -181,7 +225,24 @@ def _unmark_and_remove(url: str) -> None:
     remove(url)
 
 
+class _Taken(UserError):
+    """Another job has put a folder where this one was about to put its own."""
+
+
+def _is_there(url: str) -> bool:
+    fs, path = filesystem(url)
+    # On an object store a folder that was emptied may still be listed.
+    return bool(fs.find(path)) if is_object_store(url) else fs.exists(path)
+
+
+def _check_free(url: str) -> None:
+    if _is_there(url):
+        raise _Taken(f"{url} is there, and was not a moment ago: another job writes it at the same time. What that job put there stays, and nothing of this one; wait for the other to end, and run this one again")
+
+
 def _move(source: str, target: str) -> None:
+    # A filesystem moves a folder into one that exists.
+    _check_free(target)
     if is_object_store(source):
         _copy(source, target)
         remove(source)

@@ -8,7 +8,7 @@ from importlib import resources
 
 import numpy as np
 
-from . import dataset, evaluate, features, images, lake, registry, schema, tables
+from . import dataset, evaluate, features, generate, images, lake, registry, schema
 from .config import Config
 from .store import Run
 
@@ -21,11 +21,14 @@ def report(spark, config: Config) -> dict:
     """Writes `<lake>/reports/<run>.html` from the run, its generated table and, where there is one, its evaluation."""
     import jinja2
 
+    config = generate.promoted(config)
     run, table = Run.of(config), lake.table_url(config)
     record = run.record()
-    made = tables.read(spark, table)
+    made = generate.images_of(spark, config)
     manifest = schema.read_manifest(record["dataset"]["url"])
     quality = lake.read_json(f"{table}.quality.json") if lake.exists(f"{table}.quality.json") else {}
+    if (quality.get("run"), quality.get("step")) != tuple(made.select("run", "step").first()):
+        quality = {}  # of other images in the table
     lines = [line for line in run.metrics() if "scalars" in line]
     shown = [images.decode_png(row["image"]) for row in made.orderBy("seed").limit(_SHOWN).select("image").collect()]
     split = config.evaluate.split if manifest.rows.get(config.evaluate.split) else "train"

@@ -45,6 +45,7 @@ def _check_delta(spark, url: str) -> None:
 @contextlib.contextmanager
 def replacing(frame, url: str) -> Iterator:
     """Writes `frame` beside `url`, as Parquet, and hands out what was written; puts it at `url` unless that raises."""
+    lake.tidy(url)
     staged = lake.staging(url)
     try:
         frame.write.parquet(staged)

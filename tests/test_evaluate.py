@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from conftest import make_config
-from gan_spark import evaluate, features, generate, images, lake, schema, trainer
-from gan_spark.config import UserError
+from gan_spark import evaluate, features, generate, images, lake as lakes, registry, schema, tables, trainer
+from gan_spark.config import Train, UserError, replaced
 from gan_spark.evaluate import Moments
 
 
@@ -100,7 +100,8 @@ def test_evaluate_reports_every_measure_with_its_floor(measured):
     assert 1 <= result["score"] < result["score_real"] <= 10
     assert result["classifier_accuracy"] > 0.8
     assert result["generated_images"] == 90
-    assert lake.read_json(result["report"])["fid"] == result["fid"]
+    assert lakes.read_json(result["report"])["fid"] == result["fid"]
+    assert result["fingerprint"] == schema.read_manifest(result["dataset"]).fingerprint and result["part"] == ""
 
 
 def test_fid_through_spark_is_fid_of_all_features_at_once(spark, digits, measured):
@@ -110,10 +111,78 @@ def test_fid_through_spark_is_fid_of_all_features_at_once(spark, digits, measure
     manifest = schema.read_manifest(digits)
     apply = features.function(network)
     real = spark.read.parquet(digits).where("split = 'test'").toPandas()
-    fake = spark.read.parquet(lake.table_url(config)).toPandas()
+    fake = spark.read.parquet(lakes.table_url(config)).toPandas()
     x, _ = apply(schema.unpack(real["image"], manifest.shape, "raw"))
     y, _ = apply(np.stack([images.decode_png(png) for png in fake["image"]]))
     assert result["fid"] == pytest.approx(evaluate.frechet_distance(Moments.of(x), Moments.of(y)), rel=1e-3)
+
+
+def test_the_classifier_is_shared_by_configs_that_train_otherwise(spark, measured, monkeypatch):
+    """It is there, so that it is not trained again, nor refused, whatever their section [train] says."""
+    config, result = measured
+    monkeypatch.setattr(trainer, "train", None)
+    network = features.network(spark, replaced(config, train={"seed": 5, "workers": 2, "launcher": "spark", "precision": "mixed_bfloat16", "shuffle_buffer": 7, "validate_every": 1}))
+    assert network.name == result["features"] and network.step == 150
+
+
+def test_the_classifier_is_trained_by_settings_of_its_own(spark, measured, monkeypatch):
+    config = replaced(measured[0], train={"seed": 5, "precision": "mixed_bfloat16", "workers": 3, "launcher": "spark", "threads": 2, "restarts": 7, "start_timeout": 9, "keep": 8}, evaluate={"classifier_steps": 3, "classifier_batch": 33})
+    told = []
+    monkeypatch.setattr(trainer, "train", lambda spark, given: told.append(given))
+    with pytest.raises(UserError, match="no run at"):
+        features.network(spark, config)
+    assert told[0].train == Train(steps=3, batch_size=33, checkpoint_every=3, sample_every=3, workers=3, launcher="spark", threads=2, restarts=7, start_timeout=9)
+    assert told[0].run.endswith("-3-33")  # of another batch is another classifier
+
+
+def test_a_classifier_that_another_config_left_half_trained_is_begun_again(spark, measured):
+    config = replaced(measured[0], evaluate={"classifier_steps": 4, "classifier_batch": 32})
+    whole = lakes.read_json(features.network(spark, measured[0]).run + "/config.json")
+    fingerprint = schema.read_manifest(lakes.dataset_url(config)).fingerprint
+    run = features.Run(lakes.join(lakes.to_url(config.lake), "runs", f"lenet-digits-{fingerprint[:8]}-4-32"))
+    whole["config"]["train"] |= {"workers": 2, "seed": 7}
+    run.start(whole)
+    network = features.network(spark, config)
+    assert (network.run, network.step, run.checkpoints()) == (run.url, 4, [4]) and run.record()["config"]["train"]["workers"] == 1
+
+
+def test_a_table_is_measured_by_the_run_and_step_of_its_rows(spark, measured):
+    """Others in it, as a Delta table that is added to has them, do not count."""
+    from pyspark.sql import functions as F
+
+    config, result = measured
+    made = spark.read.parquet(result["table"])
+    of_others = [made.where("seed < 20").withColumn("step", F.lit(1).cast("long")), made.where("seed < 30").withColumn("run", F.lit("file:///another"))]
+    mixed = replaced(config, generate={"table": "mixed"})
+    with tables.replacing(of_others[0].unionByName(of_others[1]).unionByName(made).coalesce(1), lakes.table_url(mixed)):
+        pass
+    again = evaluate.evaluate(spark, mixed)
+    assert {key: again[key] for key in ("run", "step", "generated_images")} == {key: result[key] for key in ("run", "step", "generated_images")}
+    assert again["fid"] == pytest.approx(result["fid"], rel=1e-3)
+    assert generate.images_of(spark, replaced(mixed, generate={"checkpoint": 1})).count() == 20
+    with pytest.raises(UserError, match=r"table .*/mixed has no images of run .*/runs/measured at step 7; it has those of file:///another at step 2, .*/runs/measured at step 1, .*/runs/measured at step 2: make them"):
+        evaluate.evaluate(spark, replaced(mixed, generate={"checkpoint": 7}))
+
+
+def test_the_promoted_version_is_measured_again_to_be_compared(spark, lake, measured):
+    """It was measured on the dataset as it was before an ingest."""
+    config, result = measured
+    other = replaced(make_config(lake, run="other"), train={"steps": 4}, generate=vars(config.generate), evaluate=vars(config.evaluate), promote={"model": "compared"})
+    trainer.train(spark, other)
+    generate.generate(spark, other)
+    fid = evaluate.evaluate(spark, other)["fid"]
+    registry.promote(lake, "measured", "compared")
+    url = lakes.join(lakes.to_url(lake), "models", "compared.json")
+    held = lakes.read_json(url)
+    held["versions"][0] |= {"fid": 0.0, "measured": held["versions"][0]["measured"] | {"fingerprint": "of before", "features": "lenet of before"}}
+    lakes.write_json(url, held)
+    for name in ("measured", "mixed"):
+        lakes.remove(f"{lakes.to_url(lake)}/generated/{name}.quality.json")
+    answer = registry.promote_run(spark, other)
+    (before, _) = registry.read(lake, "compared")["versions"]
+    assert before["fid"] == pytest.approx(result["fid"], rel=1e-3) and before["measured"]["features"] == result["features"]
+    assert answer["fid"] == fid and answer["promoted"] is (fid < before["fid"]) and answer["before"] == 1
+    assert lakes.exists(f"{lakes.to_url(lake)}/generated/compared-promoted")
 
 
 def test_inception_takes_weights_from_a_file(spark, lake, measured, tmp_path):

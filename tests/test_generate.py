@@ -1,11 +1,13 @@
 """One seed is one image, whatever the partitioning and wherever it is made."""
 
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from conftest import make_config
-from gan_spark import generate, images, lake as lakes, trainer
+from gan_spark import generate, images, lake as lakes, tables, trainer
 from gan_spark.config import UserError
 from gan_spark.store import Run
 
@@ -47,6 +49,17 @@ def test_generate_refuses_a_run_or_a_checkpoint_that_is_not_there(spark, lake, r
         generate.generate(spark, make_config(lake, run="never-trained"))
     with pytest.raises(UserError, match=r"no checkpoint at step 3 \(there are: 2, 4\)"):
         generate.generate(spark, make_config(lake, run=run.run, generate={"checkpoint": 3}))
+
+
+def test_a_table_that_a_killed_job_had_displaced_is_put_back_by_one_that_fails(spark, tmp_path):
+    url = lakes.to_url(str(tmp_path / "table"))
+    spark.range(3).write.parquet(lakes.displaced(url))
+    left = lakes.staging(url)
+    lakes.write_bytes(lakes.join(left, "part"), b"")
+    os.utime(lakes.filesystem(lakes.join(left, "part"))[1], (0, 0))
+    with pytest.raises(RuntimeError, match="no more"), tables.replacing(spark.range(5), url):
+        raise RuntimeError("no more")
+    assert tables.read(spark, url).count() == 3 and not lakes.exists(left)
 
 
 def test_a_classifier_generates_nothing(spark, lake, digits):

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 
 import numpy as np
 import petastorm
@@ -11,8 +12,9 @@ import pytest
 from PIL import Image
 from pyspark.sql import functions as F
 
+from conftest import make_config
 from gan_spark import ingest, lake, schema, sources
-from gan_spark.config import Ingest, UserError
+from gan_spark.config import Ingest, UserError, replaced
 
 CONFIG = Ingest(source="table", height=8, width=8, validation=0.2, test=0.2, planned_workers=2, label_column="label")
 COLUMNS = ["id", "image", "split", "label"]
@@ -230,8 +232,7 @@ SMALL = dataclasses.replace(CONFIG, planned_workers=1)
 
 def put_back(url: str) -> None:
     """So that a failure here does not spoil the next test."""
-    lake.recover(url)
-    lake.recover(f"{url}.rejected")
+    lake.recover(f"{url}.rejected", url)
 
 
 def everything(url: str) -> dict[str, bytes]:
@@ -275,6 +276,33 @@ def test_a_failure_while_putting_in_place_leaves_the_old_dataset(spark, old, mon
     after = everything(old)
     put_back(old)
     assert after == before
+
+
+@pytest.mark.parametrize("fails", ["in Spark", "to open its source"])
+def test_a_job_that_fails_puts_back_what_a_killed_one_had_displaced(spark, tmp_path, fails):
+    config = make_config(str(tmp_path))
+    url = lake.dataset_url(config)
+    write(spark, make_frame(spark, {id: PIXELS[id] for id in list(PIXELS)[:20]}), url, SMALL)
+    before, (fs, path) = everything(url), lake.filesystem(url)
+    for folder in (path, f"{path}.rejected"):
+        fs.mv(folder, lake.filesystem(lake.displaced(folder))[1])
+    with pytest.raises(UserError):
+        if fails == "in Spark":
+            write(spark, spark.createDataFrame([("id", bytearray(b"text"), "odd")], "id string, content binary, label string"), url, SMALL)
+        else:
+            ingest.ingest(spark, replaced(config, ingest={"source": "folder", "path": "/nowhere"}))
+    assert everything(url) == before
+
+
+def test_what_a_killed_job_had_staged_is_removed(spark, old):
+    """A day later, by the next job that writes the same dataset."""
+    before, left = everything(old), [lake.staging(old), lake.staging(f"{old}.rejected")]
+    for made in left:
+        lake.write_bytes(lake.join(made, "part"), b"")
+        os.utime(lake.filesystem(lake.join(made, "part"))[1], (0, 0))
+    with pytest.raises(UserError, match="no image to train on"):
+        write(spark, spark.createDataFrame([], "id string, content binary, label string"), old, SMALL)
+    assert everything(old) == before
 
 
 def test_rows_lost_on_the_way_are_noticed(spark, old, monkeypatch):

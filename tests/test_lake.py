@@ -1,7 +1,9 @@
 """Files and folders in the lake are put in place whole, and an interrupted replacement is undone."""
 
+import contextlib
 import json
 import os
+import time
 import uuid
 
 import fsspec
@@ -195,6 +197,126 @@ def test_recover(root, present):
     assert content(root) == {"d/sub/a": b"new" if present else b"old"}
 
 
+def both(root: str) -> tuple[str, str]:
+    return lake.join(root, "d.rejected"), lake.join(root, "d")
+
+
+def stage_both(root: str) -> dict[str, str]:
+    return {staged(url, a=b"new"): url for url in both(root)}
+
+
+def shown(root: str) -> dict[str, bytes]:
+    """`content` but for what is staged."""
+    return {name: data for name, data in content(root).items() if name.startswith(("d", ".d.old", ".d.rejected.old"))}
+
+
+# Two folders are displaced, two put in place, and what was displaced is removed.
+@pytest.mark.parametrize("method, call, left", [*(("mv", call, b"old") for call in range(1, 5)), ("rm", 1, b"new"), ("rm", 2, b"new")])
+def test_two_folders_whose_replacement_dies_are_recovered_together(tmp_path, monkeypatch, method, call, left):
+    root = lake.to_url(str(tmp_path))
+    for url in both(root):
+        put(url, a=b"old")
+    moves = stage_both(root)
+    with monkeypatch.context() as patch:
+        dies_at(patch, lake.filesystem(root)[0], method, call)
+        with pytest.raises(Died):
+            lake.replace_all(moves)
+    lake.recover(*both(root))
+    assert shown(root) == {"d/sub/a": left, "d.rejected/sub/a": left}
+
+
+@pytest.mark.parametrize("method, call", [("rm", 1), ("mv", 1), ("mv", 2)])
+def test_a_recovery_that_dies_is_recovered(tmp_path, monkeypatch, method, call):
+    """Both were displaced and the first was put in place; that is removed, and both are moved back."""
+    root = lake.to_url(str(tmp_path))
+    first, second = both(root)
+    for url in (first, lake.displaced(first), lake.displaced(second)):
+        put(url, a=b"new" if url == first else b"old")
+    with monkeypatch.context() as patch:
+        dies_at(patch, lake.filesystem(root)[0], method, call)
+        with pytest.raises(Died):
+            lake.recover(first, second)
+    lake.recover(first, second)
+    assert shown(root) == {"d/sub/a": b"old", "d.rejected/sub/a": b"old"}
+
+
+def test_a_new_folder_does_not_stay_where_the_other_could_not_be_put_in_place(root, monkeypatch):
+    """There was none of the first; the second is displaced, the first put in place, and the second cannot be."""
+    first, second = both(root)
+    put(second, a=b"old")
+    moves = stage_both(root)
+    with monkeypatch.context() as patch:
+        dies_at(patch, lake.filesystem(root)[0], "mv", 3, OSError("disk full"))
+        with pytest.raises(OSError, match="disk full"):
+            lake.replace_all(moves)
+    assert shown(root) == {"d/sub/a": b"old"}
+
+
+@pytest.mark.parametrize("there, left", [
+    ("d.rejected", {"d.rejected/sub/b": b"theirs", ".d.rejected.old/sub/a": b"old", "d/sub/a": b"old"}),
+    ("d", {"d.rejected/sub/a": b"old", "d/sub/b": b"theirs", ".d.old/sub/a": b"old"}),
+    (".d.old", {"d.rejected/sub/a": b"old", "d/sub/a": b"old", ".d.old/sub/b": b"theirs"}),
+])  # fmt: skip
+def test_what_another_job_puts_there_meanwhile_stays_and_nothing_of_this_one(tmp_path, monkeypatch, there, left):
+    """The other's folder appears after the first is displaced: before the second is, or after where it is the second itself."""
+    root, displace = lake.to_url(str(tmp_path)), lake._displace
+    for url in both(root):
+        put(url, a=b"old")
+
+    def meanwhile(url):
+        if there == "d":
+            displace(url)
+        if url == both(root)[1]:
+            put(lake.join(root, there), b=b"theirs")
+        if there != "d":
+            displace(url)
+
+    moves = stage_both(root)
+    monkeypatch.setattr(lake, "_displace", meanwhile)
+    with pytest.raises(UserError, match=f"/{there} is there, and was not a moment ago: another job writes it at the same time.*run this one again"):
+        lake.replace_all(moves)
+    assert shown(root) == left
+
+
+def test_a_folder_is_not_moved_into_another(root):
+    put(lake.join(root, "d"), a=b"1")
+    put(lake.join(root, "e"), a=b"2")
+    with pytest.raises(UserError, match="/e is there"):
+        lake._move(lake.join(root, "d"), lake.join(root, "e"))
+    assert content(root) == {"d/sub/a": b"1", "e/sub/a": b"2"}
+
+
+def test_what_killed_jobs_had_staged_is_removed_after_a_day(tmp_path):
+    root = lake.to_url(str(tmp_path))
+    url = lake.join(root, "d")
+    put(url, a=b"1")
+    old, young, other = staged(url, a=b"2"), staged(url, a=b"3"), staged(lake.join(root, "d.rejected"), a=b"4")
+    empty = tmp_path / ".d.0123abcd"
+    empty.mkdir()
+    before = time.time() - 25 * 3600
+    for made in (old, other):
+        os.utime(lake.filesystem(lake.join(made, "sub", "a"))[1], (before, before))
+    for folder in (empty, lake.filesystem(young)[1]):  # of which the second has a young file
+        os.utime(folder, (before, before))
+    lake.tidy(url)
+    assert not lake.exists(old) and not empty.exists()
+    assert all(map(lake.exists, (url, young, other)))
+    lake.tidy(lake.join(root, "d.rejected"))
+    assert not lake.exists(other)
+
+
+def test_what_was_staged_stays_where_the_filesystem_tells_no_time(root, monkeypatch):
+    made = staged(lake.join(root, "d"), a=b"1")
+
+    def untold(self, path):
+        raise NotImplementedError
+
+    monkeypatch.setattr(type(lake.filesystem(root)[0]), "modified", untold)
+    lake.tidy(lake.join(root, "d"))
+    assert lake.exists(made)
+    lake.tidy(lake.join(root, "none", "d"))
+
+
 def test_replace_recovers_first(root):
     url = lake.join(root, "d")
     put(lake.join(root, ".d.old"), a=b"old")
@@ -268,3 +390,47 @@ def test_a_replacement_that_fails_on_a_store_puts_the_old_folder_back(store, mon
         with pytest.raises(OSError, match="no network"):
             lake.replace(new, url)
     assert content(url) == {"sub/a": b"old", "sub/b": b"old"}
+
+
+# Two folders of two files are displaced (rm 1 to 4), put in place (rm 5 and 6), and then the journals go (rm 7 and 8) and what was displaced (rm 9 and 10).
+@pytest.mark.parametrize("method, call, left", [
+    *(("cp_file", call, b"old") for call in range(1, 9)), *(("rm", call, b"old") for call in range(1, 8)), *(("rm", call, b"new") for call in range(8, 11)),
+])  # fmt: skip
+def test_two_folders_whose_replacement_dies_on_a_store_are_recovered_together(store, monkeypatch, method, call, left):
+    """Where the recovery dies too, wherever it does, the next one ends it."""
+    for again in (("rm", 0), *(("rm", call) for call in range(1, 7)), *(("cp_file", call) for call in range(1, 5))):
+        root, moves = lake.join(store, "-".join(map(str, again))), {}
+        for url in both(root):
+            moves[made := lake.staging(url)] = url
+            for folder, value in ((url, b"old"), (made, b"new")):
+                lake.write_bytes(lake.join(folder, lake.SUCCESS), b"")
+                lake.write_bytes(lake.join(folder, "a"), value)
+        with monkeypatch.context() as patch:
+            dies_at(patch, lake.filesystem(root)[0], method, call)
+            with pytest.raises(Died):
+                lake.replace_all(moves)
+        with monkeypatch.context() as patch, contextlib.suppress(Died):
+            dies_at(patch, lake.filesystem(root)[0], *again)
+            lake.recover(*both(root))
+        lake.recover(*both(root))
+        assert shown(root) == {f"{name}/{file}": data for name in ("d", "d.rejected") for file, data in (("a", left), (lake.SUCCESS, b""))}, again
+
+
+@pytest.mark.parametrize("there, left", [("d", {"d/sub/b": b"theirs"}), (".d.old", {"d/sub/a": b"old", ".d.old/sub/b": b"theirs"})])
+def test_a_store_does_not_mix_a_folder_into_that_of_another_job(store, monkeypatch, there, left):
+    url, displace = lake.join(store, "d"), lake._displace
+    put(url, a=b"old")
+
+    def meanwhile(url):
+        if there == "d":
+            displace(url)
+        put(lake.join(store, there), b=b"theirs")
+        if there != "d":
+            displace(url)
+
+    made = staged(url, c=b"new")
+    monkeypatch.setattr(lake, "_displace", meanwhile)
+    with pytest.raises(UserError, match=f"/{there} is there, .*another job writes it"):
+        lake.replace(made, url)
+    found = shown(store)
+    assert {name: found[name] for name in left} == left and not any(name.endswith("/c") for name in found) and ("d/sub/a" in found) == ("d/sub/a" in left)

@@ -1,15 +1,20 @@
 """The registry of a lake: runs, lineage, promotion and rollback."""
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
-from conftest import ROOT
-from gan_spark import lake as lakes, registry
+from conftest import ROOT, make_config
+from gan_spark import evaluate, generate, lake as lakes, registry
 from gan_spark.config import UserError
 from gan_spark.store import Run
+
+
+ALIKE = {"features": "lenet (lenet-digits-abc, step 20)", "dataset": "digits", "fingerprint": "abc", "split": "test", "part": "", "generated_images": 60}
 
 
 def add_run(root: str, name: str, fid: float | None, step: int = 10) -> None:
@@ -28,7 +33,13 @@ def add_run(root: str, name: str, fid: float | None, step: int = 10) -> None:
 
     run.save_checkpoint(step, write, 3)
     if fid is not None:
-        lakes.write_json(lakes.join(lakes.to_url(root), "generated", f"{name}.quality.json"), {"fid": fid, "step": step, "run": run.url, "table": f"file://{root}/generated/{name}", "report": "x"})
+        add_quality(root, name, fid, step)
+
+
+def add_quality(root: str, name: str, fid: float, step: int, table: str = "", **changes) -> None:
+    """What `evaluate` says of a run's images in a table; `changes` to what was measured with, and when it was."""
+    url = lakes.join(lakes.to_url(root), "generated", table or name)
+    lakes.write_json(f"{url}.quality.json", {"fid": fid, **ALIKE, "step": step, "run": f"file://{root}/runs/{name}", "table": url, "report": "x", "evaluated": "2026-01-01", **changes})
 
 
 @pytest.fixture
@@ -47,6 +58,90 @@ def test_only_a_better_run_is_promoted(root):
     with pytest.raises(UserError, match="no FID was measured at step 13"):
         registry.promote(root, "unmeasured", "digits", better=True)
     assert registry.promote(root, "unmeasured", "digits")["promoted"] is True
+
+
+@pytest.mark.parametrize("changes", [
+    {"features": "InceptionV3 (imagenet)"}, {"dataset": "letters"}, {"fingerprint": "abd"}, {"split": "train"}, {"part": "a"}, {"generated_images": 6000},
+])  # fmt: skip
+def test_fids_that_were_not_measured_alike_are_not_compared(root, changes):
+    registry.promote(root, "first", "digits")
+    before = registry.read(root, "digits")
+    add_quality(root, "better", 15.0, 12, **changes)
+    ((key, value),) = changes.items()
+    expected = re.escape(f"{key} {value!r} and {ALIKE[key]!r}. Evaluate both alike")
+    with pytest.raises(UserError, match=rf"run better at step 12, and of the promoted version 1, run first at step 10, cannot be compared; they were not measured alike: {expected}.*only_if_better = false"):
+        registry.promote(root, "better", "digits", better=True)
+    assert registry.read(root, "digits") == before
+    assert registry.promote(root, "better", "digits")["promoted"] is True
+    assert registry.current(root, "digits")["measured"] == {**ALIKE, **changes}
+
+
+def test_evaluations_of_unknown_images_are_not_compared(root):
+    """As those are that do not say which fingerprint the dataset had."""
+    for name, fid, step in (("first", 20.0, 10), ("better", 15.0, 12)):
+        add_quality(root, name, fid, step, fingerprint=None)
+    registry.promote(root, "first", "digits")
+    with pytest.raises(UserError, match="not measured alike: fingerprint None and None"):
+        registry.promote(root, "better", "digits", better=True)
+
+
+def test_a_version_that_was_measured_after_it_was_promoted_is_compared(root):
+    registry.promote(root, "unmeasured", "digits")
+    with pytest.raises(UserError, match="promoted version 1, run unmeasured at step 13, cannot be compared; the second was not measured"):
+        registry.promote(root, "better", "digits", better=True)
+    add_quality(root, "unmeasured", 12.0, 13)
+    assert registry.promote(root, "better", "digits", better=True)["promoted"] is False
+    assert registry.current(root, "digits")["fid"] == 12.0
+    assert registry.promote(root, "unmeasured", "digits", better=True)["fid"] == 12.0
+
+
+def test_the_newest_evaluation_of_a_step_counts(root):
+    add_quality(root, "first", 30.0, 10, table="a", evaluated="2026-02-01")
+    assert registry.promote(root, "first", "digits", better=True)["fid"] == 30.0
+
+
+def test_what_was_measured_alike_counts_though_a_later_evaluation_was_not(root):
+    registry.promote(root, "first", "digits")
+    add_quality(root, "first", 1.0, 10, fingerprint="abd")
+    assert registry.promote(root, "better", "digits", better=True)["promoted"] is True
+
+
+def test_of_evaluations_of_the_promoted_version_the_newest_that_was_measured_alike_counts(root):
+    registry.promote(root, "first", "digits")
+    add_quality(root, "first", 10.0, 10, table="digits", evaluated="2026-01-02")
+    assert registry.promote(root, "better", "digits", better=True)["promoted"] is False
+    assert registry.current(root, "digits")["fid"] == 10.0
+
+
+@pytest.mark.parametrize("fid, promoted", [(16.0, True), (14.0, False)])
+def test_the_job_measures_the_promoted_version_again_on_new_images(root, monkeypatch, fid, promoted):
+    """As every ingest that adds images makes necessary; its FID of before was 10."""
+    add_quality(root, "first", 10.0, 10)
+    registry.promote(root, "first", "digits")
+    add_quality(root, "better", 15.0, 12, fingerprint="abd")
+    told = []
+
+    def measure(spark, config):
+        told.append(config)
+        add_quality(root, config.run, fid, config.generate.checkpoint, config.generate.table, fingerprint="abd", evaluated="2026-01-02")
+
+    monkeypatch.setattr(generate, "generate", lambda spark, config: told.append(config))
+    monkeypatch.setattr(evaluate, "evaluate", measure)
+    config = make_config(root, run="better", generate={"images": 60, "model": "another", "append": True}, promote={"model": "digits"})
+    assert registry.promote_run(None, config)["promoted"] is promoted
+    made, measured = told
+    assert made == measured and made.run == "first" and made.dataset == config.dataset and made.evaluate == config.evaluate
+    assert made.generate == dataclasses.replace(config.generate, checkpoint=10, table="digits-promoted", model="", append=False)
+    assert registry.promote_run(None, config)["promoted"] is promoted and len(told) == 2  # once is enough
+
+
+def test_the_job_refuses_where_the_run_was_not_measured_as_the_config_says(root, monkeypatch):
+    registry.promote(root, "first", "digits")
+    add_quality(root, "better", 15.0, 12, split="train")
+    for module, name in ((generate, "generate"), (evaluate, "evaluate")):
+        monkeypatch.setattr(module, name, lambda spark, config: None)
+    with pytest.raises(UserError, match="split 'train' and 'test'"):
+        registry.promote_run(None, make_config(root, run="better", promote={"model": "digits"}))
 
 
 def test_promoting_twice_changes_nothing(root):
@@ -71,7 +166,7 @@ def test_a_run_leads_to_its_config_code_data_and_figures(root):
     found = registry.lineage(root, "first")
     assert found["config"]["train"]["steps"] == 10 and found["gan_spark"] == "0.1.0" and found["fingerprint"] == "abc"
     assert found["checkpoints"] == [10] and found["metrics"] == {"step": 10, "d_loss": 1.5}
-    assert list(found["quality"].values()) == [{"fid": 20.0, "step": 10}] and found["registered"] == ["digits v1"]
+    assert list(found["quality"].values()) == [{"fid": 20.0, **ALIKE, "step": 10, "evaluated": "2026-01-01"}] and found["registered"] == ["digits v1"]
     with pytest.raises(UserError, match="no run at .*/none"):
         registry.lineage(root, "none")
 

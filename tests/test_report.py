@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from conftest import make_config
-from gan_spark import evaluate, generate, images, lake as lakes, report, trainer
-from gan_spark.config import UserError
+from gan_spark import evaluate, generate, images, lake as lakes, registry, report, trainer
+from gan_spark.config import UserError, replaced
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,22 @@ def test_it_opens_in_a_browser(page, tmp_path):
         assert shown.shape[:2] == (1200, 1000) and shown.std() > 20 and (shown < 60).any()
         text = subprocess.run(["chromium", *flags, "--dump-dom", f"file://{page[1]}"], check=True, capture_output=True, text=True, timeout=120).stdout
         assert "reported" in text and text.count("<img") >= 5
+
+
+def test_a_promoted_model_is_measured_and_reported_where_it_generates(spark, lake, config):
+    registry.promote(lake, "reported", "shown")
+    asked = replaced(make_config(lake, "cgan", "another"), generate={"model": "shown", "images": 40, "batch_size": 8}, evaluate=vars(config.evaluate))
+    generate.generate(spark, asked)
+    made = report.report(spark, asked)
+    html = lakes.read_bytes(made["report"]).decode()
+    assert made["table"].endswith("/generated/shown") and made["run"].endswith("/runs/reported") and "not measured" in html
+    found = evaluate.evaluate(spark, asked)
+    assert (found["table"], found["run"], found["step"], found["generated_images"]) == (made["table"], made["run"], 4, 40)
+    url = f"{made['table']}.quality.json"
+    quality = lakes.read_json(url)
+    assert f"{quality['fid']:.2f}" in (html := lakes.read_bytes(report.report(spark, asked)["report"]).decode()) and "not measured" not in html
+    lakes.write_json(url, {**quality, "step": 1})  # measured were other rows of the table
+    assert "not measured" in lakes.read_bytes(report.report(spark, asked)["report"]).decode()
 
 
 def test_what_is_not_there_is_one_clear_error(spark, lake, digits, config):
