@@ -6,6 +6,7 @@ names the key, what was given, what is allowed and the nearest right spelling.
 
 import dataclasses
 import difflib
+import os
 import re
 import tomllib
 import typing
@@ -259,7 +260,10 @@ def load(path: str, overrides: Sequence[str] = (), model_config: Callable[[str],
         raise UserError(f"config {path}: not valid TOML: {error}") from error
     for override in overrides:
         _override(table, override)
-    return parse(table, model_config)
+    config = parse(table, model_config)
+    if ":/" not in config.lake:
+        _check_lake(config.lake, os.path.abspath(config.lake))
+    return config
 
 
 def parse(table: dict, model_config: Callable[[str], type] | None = None) -> Config:
@@ -270,6 +274,7 @@ def parse(table: dict, model_config: Callable[[str], type] | None = None) -> Con
     for key in ("run", "dataset"):
         if not _NAME.fullmatch(getattr(config, key)):
             raise UserError(f"{key} = {getattr(config, key)!r}: expected letters, digits, '.', '_' and '-', starting with a letter or digit")
+    _check_lake(config.lake, config.lake)
     if config.ingest.validation + config.ingest.test >= 1:
         raise UserError(f"ingest.validation + ingest.test = {config.ingest.validation + config.ingest.test:g}: expected less than 1, so that some images are left to train on")
     for key, size in (("train.batch_size", config.train.batch_size), ("evaluate.classifier_batch", config.evaluate.classifier_batch)):
@@ -309,6 +314,11 @@ def differences(old: dict, new: dict, ignore: Sequence[str] = (), where: str = "
         elif _plain(a) != _plain(b):
             found.append(f"{name}: was {_plain(a)!r}, is {_plain(b)!r}")
     return found
+
+
+def _check_lake(lake: str, path: str) -> None:
+    if found := sorted(set(path) & set("#?*[]{}")):
+        raise UserError(f"lake = {lake!r}: expected a path without any of # ? * [ ] {{ }}, which Spark reads as patterns; found {' '.join(found)} in {path}: use another folder")
 
 
 def _plain(value: Any) -> Any:

@@ -74,9 +74,15 @@ class Progress(threading.Thread):
         self.bar.close()
 
     def run(self) -> None:
-        while not self.done.wait(1.0):
-            self.show()
-        self.show()
+        told = ended = False
+        while not ended:
+            ended = self.done.wait(1.0)
+            try:
+                self.show()
+            except Exception as error:  # Training does not wait for what follows it, and the next look may go well.
+                if not told:
+                    log.warning("run %s: its metrics could not be followed (%s: %s); trying on", self.run_.url, type(error).__name__, error)
+                told = True
 
     def show(self) -> None:
         lines, self.offset = self.run_.watch(self.offset)

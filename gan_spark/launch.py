@@ -20,6 +20,14 @@ class RankFailure(Exception):
     """A rank died or raised; the job can start again from its last checkpoint."""
 
 
+class NoSlots(UserError):
+    """Too few task slots came free for the ranks; none of them has begun."""
+
+
+class NoNetwork(Exception):
+    """The ranks have their slots and cannot reach each other."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Team:
     """What a rank knows of the others."""
@@ -76,11 +84,12 @@ def _reach(probe: str, files: list[str], index: int) -> tuple[str, str | None]:
 def run(spark, function: Callable, argument, config: Train) -> list:
     """`function(team, argument)` on every rank; results in rank order.
 
-    Raises `RankFailure` where a rank fails and `UserError` where no slots came free in time.
+    Raises `RankFailure` where a rank fails, `NoSlots` where too few slots came free in time, and `NoNetwork`.
     """
     if config.launcher == "local":
         return [function(Team(), argument)]
     import horovod.spark
+    from horovod.runner.common.util.timeout import TimeoutException
 
     local = spark.sparkContext.master.startswith("local")
     try:
@@ -94,12 +103,18 @@ def run(spark, function: Callable, argument, config: Train) -> list:
                 nics={"lo"} if local else None,
                 verbose=0,
             )
-    except Exception as error:
-        if "Timed out waiting" in str(error):
-            raise UserError(
+    except TimeoutException as error:
+        if "Timed out waiting for Spark tasks to start" in str(error):
+            raise NoSlots(
                 f"train.workers = {config.workers}: not that many free task slots in train.start_timeout = {config.start_timeout} s; "
                 "use fewer workers, give the application more cores, or wait for the cluster to be free"
             ) from error
+        raise NoNetwork(
+            f"train.workers = {config.workers}: all ranks have a task slot, but did not reach each other in train.start_timeout = {config.start_timeout} s "
+            f"({str(error).partition('.')[0]}): a network problem between executors, or from the driver to them; "
+            "open the TCP ports between these machines, or raise train.start_timeout if the slots came late"
+        ) from error
+    except Exception as error:
         raise RankFailure(str(error)) from error
 
 

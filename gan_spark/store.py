@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import posixpath
+import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -31,6 +32,9 @@ RESUMABLE = (
     *(f"config.train.{key}" for key in ("steps", "log_every", "sample_every", "checkpoint_every", "keep", "patience", "restarts", "start_timeout", "threads")),
     "config.lenet.epochs",
 )
+_STEP = re.compile(r"step-(\d{8}|[1-9]\d{8,})")
+# Databricks mounts them as folders, to whose files nothing can be appended.
+_NO_APPENDS = ("file:///dbfs/", "file:///Volumes/")
 
 
 class Run:
@@ -48,19 +52,19 @@ class Run:
 
     def record(self) -> dict:
         """config.json; `UserError` where there is no such run."""
-        try:
-            return lake.read_json(self.path("config.json"))
-        except FileNotFoundError:
-            raise UserError(f"no run at {self.url}: expected config.json there; train it with jobs/train.py") from None
+        found = self._read("config.json")
+        if found is None:
+            raise UserError(f"no run at {self.url}: expected config.json there; train it with jobs/train.py")
+        return found
 
     def check(self, record: dict, defaults: dict[str, dict]) -> None:
         """Refuses to resume a run that was started with another config or dataset, listing the differences.
 
         `defaults`, by section of the config, stand for options that there were not when the run was started.
         """
-        if not lake.exists(self.path("config.json")):
+        found = self._read("config.json")
+        if found is None:
             return
-        found = self.record()
         found["config"] |= {name: {**values, **found["config"].get(name, {})} for name, values in defaults.items()}
         keys = ("config", "dataset")
         changed = differences({key: found.get(key) for key in keys}, {key: record[key] for key in keys}, RESUMABLE)
@@ -69,27 +73,56 @@ class Run:
 
     def start(self, record: dict) -> str:
         """Writes config.json if it is not there, and claims the run; returns the token of its new owner."""
-        if not lake.exists(self.path("config.json")):
+        if self._read("config.json") is None:
             lake.write_json(self.path("config.json"), record)
         token = uuid.uuid4().hex
         lake.write_json(self.path("owner.json"), {"token": token})
         return token
 
+    def is_owner(self, token: str) -> bool:
+        """Whether no other job has claimed the run since `start` gave `token`, and nobody has removed it."""
+        return (self._read("owner.json") or {}).get("token") == token
+
     def check_owner(self, token: str) -> None:
         """Stops a job that was left behind by a dead driver, once another has taken the run over."""
-        if lake.read_json(self.path("owner.json"))["token"] != token:
+        if not self.is_owner(token):
             raise RuntimeError(f"run {self.url} was taken over by another job; this one stops")
+
+    def _read(self, name: str) -> dict | None:
+        """A JSON file of the run, None where it is missing. `lake.exists` would call it missing too where the store does not answer."""
+        try:
+            return lake.read_json(self.path(name))
+        except FileNotFoundError:
+            return None
 
     # --- checkpoints ---
 
     def checkpoints(self) -> list[int]:
         """Steps with a manifest, oldest first."""
         fs, path = lake.filesystem(self.path("checkpoints"))
-        found = fs.glob(f"{path}/step-*/manifest.json")
-        return sorted(int(posixpath.basename(posixpath.dirname(name)).removeprefix("step-")) for name in found)
+        try:
+            names = [posixpath.basename(name.rstrip("/")) for name in fs.ls(path, detail=False)]
+        except FileNotFoundError:
+            return []
+        found = []
+        for match in filter(None, map(_STEP.fullmatch, names)):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                fs.info(f"{path}/{match[0]}/manifest.json")
+                found.append(int(match[1]))
+        return sorted(found)
 
     def save_checkpoint(self, step: int, write: Callable[[str], object], keep: int) -> None:
-        """`write(prefix)` makes local files, which are put in the lake; the manifest goes last. All but the newest `keep` and the best are removed."""
+        """`write(prefix)` makes local files, which are put in the lake; the manifest goes last. All but the newest `keep` and the best are removed.
+
+        Checkpoints of later steps go first, and best.json with them where it names one: the run has gone back before them,
+        which it does where they are damaged, and as the newest they would be kept in place of this one.
+        """
+        best = (self.best() or {}).get("step", 0)
+        if best > step:
+            lake.remove(self.path("best.json"))
+        for later in self.checkpoints():
+            if later > step:
+                self._remove(later)
         folder = self._checkpoint(step)
         lake.remove(folder)
         fs, path = lake.filesystem(folder)
@@ -102,17 +135,13 @@ class Run:
                 files[name] = {"bytes": os.path.getsize(local), "sha256": _sha256(local)}
                 fs.put_file(local, f"{path}/{name}")
         lake.write_json(lake.join(folder, "manifest.json"), {"step": step, "files": files})
-        best = (self.best() or {}).get("step")
         for old in self.checkpoints()[:-keep]:
-            if old == best:
-                continue
-            # The manifest first: a half-removed checkpoint must not look whole.
-            lake.remove(lake.join(self._checkpoint(old), "manifest.json"))
-            lake.remove(self._checkpoint(old))
+            if old != best:
+                self._remove(old)
 
     def best(self) -> dict | None:
         """{"step", the value that it was measured by} of the checkpoint that was best on split validation; None where none was measured."""
-        return lake.read_json(self.path("best.json")) if lake.exists(self.path("best.json")) else None
+        return self._read("best.json")
 
     def preferred(self, step: int = 0) -> int:
         """Step of the checkpoint to use where `step` was asked for: for 0 the best on split validation, or else the newest whole one.
@@ -148,42 +177,82 @@ class Run:
     def _checkpoint(self, step: int) -> str:
         return self.path("checkpoints", f"step-{step:08d}")
 
+    def _remove(self, step: int) -> None:
+        # The manifest first: a half-removed checkpoint must not look whole.
+        lake.remove(lake.join(self._checkpoint(step), "manifest.json"))
+        lake.remove(self._checkpoint(step))
+
     def _fetch(self, step: int, temporary: str) -> str | None:
+        """Copies the checkpoint's files to the local folder `temporary`; returns what is damaged about it.
+
+        A store that fails to answer is no damage: its error is raised, and the checkpoint may be whole at the next try.
+        """
+        fs, folder = lake.filesystem(self._checkpoint(step))
         try:
-            manifest = lake.read_json(lake.join(self._checkpoint(step), "manifest.json"))
-            for name, expected in manifest["files"].items():
-                fs, path = lake.filesystem(lake.join(self._checkpoint(step), posixpath.basename(name)))
-                local = os.path.join(temporary, posixpath.basename(name))
-                fs.get_file(path, local)
-                found = {"bytes": os.path.getsize(local), "sha256": _sha256(local)}
-                if found != expected:
-                    return f"{name}: {found['bytes']} bytes, expected {expected['bytes']}" if found["bytes"] != expected["bytes"] else f"{name}: another checksum"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            return str(error)
+            manifest = fs.cat_file(f"{folder}/manifest.json")
+        except FileNotFoundError:
+            return "manifest.json: missing"
+        try:
+            files = {posixpath.basename(name): (expected["bytes"], expected["sha256"]) for name, expected in json.loads(manifest)["files"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"manifest.json: {type(error).__name__}: {error}"
+        for name, (size, digest) in files.items():
+            local = os.path.join(temporary, name)
+            try:
+                fs.get_file(f"{folder}/{name}", local)
+            except FileNotFoundError:
+                return f"{name}: missing"
+            if os.path.getsize(local) != size:
+                return f"{name}: {os.path.getsize(local)} bytes, expected {size}"
+            if _sha256(local) != digest:
+                return f"{name}: another checksum"
         return None
 
     # --- what is looked at ---
 
     def append_metrics(self, *lines: dict) -> None:
-        fs, path = lake.filesystem(self.path("metrics.jsonl"))
+        """Adds lines to metrics.jsonl; where its last one was cut off, on a line of their own.
+
+        Only a local disk appends. Elsewhere the file is written anew, and of two processes that do so at once one loses its lines.
+        """
+        url, data = self.path("metrics.jsonl"), "".join(json.dumps(line) + "\n" for line in lines).encode()
+        local = lake.mounted(url)
+        if not local.startswith("file:") or local.startswith(_NO_APPENDS):
+            try:
+                held = lake.read_bytes(url)
+            except FileNotFoundError:
+                held = b""
+            lake.write_bytes(url, held + _newline_after(held[-1:]) + data)
+            return
+        fs, path = lake.filesystem(url)
         fs.makedirs(posixpath.dirname(path), exist_ok=True)
-        with fs.open(path, "ab") as stream:
-            stream.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+        with open(path, "a+b") as stream:
+            stream.seek(max(stream.tell() - 1, 0))
+            stream.write(_newline_after(stream.read()[-1:]) + data)
 
     def metrics(self) -> list[dict]:
-        """Lines of metrics.jsonl, in order; a last line that was cut off is left out."""
+        """Lines of metrics.jsonl, in order; those that were cut off are left out."""
         return self.watch(0)[0]
 
     def watch(self, offset: int) -> tuple[list[dict], int]:
-        """Whole lines of metrics.jsonl from byte `offset` on, and the offset behind them."""
+        """Whole lines of metrics.jsonl from byte `offset` on, and the offset behind them; what does not parse is left out, with a warning."""
         fs, path = lake.filesystem(self.path("metrics.jsonl"))
         try:
             if fs.size(path) <= offset:
                 return [], offset
+            data = fs.cat_file(path, start=offset)
         except FileNotFoundError:
             return [], offset
-        whole = fs.cat_file(path, start=offset).rpartition(b"\n")[0]
-        return [json.loads(line) for line in whole.splitlines()], offset + len(whole) + (1 if whole else 0)
+        end = data.rfind(b"\n") + 1
+        found, broken = [], []
+        for line in filter(None, data[:end].splitlines()):
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                broken.append(line)
+        if broken:
+            log.warning("run %s: metrics.jsonl has %d lines that were cut off; they are left out, the first is %.80r", self.url, len(broken), broken[0])
+        return found, offset + end
 
     def save_sample(self, step: int, png: bytes) -> str:
         url = self.path("samples", f"step-{step:08d}.png")
@@ -195,6 +264,10 @@ class Run:
         for name in os.listdir(folder):
             with open(os.path.join(folder, name), "rb") as stream:
                 lake.write_bytes(self.path("events", *([part] if part else []), name), stream.read())
+
+
+def _newline_after(last: bytes) -> bytes:
+    return b"" if last in (b"", b"\n") else b"\n"
 
 
 def _sha256(path: str) -> str:

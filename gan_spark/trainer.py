@@ -20,7 +20,7 @@ from .store import Run
 
 log = logging.getLogger(__name__)
 PREVIEW = 64  # images in a grid of samples
-_loaded: dict = {}  # (run URL, step) -> model
+_loaded: dict = {}  # (run URL, step, when the run was created) -> model
 
 
 class TrainingStopped(Exception):
@@ -59,12 +59,15 @@ def train(spark, config: Config) -> dict:
                 with Progress(run, config, tracker):
                     results = launch.run(spark, _work, job, config.train)
                 break
-            except UserError:
-                if is_new and attempt == 0:  # no slots: leave no trace
+            except launch.NoSlots:
+                # Nothing was begun, so no trace is left; but what is there may be another job's by now.
+                if is_new and attempt == 0 and run.is_owner(job["owner"]) and not run.checkpoints():
                     lake.remove(run.url)
                 raise
             except launch.RankFailure as failure:
-                errors = [line["error"] for line in run.metrics() if line.get("event") == "error" and line["attempt"] == attempt]
+                if not run.is_owner(job["owner"]):
+                    raise TrainingStopped(f"run {run.url} was taken over by another job, or removed, while this one trained it; this one stops. One job at a time can train a run: give this one another name (run = ...)") from failure
+                errors = [line["error"] for line in run.metrics() if line.get("event") == "error" and line.get("owner") == job["owner"]]
                 reason = "; ".join(errors) or f"{failure} (a rank was killed, or its executor's stderr says more)"
                 log.warning("train: attempt %d of %d failed after %.0f s: %s", attempt + 1, config.train.restarts + 1, time.time() - started, reason)
                 if attempt == config.train.restarts:
@@ -113,16 +116,27 @@ def parts_of(model, manifest: schema.Manifest) -> tuple[str, ...]:
 
 
 def used_runs(config: Config) -> dict[str, dict]:
-    """For each field of the model's config that names a run: its URL, newest checkpoint and model."""
+    """For each field of the model's config that names a run: its URL, checkpoint and model.
+
+    The checkpoint is the one that `config.run` was started with, where it was started, and else the newest.
+    """
+    run = Run.of(config)
+    started = run.record()["config"].get("uses", {}) if lake.exists(run.path("config.json")) else {}
     found = {}
     for field in dataclasses.fields(config.model):
         name = getattr(config.model, field.name)
         if field.metadata.get("run") and name:
             used = Run(lake.join(lake.to_url(config.lake), "runs", name))
-            record = used.record()
-            if not used.checkpoints():
+            record, steps = used.record(), used.checkpoints()
+            if started.get(field.name, {}).get("url") == used.url:
+                step = started[field.name]["step"]
+                if step not in steps and not run.checkpoints():
+                    raise UserError(f"model.{field.name} = {name!r}: run {run.url} was started with checkpoint {step} of {used.url}, which is gone (there are: {', '.join(map(str, steps)) or 'none'}), and has none of its own; remove it or name another run")
+            elif not steps:
                 raise UserError(f"model.{field.name} = {name!r}: run {used.url} has no whole checkpoint yet; train it first")
-            found[field.name] = {"url": used.url, "step": used.checkpoints()[-1], "model": record["config"]["model"], "uses": record["config"]["uses"]}
+            else:
+                step = steps[-1]
+            found[field.name] = {"url": used.url, "step": step, "model": record["config"]["model"], "uses": record["config"]["uses"]}
     return found
 
 
@@ -149,8 +163,8 @@ def build(config, team: Team = Team(), seed: int = 0, uses: dict[str, dict] | No
     used = {field: build(model_config(other["model"]), Team(), 0, other["uses"]) for field, other in (uses or {}).items()}
     tf.keras.utils.set_random_seed(seed)
     model = models.find(config.name)(config, team.reduce, seed * 4096 + team.rank, **used)
-    # From here on for dropout, which must differ from rank to rank.
-    tf.keras.utils.set_random_seed(seed * 4096 + team.rank + 1)
+    # From here on for dropout, which must differ from rank to rank. NumPy takes 32 bits.
+    tf.keras.utils.set_random_seed((seed * 4096 + team.rank + 1) % 2**32)
     return model
 
 
@@ -173,13 +187,14 @@ def restore(model, run: Run, step: int = 0) -> int:
 
 def load_model(url: str, step: int, record: dict):
     """The model of the run at `url` at a checkpoint, to sample from or look through; built once in each process."""
-    if (url, step) not in _loaded:
+    key = (url, step, record.get("created"))
+    if key not in _loaded:
         launch.set_threads(1)
         model = build(model_config(record["config"]["model"]), uses=record["config"]["uses"])
         restore(model, Run(url), step)
         _loaded.clear()
-        _loaded[url, step] = model
-    return _loaded[url, step]
+        _loaded[key] = model
+    return _loaded[key]
 
 
 def _work(team: Team, job: dict) -> dict:
@@ -189,7 +204,7 @@ def _work(team: Team, job: dict) -> dict:
     except Exception as error:
         # The driver sees only that a rank has failed; this is how it learns why.
         run = Run.of(parse(job["config"], models.config_class))
-        run.append_metrics({"event": "error", "rank": team.rank, "attempt": job["attempt"], "error": f"rank {team.rank}: {type(error).__name__}: {error}"[:2000]})
+        run.append_metrics({"event": "error", "rank": team.rank, "attempt": job["attempt"], "owner": job["owner"], "error": f"rank {team.rank}: {type(error).__name__}: {error}"[:2000]})
         raise
 
 
@@ -227,6 +242,8 @@ def _train_rank(team: Team, job: dict) -> dict:
 
     preview, monitor = tf.function(model.preview), Monitor(config.model)
     best, held_out = run.best() if options.validate_every else None, tf.function(model.held_out, reduce_retracing=True)
+    if best and best["step"] > start:
+        best = None  # Its checkpoint is damaged, or training would go on from there.
 
     def no_better_since(step: int) -> bool:
         return bool(options.patience and best and step - best["step"] >= options.patience * options.validate_every)

@@ -40,6 +40,8 @@ BASE = {"run": "r", "dataset": "d"}
         ({"train": {"workers": 2, "launcher": "local"}}, r"^train\.workers = 2 with train\.launcher = 'local'.*use launcher 'spark'"),
         ({"run": "../r"}, r"^run = '\.\./r': expected letters, digits"),
         ({"dataset": ""}, r"^dataset = '': expected letters, digits"),
+        ({"lake": "/data/[prod]/a#b"}, r"^lake = '/data/\[prod\]/a#b': expected a path without any of # \? \* \[ \] \{ \}, .*; found # \[ \] in /data/.*: use another folder"),
+        *(({"lake": f"s3a://bucket/a{odd}b"}, rf"^lake = .*; found [{odd}] in s3a://bucket") for odd in "#?*{}"),
         ({"dataset": "d\n"}, r"^dataset = 'd\\n': expected letters, digits"),
         ({"model": {"width": 8}}, r"^model\.name: expected the name of a model"),
         ({"model": {"name": 3}}, r"^model\.name: expected the name of a model"),
@@ -123,6 +125,16 @@ def test_the_last_override_wins(written):
 def test_a_wrong_override_is_refused(written, override, message):
     with pytest.raises(UserError, match=message):
         load(written(), [override], models.config_class)
+
+
+def test_a_relative_lake_is_judged_with_the_folder_that_the_job_starts_in(written, tmp_path, monkeypatch):
+    path, folder = written(), tmp_path / "[prod]"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=r"^lake = 'lake': .*; found \[ \] in /.*/\[prod\]/lake: use another folder"):
+        load(path, model_config=models.config_class)
+    assert load(path, ["lake=/data/lake"], models.config_class).lake == "/data/lake"
+    assert parse(BASE).lake == "lake"  # as on a worker, whose folder is not the job's
 
 
 @pytest.mark.parametrize("model", [None, *MODEL_CONFIGS])

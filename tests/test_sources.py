@@ -6,12 +6,14 @@ import os
 import struct
 import zlib
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
 
-from gan_spark import sources
+from gan_spark import lake, sources
 from gan_spark.config import Ingest, UserError
+from gan_spark.sources import folder
 
 
 def rows(spark, config: Ingest) -> tuple[sources.Source, dict]:
@@ -223,6 +225,36 @@ def test_a_name_that_is_not_utf8_does_not_stop_the_others(spark, tmp_path):
     _, found = rows(spark, config)
     assert len(found) == 2
     assert found["cat/1.png"].reason is None
+
+
+def test_a_url_keeps_the_host_of_its_store():
+    """As HDFS does, this store has its host in the URL and not in its paths."""
+
+    class Hosted(fsspec.get_filesystem_class("memory")):
+        protocol = "hosted"
+        store, pseudo_dirs = {}, [""]
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return "/" + path.partition("://")[2].partition("/")[2] if "://" in path else path.rstrip("/")
+
+    fsspec.register_implementation("hosted", Hosted, clobber=True)
+    root = "hosted://nn2:8020/images"
+    names = ["cat/1.png", "cat/more/a b #%20?.png", "stray.png"]
+    for name in names:
+        fs, path = lake.filesystem(root)
+        fs.pipe_file(f"{path}/{name}", png())
+    rows = list(folder._list(root, 2**20, True, iter([None, "cat"])))
+    assert {id: url for id, url, _, _ in rows} == {name: f"{root}/{name}" for name in names}
+    assert all(lake.read_bytes(url) == png() for _, url, _, _ in rows)
+
+
+@pytest.mark.parametrize("name", ["a b", "50%25", "a#b", "a?b", "a*[b]", "añ", "a::b", "a\\b"])
+def test_a_file_is_read_by_its_url_whatever_its_name(spark, tmp_path, name):
+    _, found = rows(spark, put(tmp_path, f"{name}/{name}.png"))
+    (row,) = found.values()
+    assert (row.id, row.label, row.reason) == (f"{name}/{name}.png", name, None)
+    assert lake.read_bytes(row.url) == png()
 
 
 def test_an_empty_folder_is_refused(spark, tmp_path):

@@ -66,4 +66,4 @@ def _list(root: str, max_bytes: int, by_class: bool, classes: Iterator[str | Non
                 reason = "not inside a class folder, as the other files are"
             elif (entry["size"] or 0) > max_bytes:
                 reason = f"{entry['size']} bytes, over the limit of {max_bytes >> 20} MB"
-            yield name, fs.unstrip_protocol(entry["name"]), label, reason
+            yield name, lake.join(root, name), label, reason
