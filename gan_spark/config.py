@@ -190,7 +190,7 @@ class Promote:
     """`jobs/promote.py`."""
 
     model: str = option("default", "name of the registered model")
-    only_if_better: bool = option(True, "only where the run's FID is below that of the promoted version")
+    only_if_better: bool = option(True, "only where the run's FID is below that of the promoted version, which is measured anew where it was not measured alike")
 
 
 @dataclasses.dataclass(frozen=True)
