@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from . import dataset, evaluate, images, lake, schema, shapes, tables, trainer
+from . import dataset, evaluate, generate, images, lake, schema, shapes, trainer
 from .config import Config, UserError
 from .store import Run
 
@@ -20,6 +20,7 @@ KINDS = ("seen", "heldout")
 
 def attributes(spark, config: Config) -> dict:
     """Reads the config's generated table with the run `evaluate.reader`; writes `<table>.attributes.json`."""
+    config = generate.promoted(config)
     url = lake.table_url(config)
     if not config.evaluate.reader:
         raise UserError("evaluate.reader is empty: expected the run of an attributes model; train it with jobs/train.py")
@@ -28,7 +29,7 @@ def attributes(spark, config: Config) -> dict:
     model = record["config"]["model"]
     if model["name"] != "attributes" or not steps:
         raise UserError(f"evaluate.reader = {config.evaluate.reader!r}: expected the run of an attributes model with a whole checkpoint, found {model['name']} at {steps or 'no step'}")
-    table = tables.read(spark, url).select("run", "step", "input", "image", "height", "width", "channels")
+    table = generate.images_of(spark, config).select("run", "step", "input", "image", "height", "width", "channels")
     first = table.first()
     expected = (model["image_size"], model["image_size"], model["channels"])
     if (first["height"], first["width"], first["channels"]) != expected:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from . import dataset, images, lake, schema, tables, trainer
+from . import dataset, generate, images, lake, schema, tables, trainer
 from .config import Config, Inpaint, UserError
 from .store import Run
 
@@ -27,14 +27,12 @@ def inpaint(spark, config: Config) -> dict:
     """Writes `<lake>/generated/<run>-inpainted`, and a grid: original, with its hole, mean, nearest, inpainted."""
     from pyspark.sql import functions as F
 
+    config = generate.promoted(config)
     options, run = config.inpaint, Run.of(config)
     record = run.record()
     if record["config"]["model"]["name"] != "dcgan":
         raise UserError(f"run {run.url}: expected a dcgan to inpaint with, found {record['config']['model']['name']!r}")
-    with run.checkpoint(config.generate.checkpoint) as found:
-        if found is None:
-            raise UserError(f"run {run.url}: no whole checkpoint yet; train it with jobs/train.py")
-        step = found[0]
+    step = generate.checkpoint(run, config.generate)
     url = record["dataset"]["url"]
     manifest = schema.read_manifest(url)
     files = dataset.files(url, options.split)

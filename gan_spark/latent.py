@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 
-from . import features, images, lake, models, schema, trainer
+from . import features, generate, images, lake, models, schema, trainer
 from .config import Config, UserError
 from .store import Run
 
@@ -13,12 +13,10 @@ log = logging.getLogger(__name__)
 
 def latent(spark, config: Config) -> dict:
     """Writes `<table>.paths.png`, a path a row, and with `latent.arithmetic` `<table>.arithmetic.png`: rows of A, B, C, exemplars first, then their mean; last A - B + C and steps beside it."""
+    config = generate.promoted(config)
     options, run, url = config.latent, Run.of(config), lake.table_url(config)
     record = run.record()
-    with run.checkpoint(config.generate.checkpoint) as found:
-        if found is None:
-            raise UserError(f"run {run.url}: no whole checkpoint yet; train it with jobs/train.py")
-        step = found[0]
+    step = generate.checkpoint(run, config.generate)
     model = trainer.load_model(run.url, step, record)
     if not hasattr(model, "decode"):
         names = sorted(name for name, each in models.MODELS.items() if hasattr(each, "decode"))
