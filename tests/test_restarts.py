@@ -1,0 +1,189 @@
+"""How a training job ends and is taken up again: no slots, no network, another job's run, a run that others are built on."""
+
+import dataclasses
+
+import pytest
+
+from conftest import MODEL_CONFIGS, make_config
+from gan_spark import lake as lakes, launch, models, trainer
+from gan_spark.config import Train, UserError
+from gan_spark.store import Run
+
+
+def ends(monkeypatch, *ways) -> list:
+    """Lets the job's attempts end in these ways, one after the other: each a function of (run, job). Returns the jobs that began."""
+    begun = []
+
+    def run(spark, function, job, config):
+        begun.append(job)
+        return ways[len(begun) - 1](Run.of(trainer.parse(job["config"], models.config_class)), job)
+
+    monkeypatch.setattr(launch, "run", run)
+    return begun
+
+
+def checkpoint_of(run: Run, step: int) -> None:
+    run.save_checkpoint(step, lambda prefix: open(prefix + ".index", "wb").close(), 3)
+
+
+def no_slots(run, job):
+    raise launch.NoSlots("no slots")
+
+
+def no_slots_for_a_run_that_another_trains(run, job):
+    run.start({})
+    raise launch.NoSlots("no slots")
+
+
+def no_slots_for_a_run_that_has_a_checkpoint(run, job):
+    checkpoint_of(run, 2)
+    raise launch.NoSlots("no slots")
+
+
+def another_user_error(run, job):
+    raise UserError("the dataset was replaced")
+
+
+def no_network(run, job):
+    raise launch.NoNetwork("no route")
+
+
+@pytest.mark.parametrize("way, stays", [(no_slots, False), (no_slots_for_a_run_that_another_trains, True), (no_slots_for_a_run_that_has_a_checkpoint, True), (another_user_error, True), (no_network, True)])
+def test_only_a_run_that_got_no_slots_and_never_began_is_removed(spark, lake, digits, monkeypatch, way, stays):
+    config = make_config(lake, run=way.__name__.replace("_", "-"))
+    begun = ends(monkeypatch, way)
+    with pytest.raises((UserError, launch.NoNetwork)):
+        trainer.train(spark, config)
+    assert len(begun) == 1 and lakes.exists(Run.of(config).url) == stays
+
+
+def test_a_run_that_was_there_before_stays_where_it_gets_no_slots(spark, lake, digits, monkeypatch):
+    config = make_config(lake, run="was-there")
+    Run.of(config).append_metrics({"event": "none"})
+    ends(monkeypatch, no_slots)
+    with pytest.raises(launch.NoSlots):
+        trainer.train(spark, config)
+    assert lakes.exists(Run.of(config).url)
+
+
+def test_a_job_whose_run_was_taken_over_stops_for_good(spark, lake, digits, monkeypatch):
+    owners = []
+
+    def taken_over(run, job):
+        owners.append(run.start({}))
+        run.check_owner(job["owner"])
+
+    def fails(run, job):
+        try:
+            taken_over(run, job)
+        except RuntimeError as error:
+            raise launch.RankFailure(str(error)) from error
+
+    config = make_config(lake, run="taken-over", train={"restarts": 2})
+    begun = ends(monkeypatch, fails, fails, fails)
+    with pytest.raises(trainer.TrainingStopped, match="taken-over was taken over by another job, or removed, .*One job at a time can train a run"):
+        trainer.train(spark, config)
+    assert len(begun) == 1 and Run.of(config).is_owner(owners[0])
+
+
+def test_what_other_jobs_failed_of_is_not_told_as_the_reason(spark, lake, digits, monkeypatch):
+    def fails(run, job):
+        run.append_metrics({"event": "error", "rank": 0, "attempt": 0, "owner": "another", "error": "rank 0: of the other job"})
+        run.append_metrics({"event": "error", "rank": 0, "attempt": 0, "owner": job["owner"], "error": "rank 0: of this job"})
+        raise launch.RankFailure("failed")
+
+    ends(monkeypatch, fails)
+    with pytest.raises(launch.RankFailure, match="the last one: rank 0: of this job$"):
+        trainer.train(spark, make_config(lake, run="two-fail", train={"restarts": 0}))
+
+
+@pytest.mark.parametrize(
+    "wait, error, message",
+    [
+        ("wait_for_initial_registration", launch.NoSlots, "train.workers = 2: not that many free task slots in train.start_timeout = 9 s"),
+        ("wait_for_task_to_task_address_updates", launch.NoNetwork, r"train.workers = 2: .*start_timeout = 9 s \(Timed out waiting for Spark tasks to update task-to-task addresses\): a network problem between executors"),
+    ],
+)
+def test_what_horovod_waited_for_in_vain_is_told_apart(monkeypatch, wait, error, message):
+    """By Horovod's own driver, which no task ever calls."""
+    import horovod.spark
+    from horovod.runner.common.util import secret
+    from horovod.runner.common.util.timeout import Timeout
+    from horovod.spark.driver.driver_service import SparkDriverService
+
+    class Session:
+        class sparkContext:
+            master = "local[2]"
+
+    def run(*arguments, **options):
+        driver = SparkDriverService(2, 2, None, (), {}, secret.make_secret_key(), {"lo"})
+        try:
+            getattr(driver, wait)(Timeout(-1, "Timed out waiting for {activity}. Please check that you have enough resources."))
+        finally:
+            driver.shutdown()
+
+    monkeypatch.setattr(horovod.spark, "run", run)
+    with pytest.raises(error, match=message):
+        launch.run(Session, None, None, Train(workers=2, start_timeout=9))
+
+
+def test_a_rank_that_timed_out_itself_is_a_failure_of_the_rank(monkeypatch):
+    import horovod.spark
+
+    class Session:
+        class sparkContext:
+            master = "local[2]"
+
+    def run(*arguments, **options):
+        raise RuntimeError("rank 0: Timed out waiting for Spark tasks to start")
+
+    monkeypatch.setattr(horovod.spark, "run", run)
+    with pytest.raises(launch.RankFailure):
+        launch.run(Session, None, None, Train(workers=2))
+
+
+def test_a_best_checkpoint_from_later_is_not_what_is_compared_with(spark, lake, digits):
+    """It is damaged where training begins before it."""
+    config = make_config(lake, "lenet", run="best-is-lost", train={"steps": 4, "validate_every": 2, "checkpoint_every": 2})
+    trainer.train(spark, config)
+    run = Run.of(config)
+    lakes.remove(run.path("checkpoints", "step-00000004"))
+    run.save_best({"step": 4, "accuracy": 2.0})
+    trainer.train(spark, config)
+    assert run.best()["step"] == 4 and run.best()["accuracy"] <= 1 and run.checkpoints() == [2, 4]
+
+
+# --- runs that a run is built on -------------------------------------------------------
+
+
+def test_a_run_that_is_built_on_another_resumes_after_that_one_went_on(tmp_path):
+    first, second = (make_config(str(tmp_path), "srgan", run=name) for name in ("first", "second"))
+    second = dataclasses.replace(second, model=dataclasses.replace(second.model, pretrained="first"))
+    Run.of(first).start({"config": {"model": MODEL_CONFIGS["srgan"], "uses": {}}, "dataset": {}})
+    with pytest.raises(UserError, match="model.pretrained = 'first': run .* has no whole checkpoint yet"):
+        trainer.used_runs(second)
+    checkpoint_of(Run.of(first), 4)
+    record = {"config": {"uses": trainer.used_runs(second)}, "dataset": {}}
+    assert record["config"]["uses"]["pretrained"]["step"] == 4
+    Run.of(second).start(record)
+    for step in (6, 8):
+        checkpoint_of(Run.of(first), step)
+    assert trainer.used_runs(second) == record["config"]["uses"]
+    Run.of(second).check({"config": {"uses": trainer.used_runs(second)}, "dataset": {}}, {})
+    checkpoint_of(Run.of(first), 10)  # the checkpoint of step 4 is gone
+    with pytest.raises(UserError, match="second was started with checkpoint 4 of .*first, which is gone .there are: 6, 8, 10., and has none of its own"):
+        trainer.used_runs(second)
+    checkpoint_of(Run.of(second), 1)  # it holds what it was started with
+    assert trainer.used_runs(second) == record["config"]["uses"]
+
+
+def test_a_run_that_was_removed_and_trained_again_is_loaded_again(monkeypatch):
+    built = []
+    monkeypatch.setattr(launch, "set_threads", lambda threads: None)
+    monkeypatch.setattr(trainer, "build", lambda config, uses: built.append(config) or object())
+    monkeypatch.setattr(trainer, "restore", lambda *arguments: None)
+    monkeypatch.setattr(trainer, "_loaded", {})
+    record = {"config": {"model": MODEL_CONFIGS["dcgan"], "uses": {}}, "created": "2024-01-01T00:00:00+00:00"}
+    first = trainer.load_model("file:///runs/r", 4, record)
+    assert trainer.load_model("file:///runs/r", 4, dict(record)) is first and len(built) == 1
+    assert trainer.load_model("file:///runs/r", 4, {**record, "created": "2024-01-02T00:00:00+00:00"}) is not first and len(built) == 2
