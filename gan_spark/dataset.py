@@ -94,7 +94,10 @@ def _stream(url: str, split: str, part: str, batch_size: int, rank: int, size: i
     block_size = max(1, min(16, _BLOCK_BYTES // (batch_size * row_bytes)))
     stream = tf.data.Dataset.from_generator(generate, output_signature=signature)
     stream = stream.map(lambda block: {**block, "image": images.to_unit(block["image"])})
-    return stream.unbatch().prefetch(4)
+    # There is nothing to tune; and its thread sleeps for up to a minute, which whoever drops the iterator would wait for.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return stream.unbatch().prefetch(4).with_options(options)
 
 
 def once(url: str, split: str, batch_size: int, rank: int = 0, size: int = 1) -> Iterator[dict]:

@@ -59,6 +59,11 @@ def test_batches_have_their_shape_and_range(unique):
         assert (batch["image"].min(), batch["image"].max()) == (-1.0, 1.0)
 
 
+def test_no_tuning_thread_holds_up_the_end(unique):
+    """It sleeps for up to a minute, and dropping an iterator waits for it: every rank did so at the end of a job."""
+    assert dataset.batches(unique, "train", 8).options().autotune.enabled is False
+
+
 def test_each_image_comes_with_its_label_and_every_image_comes(unique, labels):
     rows = seen(take(dataset.batches(unique, "train", 16, shuffle_buffer=32), 60))
     assert all(labels.get(image) == label for image, label in rows)
