@@ -69,6 +69,16 @@ def test_a_preview_does_with_a_batch_of_fewer_images_than_seeds(name):
     assert len(made) >= 6 and np.isfinite(made).all() and np.abs(made).max() <= 1.0 + 1e-5
 
 
+@pytest.mark.parametrize("name", ["cyclegan", "discogan"])
+def test_a_preview_shows_a_translation_beside_its_source(name):
+    model, batch = build(name), make_batch(name, 6)
+    a, to_b, b, to_a = np.split(model.preview(batch, tf.range(64, dtype=tf.int64)).numpy(), 4, axis=2)
+    np.testing.assert_array_equal(a, batch["a"]["image"])
+    np.testing.assert_array_equal(b, batch["b"]["image"])
+    np.testing.assert_allclose(to_b, model.generate({"a": batch["a"]["image"]}, None), atol=1e-6)
+    np.testing.assert_allclose(to_a, model.generate({"b": batch["b"]["image"]}, None), atol=1e-6)
+
+
 @pytest.mark.parametrize("name", models.MODELS)
 def test_state_holds_weights_and_optimizer_slots(name):
     model = build(name)

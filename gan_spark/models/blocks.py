@@ -76,6 +76,11 @@ def reflect(inputs, pixels: int):
     return tf.keras.layers.Lambda(lambda x: tf.pad(x, [[0, 0], [pixels, pixels], [pixels, pixels], [0, 0]], "REFLECT"))(inputs)
 
 
+def side_by_side(*images: tf.Tensor) -> tf.Tensor:
+    """What belongs together, k times [n, height, width, channels], as n pictures of k times the width."""
+    return tf.concat(images, 2)
+
+
 def falling_rate(rate: float, constant_steps: int, decay_steps: int):
     """`rate` for `constant_steps`, then linearly to 0 in `decay_steps`; constant where both are 0."""
     if not decay_steps:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from ..config import option
 from . import losses
 from .base import GenerativeModel
-from .blocks import InstanceNorm, falling_rate, reflect
+from .blocks import InstanceNorm, falling_rate, reflect, side_by_side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,6 @@ class CycleGAN(GenerativeModel):
         return self.sampler_b(inputs["a"], training=False) if "a" in inputs else self.sampler_a(inputs["b"], training=False)
 
     def preview(self, batch, seeds):
-        """Rows of a, a to b, b, b to a."""
+        """a, a to b, b, b to a."""
         a, b = batch["a"]["image"][:16], batch["b"]["image"][:16]
-        shown = tf.stack([a, self.generate({"a": a}, seeds), b, self.generate({"b": b}, seeds)], 1)
-        return tf.reshape(shown, [-1, *a.shape[1:]])
+        return side_by_side(a, self.generate({"a": a}, seeds), b, self.generate({"b": b}, seeds))

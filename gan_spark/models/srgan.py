@@ -18,7 +18,7 @@ import tensorflow as tf
 from ..config import UserError, option
 from . import losses
 from .base import GenerativeModel
-from .blocks import BatchNorm, layers_of
+from .blocks import BatchNorm, layers_of, side_by_side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,11 +168,10 @@ class SRGAN(GenerativeModel):
         return tf.clip_by_value(self.enlarged(low, self.sampler), -1.0, 1.0)
 
     def preview(self, batch, seeds):
-        """Rows of low resolution, bicubic, made, original."""
+        """Low resolution, bicubic, made, original."""
         images = batch["image"][:16]
         low = self.reduced(images)
-        shown = tf.stack([tf.image.resize(low, tf.shape(images)[1:3], "nearest"), tf.clip_by_value(self.bicubic(low), -1.0, 1.0), self.generate(batch, seeds)[:16], images], 1)
-        return tf.reshape(shown, [-1, *images.shape[1:]])
+        return side_by_side(tf.image.resize(low, tf.shape(images)[1:3], "nearest"), tf.clip_by_value(self.bicubic(low), -1.0, 1.0), self.generate(batch, seeds)[:16], images)
 
     def held_out(self, batch):
         images = batch["image"]
