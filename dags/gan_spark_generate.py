@@ -1,6 +1,7 @@
 """Images of every day, from the promoted model: table `<lake>/generated/daily/<date>`.
 
 Safe to backfill and to run again: the seeds of a date are its own, and its table is replaced whole.
+A model that takes images or text of a dataset makes the same of them every day.
 """
 
 import pendulum

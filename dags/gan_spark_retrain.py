@@ -1,8 +1,8 @@
 """Retraining, weekly: what is new is ingested, a run is trained, measured, and promoted only if it is better than the promoted one; that one then generates.
 
 New images are another measure: where there are some, task `promote` first makes images with the promoted model (table `gan_spark_retrain-promoted`) and measures them as the new run's were.
-A run is named after its date, so a task that is tried again, or a DAG run that is cleared, goes on from the run's last checkpoint.
-With the parameter `run` set to a name, that run is trained further instead (raise train.steps in GAN_SPARK_SET).
+A run is named after its date, so a task that is tried again, or cleared from `train` on, goes on from the run's last checkpoint.
+With the parameter `run` set to a name, that run is trained further instead (raise train.steps in GAN_SPARK_SET); it is refused where task `ingest` found other images than it was started with.
 """
 
 import pendulum

@@ -65,10 +65,7 @@ def matches(caption: str, indices: np.ndarray) -> np.ndarray:
 
 def _read(url: str, step: int, record: dict, batch_size: int, rows: Iterator) -> Iterator[dict[str, np.ndarray]]:
     """Counts of images, of those with all attributes right, and of those with each right, by kind."""
-    import tensorflow as tf
-
-    model = trainer.load_model(url, step, record)
-    read = tf.function(model.read, reduce_retracing=True)
+    read = trainer.compiled(trainer.load_model(url, step, record).read)
     counts = {kind: np.zeros(2 + len(shapes.ATTRIBUTES), np.int64) for kind in KINDS}
     while chunk := [row for _, row in zip(range(batch_size), rows)]:
         found = read(images.to_unit(np.stack([images.decode_png(row["image"]) for row in chunk]))).numpy()

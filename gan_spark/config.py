@@ -82,7 +82,7 @@ class Generate:
     """What is made, and where it is written: `jobs/generate.py`."""
 
     images: int = option(64, "how many", low=1)
-    first_seed: int = option(0, "seeds count up from here; one seed is one image", low=0, high=2**62)
+    first_seed: int = option(0, "seeds count up from here, one an image; a row of the dataset has its own", low=0, high=2**62)
     batch_size: int = option(64, "images a forward pass", low=1, high=65536)
     partitions: int = option(0, "Spark tasks; 0 for the session's parallelism", low=0)
     checkpoint: int = option(0, "step of the checkpoint; 0 for the newest", low=0)

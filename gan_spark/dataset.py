@@ -93,7 +93,7 @@ def _stream(url: str, split: str, part: str, batch_size: int, rank: int, size: i
     # tf.data takes some 0.4 ms for whatever a generator hands it, so it is handed several batches at once.
     block_size = max(1, min(16, _BLOCK_BYTES // (batch_size * row_bytes)))
     stream = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    stream = stream.map(lambda block: {**block, "image": images.to_unit(block["image"])})
+    stream = stream.map(lambda block: {**block, "image": images.to_unit(block["image"])}, num_parallel_calls=1)  # beside the generator
     # There is nothing to tune; and its thread sleeps for up to a minute, which whoever drops the iterator would wait for.
     options = tf.data.Options()
     options.autotune.enabled = False

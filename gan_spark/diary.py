@@ -86,6 +86,7 @@ class Progress(threading.Thread):
 
     def show(self) -> None:
         lines, self.offset = self.run_.watch(self.offset)
+        told = []
         for line in lines:
             if line.get("event") == "start":
                 self.bar.initial = self.bar.n = self.bar.last_print_n = line["step"]
@@ -97,8 +98,9 @@ class Progress(threading.Thread):
                 speed = f"{line['images_per_second']:.0f} images/s, " if "images_per_second" in line else ""
                 self.bar.set_postfix_str(speed + losses, refresh=False)
                 self.bar.update(line["step"] - self.bar.n)
-                if self.tracker:
-                    self.tracker.metrics(line["step"], {name: line[name] for name in (*line["scalars"], "images_per_second") if name in line})
+                told.append((line["step"], {name: line[name] for name in (*line["scalars"], "images_per_second") if name in line}))
+        if self.tracker and told:
+            self.tracker.metrics(told)
 
 
 class _Lines:
@@ -178,10 +180,16 @@ class Diary:
             tf.summary.image("samples", sheet[None])
 
     def save(self, step: int, write, keep: int) -> None:
+        import tensorflow as tf
+
         self.run.check_owner(self.job["owner"])
         self.run.save_checkpoint(step, write, keep)
-        self.writer.flush()
+        # TensorBoard reads many files as one; each goes to the lake once.
+        self.writer.close()
         self.run.put_events(self.temporary.name)
+        self.temporary.cleanup()
+        self.temporary = tempfile.TemporaryDirectory()
+        self.writer = tf.summary.create_file_writer(self.temporary.name)
 
     def rate(self) -> dict:
         """Images a second after the first step, and seconds since the loop was entered."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+from pyspark import Broadcast
 
 from . import dataset, images, lake, networks, schema, tables, trainer
 from .config import Config, Dream, UserError
@@ -32,12 +33,14 @@ def dream(spark, config: Config) -> dict:
         raise UserError("dream.layers is empty: no layer is named that should be driven up")
     source = _source(config)
     activations(source, options.layers)  # what is wrong with the network or its layers is told before any task starts
+    if source[0] == "keras":  # Only the driver fetches its weights.
+        source = (*source[:2], spark.sparkContext.broadcast(_network(*source).get_weights()))
     if options.weights_of_layers and len(options.weights_of_layers) != len(options.layers):
         raise UserError(f"dream.weights_of_layers: expected one for each of the {len(options.layers)} layers, found {len(options.weights_of_layers)}")
     files = dataset.files(url, options.split)
     if not files:
         raise UserError(f"dataset {url}: its split {options.split!r} has no images")
-    rows = spark.read.parquet(*files).select("id", "image").orderBy(F.xxhash64("id"), "id").limit(options.images).repartition(spark.sparkContext.defaultParallelism)
+    rows = spark.read.parquet(*files).select("id", "image").orderBy(F.xxhash64("id"), "id").limit(options.images).repartition(min(options.images, spark.sparkContext.defaultParallelism))
     table = lake.table_url(config) + "-dream"
     with tables.replacing(rows.mapInPandas(functools.partial(_dream, source, options, manifest), TABLE), table) as written:
         first = {row["input"]: row for row in written.orderBy("input").limit(16).collect()}
@@ -64,13 +67,17 @@ def _source(config: Config) -> tuple:
     return "keras", options.network, options.weights
 
 
-@functools.cache
-def _network(kind: str, name: str, weights: str = "") -> tf.keras.Model:
+@functools.lru_cache(maxsize=2)
+def _network(kind: str, name: str, weights: str | Broadcast = "") -> tf.keras.Model:
     trainer.launch.set_threads(1)
     if kind == "file":
         return networks.load_file(name)
-    tf.keras.utils.set_random_seed(0)  # for random weights, the same in every task
-    return networks.load(name, weights, include_top=False)
+    if isinstance(weights, str):
+        tf.keras.utils.set_random_seed(0)  # for random weights, the same every time
+        return networks.load(name, weights, include_top=False)
+    network = networks.load(name, "", include_top=False)
+    network.set_weights(weights.value)
+    return network
 
 
 def activations(source: tuple, layers: tuple[str, ...]) -> Callable[[tf.Tensor], list[tf.Tensor]]:
@@ -113,8 +120,8 @@ def objective(look: Callable, options: Dream) -> Callable[[tf.Tensor], tf.Tensor
     return value
 
 
-def dreamt(image: np.ndarray, value: Callable, options: Dream, seed: int = 0) -> np.ndarray:
-    """Image [h, w, c] in [-1, 1] to the one that it turns into."""
+def slope_of(value: Callable) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """Images to the value and its gradient; traced once for all images of a size."""
 
     @tf.function(reduce_retracing=True)
     def slope(x):
@@ -123,6 +130,11 @@ def dreamt(image: np.ndarray, value: Callable, options: Dream, seed: int = 0) ->
             found = value(x)
         return found, tape.gradient(found, x)
 
+    return slope
+
+
+def dreamt(image: np.ndarray, slope: Callable, options: Dream, seed: int = 0) -> np.ndarray:
+    """Image [h, w, c] in [-1, 1] to the one that it turns into; `slope` as `slope_of` makes it."""
     rng = np.random.default_rng(seed)
     shape = np.array(image.shape[:2])
     sizes = [np.maximum(1, np.rint(shape / options.octave_scale**k)).astype(int) for k in reversed(range(options.octaves))]
@@ -160,12 +172,12 @@ def _lbfgs(x: tf.Tensor, slope: Callable, options: Dream) -> tf.Tensor:
 
 
 def _dream(source: tuple, options: Dream, manifest: schema.Manifest, frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-    value = objective(activations(source, options.layers), options)
+    slope = slope_of(objective(activations(source, options.layers), options))
     for frame in frames:
         for id, stored in zip(frame["id"], frame["image"]):
             before = images.to_unit(schema.unpack([stored], manifest.shape, manifest.encoding)[0])
-            after = dreamt(before, value, options, int.from_bytes(id.encode()[-6:], "big"))
-            scores = [float(value(tf.constant(each[None]))) for each in (before, after)]
+            after = dreamt(before, slope, options, int.from_bytes(id.encode()[-6:], "big"))
+            scores = [float(slope(tf.constant(each[None]))[0]) for each in (before, after)]
             yield pd.DataFrame({
                 "network": [source[1]], "input": [id], "image": [images.encode_png(images.to_pixels(after))], "height": [after.shape[0]],
                 "width": [after.shape[1]], "channels": [after.shape[2]], "objective_before": [scores[0]], "objective_after": [scores[1]],

@@ -7,13 +7,15 @@ and recall need pairs of images: they look at a bounded sample, chosen by a hash
 
 import dataclasses
 import datetime
+import functools
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from . import dataset as datasets
-from . import features, generate, images, lake, schema, tracking, trainer
+from . import features, generate, images, lake, models, schema, tracking, trainer
 from .config import Config, UserError
 from .store import Run
 
@@ -93,11 +95,8 @@ def evaluate(spark, config: Config) -> dict:
     config = generate.promoted(config)
     options = config.evaluate
     fake_url = lake.table_url(config)
-    config = dataclasses.replace(config, dataset=options.dataset or config.dataset)
+    config, manifest = check(config)
     real_url = lake.dataset_url(config)
-    manifest = schema.read_manifest(real_url)
-    if not manifest.rows[options.split]:
-        raise UserError(f"dataset {real_url}: its split {options.split!r} has no images to compare with")
     fake_frame = generate.images_of(spark, config).selectExpr("cast(seed as string) as id", "input", "image", "height", "width", "channels", "run", "step")
     made = fake_frame.select("run", "step", "height", "width", "channels").first()
     if (made["height"], made["width"], made["channels"]) != manifest.shape:
@@ -149,6 +148,18 @@ def evaluate(spark, config: Config) -> dict:
     return {**report, "report": f"{fake_url}.quality.json"}
 
 
+def check(config: Config) -> tuple[Config, schema.Manifest]:
+    """The config with the dataset of the real images in place of its own, and their manifest. `UserError` where they cannot be compared with."""
+    options = config.evaluate
+    config = dataclasses.replace(config, dataset=options.dataset or config.dataset)
+    url = lake.dataset_url(config)
+    manifest = schema.read_manifest(url)
+    if not manifest.rows[options.split]:
+        raise UserError(f"dataset {url}: its split {options.split!r} has no images to compare with")
+    features.check(config, manifest)
+    return config, manifest
+
+
 def class_agreement(frame, network: features.Network, manifest: schema.Manifest, batch_size: int) -> float:
     """Share of the images (PNG) that the network gives the class with the index `wanted`."""
 
@@ -198,13 +209,23 @@ def measure(frame, network: features.Network, shape: tuple, encoding: str, batch
         for ids, feature, probability in _features(rows, network, shape, encoding, batch_size):
             half = np.array([schema.split_of(f"half of {id}", 0.0, 0.5) == "test" for id in ids])
             entropy = np.sum(probability * np.log(np.clip(probability, 1e-300, None)), axis=1, keepdims=True)
-            batch = {"all": feature, "half0": feature[~half], "half1": feature[half], "probabilities": probability, "entropy": entropy}
+            batch = {"half0": feature[~half], "half1": feature[half], "probabilities": probability, "entropy": entropy}
             total = _merge(total, {name: Moments.of(values) for name, values in batch.items() if len(values)})
         yield total
 
-    total = frame.select("id", "image").rdd.mapPartitions(partial).treeReduce(_merge)
-    empty = Moments(0, total["all"].mean, total["all"].scatter)
-    return {"half0": empty, "half1": empty, **total}
+    total = _merged(frame.select("id", "image").rdd.mapPartitions(partial), _merge)
+    halves = [total[name] for name in ("half0", "half1") if name in total]
+    empty = Moments(0, halves[0].mean, np.zeros_like(halves[0].scatter))
+    return {"half0": empty, "half1": empty, **total, "all": functools.reduce(Moments.merge, halves)}
+
+
+def _merged(parts, merge: Callable):
+    """One value of an RDD of one for each partition, merged by eights in tasks: Spark's own treeReduce leaves the last merges to the driver, 32 MB each for InceptionV3's features."""
+    while (count := parts.getNumPartitions()) > 1:
+        fewer = math.ceil(count / 8)
+        keyed = parts.mapPartitionsWithIndex(lambda index, values, fewer=fewer: ((index % fewer, value) for value in values))
+        parts = keyed.reduceByKey(merge, fewer, int).values()
+    return parts.first()
 
 
 def _merge(a: dict[str, Moments], b: dict[str, Moments]) -> dict[str, Moments]:
@@ -279,13 +300,14 @@ def precision_recall(spark, real: np.ndarray, fake: np.ndarray, neighbours: int)
 def held_out(frame, run_url: str, step: int, manifest: schema.Manifest, batch_size: int) -> dict[str, float]:
     """Means over all images of the values that the run's model computes on held-out images, if it does."""
     record = Run(run_url).record()
+    if models.find(record["config"]["model"]["name"]).held_out is models.GenerativeModel.held_out:
+        return {}
     columns = datasets.columns(manifest)
 
     def partial(rows: Iterator) -> Iterator[tuple[int, dict[str, float]]]:
         import tensorflow as tf
 
-        model = trainer.load_model(run_url, step, record)
-        compute = tf.function(model.held_out, reduce_retracing=True)
+        compute = trainer.compiled(trainer.load_model(run_url, step, record).held_out)
         count, sums = 0, {}
         while chunk := [row for _, row in zip(range(batch_size), rows)]:
             batch = datasets.unpack({name: [row[name] for row in chunk] for name in columns}, manifest)

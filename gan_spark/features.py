@@ -1,6 +1,7 @@
 """Feature networks: what a quality measure looks at images through."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ class Network:
     step: int = 0
     record: dict | None = None
     weights: str = ""  # InceptionV3: "imagenet" or a file's URL
+    arrays: Any = None  # InceptionV3: a broadcast of its weights, so that only the driver fetches them
 
     @property
     def name(self) -> str:
@@ -29,23 +31,27 @@ class Network:
 
 def network(spark, config: Config) -> Network:
     """The network that `config.evaluate` names; a `lenet` is trained first where the dataset has none yet."""
+    manifest = schema.read_manifest(lake.dataset_url(config))
+    check(config, manifest)
     if config.evaluate.features == "lenet":
-        return _trained_lenet(spark, config)
-    weights = config.evaluate.weights
-    if weights != "imagenet":
-        weights = lake.to_url(weights)
-        if not lake.exists(weights):
-            raise UserError(f"evaluate.weights = {config.evaluate.weights!r}: no such file; expected 'imagenet' or a Keras weights file (.h5) of InceptionV3")
-    return Network("InceptionV3", weights=weights)
+        return _trained_lenet(spark, config, manifest)
+    weights = config.evaluate.weights if config.evaluate.weights == "imagenet" else lake.to_url(config.evaluate.weights)
+    return Network("InceptionV3", weights=weights, arrays=spark.sparkContext.broadcast(_inception(weights).get_weights()))
 
 
-def _trained_lenet(spark, config: Config) -> Network:
-    url = lake.dataset_url(config)
-    manifest = schema.read_manifest(url)
-    if not manifest.classes:
-        raise UserError(f"evaluate.features = 'lenet': dataset {url} has no labels to train it on; use 'InceptionV3'")
-    if manifest.height != manifest.width:
-        raise UserError(f"evaluate.features = 'lenet': expected square images, dataset {url} holds {manifest.height} x {manifest.width}")
+def check(config: Config, manifest: schema.Manifest) -> None:
+    """`UserError` where the network that `config.evaluate` names cannot be had for the dataset."""
+    options, url = config.evaluate, lake.dataset_url(config)
+    if options.features == "lenet":
+        if not manifest.classes:
+            raise UserError(f"evaluate.features = 'lenet': dataset {url} has no labels to train it on; use 'InceptionV3'")
+        if manifest.height != manifest.width:
+            raise UserError(f"evaluate.features = 'lenet': expected square images, dataset {url} holds {manifest.height} x {manifest.width}")
+    elif options.weights != "imagenet" and not lake.exists(lake.to_url(options.weights)):
+        raise UserError(f"evaluate.weights = {options.weights!r}: no such file; expected 'imagenet' or a Keras weights file (.h5) of InceptionV3")
+
+
+def _trained_lenet(spark, config: Config, manifest: schema.Manifest) -> Network:
     steps, batch = config.evaluate.classifier_steps, config.evaluate.classifier_batch
     classifier = dataclasses.replace(
         config,
@@ -81,15 +87,16 @@ def _build(network: Network):
     if network.kind == "lenet":
         model = trainer.load_model(network.run, network.step, network.record)
 
-        @tf.function
+        @tf.function(reduce_retracing=True)
         def lenet(pixels):
             features, logits = model.network(images.to_unit(pixels), training=False)
             return features, tf.nn.softmax(logits)
 
         return _batched(lenet)
-    model = _inception(network.weights)
+    model = _inception("")
+    model.set_weights(network.arrays.value)
 
-    @tf.function
+    @tf.function(reduce_retracing=True)
     def inception(pixels):
         resized = tf.image.resize(tf.cast(pixels, tf.float32), [299, 299])
         if resized.shape[-1] == 1:

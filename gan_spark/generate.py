@@ -33,28 +33,31 @@ def generate(spark, config: Config) -> dict:
     if options.append and config.tables != "delta":
         raise UserError("generate.append = true with tables = 'parquet': a folder of Parquet files cannot be added to and stay whole; use tables = 'delta'")
     tables.check(spark, url, config.tables)
-    rows = inputs(spark, config)
+    wanted = rows = inputs(spark, config)
     step = checkpoint(run, options)
     if options.append and lake.exists(url):
-        held = tables.read(spark, url).where((F.col("run") == run.url) & (F.col("step") == step)).select("seed")
-        rows = rows.join(held, "seed", "left_anti")
+        held = tables.read(spark, url).where((F.col("run") == run.url) & (F.col("step") == step)).select("seed", "input")
+        rows = wanted.join(held, (wanted["seed"] == held["seed"]) & wanted["input"].eqNullSafe(held["input"]), "left_anti")
     count = rows.count()
+    if not count:
+        log.warning("generate: table %s holds all of these images already, of run %s at step %d; generate.first_seed = %d begins elsewhere", url, run.url, step, options.first_seed + options.images)
+    # What each of the grid's images was made from, to stand beside it.
+    sources = {row["seed"]: row["image"] for row in wanted.orderBy("seed").limit(_GRID).select("seed", "image").collect()} if "image" in wanted.columns else {}
     frame = generated(rows, run, options, step)
     log.info("generate: %d images of run %s", count, run.url)
     if config.tables == "delta":
         tables.write_delta(frame, url, "append" if options.append else "overwrite")
-        first = _first(tables.read(spark, url).where((F.col("run") == run.url) & (F.col("step") == step)))
+        first = _first(tables.read(spark, url).where((F.col("run") == run.url) & (F.col("step") == step)), sources)
     else:
         with tables.replacing(frame, url) as table:
             written = table.count()
             if written != count:
                 raise RuntimeError(f"{written} rows written for {count} seeds; {url} was left as it was")
-            first = _first(table)
+            first = _first(table, sources)
     made = np.stack([images.decode_png(row["image"]) for row in first])
     columns = None
-    if "image" in rows.columns:  # what each was made from, beside it
+    if sources:
         manifest = schema.read_manifest(run.record()["dataset"]["url"])
-        sources = {row["seed"]: row["image"] for row in rows.orderBy("seed").limit(_GRID).select("seed", "image").collect()}
         before = schema.unpack([sources[row["seed"]] for row in first], manifest.shape, manifest.encoding)
         made, columns = np.stack([before, made], 1).reshape(-1, *made.shape[1:]), 8
     grid = f"{url}.png"
@@ -64,7 +67,9 @@ def generate(spark, config: Config) -> dict:
     return {"images": count, "table": url, "grid": grid, "run": run.url, "step": step}
 
 
-def _first(table) -> list:
+def _first(table, sources: dict) -> list:
+    """The rows of the grid; a table that is added to may hold images of other sources too."""
+    table = table.where(F.col("seed").isin(list(sources))) if sources else table
     return table.orderBy("seed").limit(_GRID).select("seed", "image").collect()
 
 
@@ -112,7 +117,11 @@ def inputs(spark, config: Config):
     """
     options, record = config.generate, Run.of(config).record()
     takes = _takes(record)
-    partitions = options.partitions or spark.sparkContext.defaultParallelism
+    # A task loads the model, and fills its last batch up.
+    partitions = options.partitions or min(spark.sparkContext.defaultParallelism, math.ceil(options.images / options.batch_size))
+    for name, given, fits in (("label", options.label, takes == ("label",)), ("captions", options.captions, takes == ("caption",)), ("part", options.part, "a" in takes)):
+        if given and not fits:
+            raise UserError(f"generate.{name} = {given!r}: model {record['config']['model']['name']!r} of run {record['config']['run']!r} takes {', '.join(takes) or 'seeds alone'}; leave it out")
     seeds = spark.range(options.first_seed, options.first_seed + options.images, 1, partitions).withColumnRenamed("id", "seed")
     if not takes:
         return seeds.withColumn("input", F.lit(None).cast("string"))
@@ -169,7 +178,7 @@ def _generate(url: str, step: int, record: dict, batch_size: int, part: str, fra
     import tensorflow as tf
 
     model = trainer.load_model(url, step, record)
-    sample = _sampler(model)
+    sample = trainer.compiled(model.generate)
     takes = _takes(record)
     manifest, seeds, named, made, shape = None, [], [], [], None
 
@@ -208,10 +217,3 @@ def _generate(url: str, step: int, record: dict, batch_size: int, part: str, fra
                 yield table()
     if made:
         yield table()
-
-
-@functools.cache
-def _sampler(model):
-    import tensorflow as tf
-
-    return tf.function(model.generate)

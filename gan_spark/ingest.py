@@ -55,7 +55,7 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
         *shape, encoding, source.classes, {}, 0, "", dataclasses.asdict(config), datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         parts.names(config), source.captioned, source.embedding,
     )  # fmt: skip
-    row_bytes = int(np.prod(shape))
+    row_bytes = int(np.prod(shape)) + 4 * int(np.prod(source.embedding or (0,)))
     # A task a file: every core decodes. Few files, as Petastorm's metadata takes a task for each.
     files = max(config.planned_workers, spark.sparkContext.defaultParallelism, math.ceil(source.count * row_bytes / _FILE_BYTES))
     group_rows = max(1, min(_ROW_GROUP_BYTES // row_bytes, source.count // (8 * config.planned_workers)))

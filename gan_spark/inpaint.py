@@ -41,7 +41,7 @@ def inpaint(spark, config: Config) -> dict:
     rows = spark.read.parquet(*files).select("id", "image").withColumn("seed", F.xxhash64("id").bitwiseAND(2**62 - 1))
     if options.mask == "table":
         rows = rows.join(_masks(spark, options), "id")
-    rows = rows.orderBy("seed", "id").limit(options.images).repartition(spark.sparkContext.defaultParallelism).persist()
+    rows = rows.orderBy("seed", "id").limit(options.images).repartition(min(options.images, spark.sparkContext.defaultParallelism)).persist()
     table = lake.table_url(config) + "-inpainted"
     try:
         held = rows.collect()  # a bounded number, `inpaint.images`

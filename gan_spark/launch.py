@@ -162,11 +162,9 @@ def pin_device(team: Team) -> None:
     devices = tf.config.list_physical_devices("GPU")
     if not devices:
         return
-    assigned = []
-    if team.size > 1:
-        from horovod.spark.task import get_available_devices
+    from horovod.spark.task import get_available_devices
 
-        assigned = get_available_devices()
+    assigned = get_available_devices()  # Empty where Spark assigned none, or did not start this rank.
     index = int(assigned[0]) if assigned else team.local_rank
     tf.config.set_visible_devices(devices[index % len(devices)], "GPU")
     tf.config.experimental.set_memory_growth(devices[index % len(devices)], True)

@@ -1,6 +1,7 @@
 """Keras's own networks by name, with weights by name or from a file in the lake."""
 
 import contextlib
+import fcntl
 import itertools
 import json
 import os
@@ -26,7 +27,8 @@ def load(name: str, weights: str, **options) -> tf.keras.Model:
         raise UserError(f"no network {name!r} in Keras (known: {', '.join(known)})")
     if weights in ("imagenet", ""):
         try:
-            return make(weights=weights or None, **options)
+            with _one_at_a_time():
+                return make(weights=weights or None, **options)
         except Exception as error:  # Keras raises a bare Exception where it cannot fetch.
             raise UserError(f"{name}: its {weights!r} weights cannot be fetched: {error}; name a weights file instead") from error
     url = lake.to_url(weights)
@@ -39,6 +41,14 @@ def load(name: str, weights: str, **options) -> tf.keras.Model:
         except (ValueError, OSError, KeyError) as error:
             raise UserError(f"{url}: does not fit {name}: {_misfit(path, model) or error}") from error
     return model
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Keras downloads to where others look already: two processes of a machine would spoil each other's file."""
+    with open(os.path.join(tempfile.gettempdir(), f"gan_spark-keras-{os.getuid()}.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _named_after_its_format(path: str) -> str:

@@ -16,6 +16,7 @@ def pipeline(spark, config: Config) -> dict:
         ingested = {"dataset": url}
     else:
         ingested = ingest.ingest(spark, config)
+    evaluate.check(config)  # What would fail at the end is told before a training is paid for.
     trained = trainer.train(spark, config)
     generated = generate.generate(spark, config)
     measured = evaluate.evaluate(spark, config)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib import resources
 
 import numpy as np
+from pyspark.sql import functions as F
 
 from . import dataset, evaluate, features, generate, images, lake, registry, schema
 from .config import Config
@@ -32,7 +33,8 @@ def report(spark, config: Config) -> dict:
     lines = [line for line in run.metrics() if "scalars" in line]
     shown = [images.decode_png(row["image"]) for row in made.orderBy("seed").limit(_SHOWN).select("image").collect()]
     split = config.evaluate.split if manifest.rows.get(config.evaluate.split) else "train"
-    real = spark.read.parquet(*dataset.files(record["dataset"]["url"], split)).orderBy("id").limit(_SHOWN).select("image").collect()
+    files = dataset.files(record["dataset"]["url"], split, config.evaluate.part)
+    real = spark.read.parquet(*files).select("id", "image").orderBy(F.xxhash64("id"), "id").limit(_SHOWN).collect()
     real = schema.unpack([row["image"] for row in real], manifest.shape, manifest.encoding)
 
     sections = [
@@ -42,7 +44,7 @@ def report(spark, config: Config) -> dict:
         {"title": "Losses", "pictures": [_curves(lines)] if lines else []},
     ]  # fmt: skip
     if quality.get("features", "").startswith("lenet"):
-        sections.insert(1, {"title": "By class", "text": "What the classifier of the evaluation makes of the generated images.", "rows": by_class(spark, config, made, manifest)})
+        sections.insert(1, {"title": "By class", "text": "What the classifier of the evaluation makes of the generated images.", "rows": by_class(spark, config, made)})
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(resources.files("gan_spark").joinpath("report.html").read_text())
     url = lake.join(lake.to_url(config.lake), "reports", f"{config.run}.html")
     steps = f"{lines[-1]['step']:,} steps" if lines else "not trained"
@@ -124,15 +126,17 @@ def _neighbours(spark, config: Config, record: dict, manifest: schema.Manifest, 
     return _picture(images.grid(np.stack(sheet), 2 * (1 + _NEIGHBOURS)), "generated, then its nearest; two of them a line", 600)
 
 
-def by_class(spark, config: Config, made, manifest: schema.Manifest) -> list[dict]:
-    """For each class: its share of the real test images, of the generated ones by the classifier, and, where images were asked for by class, how many of those were given it."""
+def by_class(spark, config: Config, made) -> list[dict]:
+    """For each class: its share of the real test images, of the generated ones by the evaluation's classifier, and, where images were asked for by class, how many of those were given it."""
+    config, manifest = evaluate.check(config)
     network = features.network(spark, config)
+    classes = set(manifest.classes)
 
     def partial(rows: Iterator) -> Iterator[tuple]:
         apply = features.function(network)
         while chunk := [row for _, row in zip(range(100), rows)]:
             _, probability = apply(schema.unpack([row["image"] for row in chunk], manifest.shape, "png"))
-            yield from ((row["input"], int(index)) for row, index in zip(chunk, probability.argmax(1)))
+            yield from ((row["input"] if row["input"] in classes else None, int(index)) for row, index in zip(chunk, probability.argmax(1)))
 
     pairs = made.select("input", "image").rdd.mapPartitions(partial).countByValue()
     real = {row["label"]: row["count"] for row in spark.read.parquet(*dataset.files(lake.dataset_url(config), config.evaluate.split)).groupBy("label").count().collect()}

@@ -29,8 +29,9 @@ log = logging.getLogger(__name__)
 
 # What may change between a start and a resume, since none of it changes what is learnt.
 RESUMABLE = (
-    *(f"config.train.{key}" for key in ("steps", "log_every", "sample_every", "checkpoint_every", "keep", "patience", "restarts", "start_timeout", "threads")),
+    *(f"config.train.{key}" for key in ("steps", "log_every", "sample_every", "checkpoint_every", "keep", "validate_every", "patience", "restarts", "start_timeout", "threads", "launcher")),
     "config.lenet.epochs",
+    "dataset.fit",  # What it makes of the images, the fingerprint tells.
 )
 _STEP = re.compile(r"step-(\d{8}|[1-9]\d{8,})")
 # Databricks mounts them as folders, to whose files nothing can be appended.

@@ -18,7 +18,8 @@ from .store import Run
 
 log = logging.getLogger(__name__)
 TAG = "gan_spark.run"
-_BATCH = 100  # parameters that MLflow takes at once
+_BATCH, _METRICS = 100, 1000  # parameters and metrics that MLflow takes at once
+_PAUSE = 600
 
 
 def tracker(config: Config, run: Run) -> "Tracker | None":
@@ -43,14 +44,20 @@ def training(config: Config, run: Run, record: dict):
 
 
 def _forgiving(method):
-    """What MLflow fails to take is warned of: the run is in the lake, and does not fail for it."""
+    """What MLflow fails to take is warned of: the run is in the lake, and does not fail for it.
+
+    MLflow tries for minutes before it fails, so after a failure it is told nothing for `_PAUSE` seconds.
+    """
 
     @functools.wraps(method)
     def forgiving(self, *arguments):
+        if time.monotonic() < self.silent_until:
+            return
         try:
-            return method(self, *arguments)
+            method(self, *arguments)
         except Exception as error:
-            log.warning("MLflow did not take %s of run %s: %s: %s", method.__name__, self.run.url, type(error).__name__, error)
+            log.warning("MLflow did not take %s of run %s, and is told nothing for %d s: %s: %s", method.__name__, self.run.url, _PAUSE, type(error).__name__, error)
+            self.silent_until = time.monotonic() + _PAUSE
 
     return forgiving
 
@@ -64,7 +71,7 @@ class Tracker:
         except ImportError as error:
             raise UserError(f"tracking.uri = {config.tracking.uri!r}: MLflow is not installed; install gan-spark[mlflow]") from error
         logging.getLogger("mlflow").setLevel(logging.WARNING)
-        self.run, self.mlflow = run, mlflow
+        self.run, self.mlflow, self.silent_until = run, mlflow, 0.0
         try:
             self.client = MlflowClient(tracking_uri=config.tracking.uri)
             found = self.client.get_experiment_by_name(config.tracking.experiment)
@@ -87,14 +94,19 @@ class Tracker:
         self.client.update_run(self.id, status="RUNNING")
 
     @_forgiving
-    def metrics(self, step: int, values: dict[str, float]) -> None:
+    def metrics(self, values: list[tuple[int, dict[str, float]]]) -> None:
+        """Values by name, at each step."""
         now = int(time.time() * 1000)
-        made = [self.mlflow.entities.Metric(name, float(value), now, step) for name, value in values.items() if math.isfinite(value)]
-        if made:
-            self.client.log_batch(self.id, metrics=made)
+        made = [self.mlflow.entities.Metric(name, float(value), now, step) for step, named in values for name, value in named.items() if math.isfinite(value)]
+        for start in range(0, len(made), _METRICS):
+            self.client.log_batch(self.id, metrics=made[start : start + _METRICS])
+
+    def end(self, ok: bool) -> None:
+        self.silent_until = 0.0
+        self._end(ok)
 
     @_forgiving
-    def end(self, ok: bool) -> None:
+    def _end(self, ok: bool) -> None:
         """Samples, and the newest whole checkpoint with the config that rebuilds its model."""
         if ok:
             steps = self.run.checkpoints()
@@ -118,5 +130,5 @@ class Tracker:
     def quality(self, report: dict, url: str) -> None:
         """An evaluation's figures, at the step of the checkpoint that was measured, and its report."""
         figures = {f"quality_{name}": value for name, value in report.items() if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "step"}
-        self.metrics(report["step"], figures)
+        self.metrics([(report["step"], figures)])
         self.artifact(url, "quality")

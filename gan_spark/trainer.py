@@ -6,6 +6,7 @@ Rank: `_work` builds the model, restores and broadcasts it, steps, logs and save
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 import logging
 import math
@@ -147,7 +148,7 @@ def describe(config: Config, url: str, manifest: schema.Manifest, settings: dict
 
     return {
         "config": {"run": config.run, **settings},
-        "dataset": {"url": url, "fingerprint": manifest.fingerprint, "classes": list(manifest.classes)},
+        "dataset": {"url": url, "fingerprint": manifest.fingerprint, "classes": list(manifest.classes), "fit": manifest.ingest["fit"]},
         "versions": {"gan_spark": registry.code_version(), "python": platform.python_version(), "tensorflow": tf.__version__, "pyspark": pyspark.__version__},
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
@@ -195,6 +196,14 @@ def load_model(url: str, step: int, record: dict):
         _loaded.clear()
         _loaded[key] = model
     return _loaded[key]
+
+
+@functools.lru_cache(maxsize=4)
+def compiled(method):
+    """`tf.function` of a model's method, traced once in a process and not in each of its tasks."""
+    import tensorflow as tf
+
+    return tf.function(method, reduce_retracing=True)
 
 
 def _work(team: Team, job: dict) -> dict:

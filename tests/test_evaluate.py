@@ -1,5 +1,7 @@
 """Quality measures against closed forms, then through Spark."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,12 @@ def test_inception_score_ends():
     assert score(sure) == pytest.approx(4.0)
     assert score(np.full([20, 4], 0.25)) == pytest.approx(1.0)
     assert score(np.tile([[1.0, 0, 0, 0]], [20, 1])) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("partitions", [1, 2, 9, 70])
+def test_merging_in_tasks_loses_nothing_and_leaves_one(spark, partitions):
+    parts = spark.sparkContext.parallelize(range(100), partitions).mapPartitions(lambda values: [Counter(values)])
+    assert evaluate._merged(parts, lambda a, b: a + b) == Counter(range(100))
 
 
 def test_precision_and_recall_of_a_collapsed_and_of_a_scattered_generator(spark):

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from conftest import make_config
 from gan_spark import generate, images, lake as lakes, tables, trainer
-from gan_spark.config import UserError
+from gan_spark.config import UserError, replaced
 from gan_spark.store import Run
 
 
@@ -49,6 +49,12 @@ def test_generate_refuses_a_run_or_a_checkpoint_that_is_not_there(spark, lake, r
         generate.generate(spark, make_config(lake, run="never-trained"))
     with pytest.raises(UserError, match=r"no checkpoint at step 3 \(there are: 2, 4\)"):
         generate.generate(spark, make_config(lake, run=run.run, generate={"checkpoint": 3}))
+
+
+@pytest.mark.parametrize("option, value", [("label", "3"), ("captions", ("a red circle",)), ("part", "a")])
+def test_what_the_model_does_not_take_is_refused(spark, run, option, value):
+    with pytest.raises(UserError, match=f"generate.{option} = .*: model '{run.model.name}' of run .* takes seeds alone"):
+        generate.generate(spark, replaced(run, generate={option: value}))
 
 
 def test_a_table_that_a_killed_job_had_displaced_is_put_back_by_one_that_fails(spark, tmp_path):

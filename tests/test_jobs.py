@@ -99,6 +99,12 @@ def test_the_pipeline_goes_all_the_way_and_says_where_everything_is(capsys, spar
     assert again["checksum"] == result["checksum"] and again["fid"] == result["fid"] and "rows" not in again
 
 
+def test_a_pipeline_that_could_not_be_evaluated_is_told_so_before_it_trains(capsys, spark, toml, lake):
+    code, _, errors = run(capsys, pipeline, "--config", toml, "--set", "run=early", "--set", "dataset=whole-digits", "--set", "evaluate.dataset=nothing")
+    assert code == 2 and "no dataset at" in errors and "/nothing: expected" in errors
+    assert not os.path.exists(f"{lake}/runs/early")
+
+
 def test_java_is_the_packaged_one_where_the_machine_has_none_that_fits(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)

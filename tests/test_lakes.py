@@ -69,10 +69,10 @@ def answer(job: subprocess.Popen, folder) -> dict:
 # Jobs that append and overwrite, in one session.
 TABLES = """
 import json, sys
-from gan_spark import config, generate, ingest, job, models, tables
+from gan_spark import config, generate, ingest, job, models, tables, trainer
 
-def change(*overrides):
-    return config.load(sys.argv[1], overrides, models.config_class)
+def change(*overrides, path=sys.argv[1]):
+    return config.load(path, overrides, models.config_class)
 
 spark = job.session("tables")
 made = []
@@ -91,7 +91,13 @@ for overrides in ("tables=parquet",), ("tables=parquet", "generate.append=true")
         generate.generate(spark, change(*overrides))
     except config.UserError as error:
         refused.append(str(error))
-print(json.dumps({"made": made, "before": before, "rejected": rejected, "versions": versions, "refused": refused}))
+added = []
+for path, *calls in (sys.argv[3], ("label=3", "images=5"), ("label=7", "images=5")), (sys.argv[4], ("images=5",), ("images=8",)):
+    trainer.train(spark, change(path=path))
+    for call in calls:
+        result = generate.generate(spark, change("generate.append=true", *(f"generate.{each}" for each in call), path=path))
+        added.append([result["images"], tables.read(spark, result["table"]).count()])
+print(json.dumps({"made": made, "added": added, "before": before, "rejected": rejected, "versions": versions, "refused": refused}))
 """
 
 
@@ -123,10 +129,16 @@ def test_the_whole_way_on_an_object_store(s3, digits_folder, tmp_path):
     assert lake.exists(f"{root}/generated/far/_delta_log") and lake.exists(f"{root}/datasets/digits.rejected/_delta_log")
 
     (digits_folder / "broken.png").write_bytes(b"no picture")
-    script = start(["-c", TABLES, config, str(digits_folder)], environment, tmp_path)
+    others = []
+    for name in ("cgan", "srgan"):
+        (tmp_path / name).mkdir()
+        others.append(write_config(tmp_path / name, dataclasses.replace(make_config(root, name, run=name, train={"steps": 2}), tables="delta")))
+    script = start(["-c", TABLES, config, str(digits_folder), *others], environment, tmp_path)
     tables = answer(script, tmp_path)
     # Of 60, 40 are there; then all; then ten take the place of all, and the first version is still to be read.
     assert tables["made"] == [[20, 60, 60], [0, 60, 60], [10, 10, 10]] and tables["before"] == 40
+    # The same seeds of another class are other images; of eight images of the dataset, five are there.
+    assert tables["added"] == [[5, 5], [5, 10], [5, 5], [3, 8]]
     assert tables["rejected"] == ["broken.png"] and tables["versions"] == 2
     assert "is Delta, and the config says tables = 'parquet'" in tables["refused"][0]
     assert "generate.append = true with tables = 'parquet'" in tables["refused"][1]

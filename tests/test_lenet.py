@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from conftest import ROOT, make_config
 from gan_spark import lake as lakes, models
-from gan_spark.config import UserError, parse
+from gan_spark.config import LeNet, UserError, parse
 from gan_spark.ml import ImageClassifier, columns, lenet
 from gan_spark.store import Run
 
@@ -54,6 +54,12 @@ def test_it_resumes_and_refuses_another_config(spark, lake, trained):
     assert [line["step"] for line in Run(trained["run"]).metrics()] == [1, 2, 3]
     with pytest.raises(UserError, match="config.lenet.rate: was 0.2, is 0.1"):
         lenet.train(spark, lenet_config(lake, rate=0.1))
+
+
+def test_a_resumed_rate_goes_on_where_it_was():
+    options = LeNet(rate=0.2, decay=0.01)
+    rate, decay = lenet.rate_after(options, 300)
+    assert rate / (1 + decay * 50) == pytest.approx(0.2 / (1 + 0.01 * 350))
 
 
 def test_the_golden_file(spark, tmp_path):

@@ -69,6 +69,15 @@ def test_a_preview_does_with_a_batch_of_fewer_images_than_seeds(name):
     assert len(made) >= 6 and np.isfinite(made).all() and np.abs(made).max() <= 1.0 + 1e-5
 
 
+@pytest.mark.parametrize("name, value", [("wgan_gp", "critic_estimate"), ("vae", "negative_elbo")])
+def test_values_of_held_out_images_do_not_depend_on_how_they_are_batched(name, value):
+    model, images = build(name), make_batch(name, 6)["image"]
+    whole = model.held_out({"image": images})[value].numpy()
+    parts = [model.held_out({"image": part})[value].numpy() for part in (images[:1], images[1:])]
+    np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-3, atol=1e-4)
+    assert len(set(model.held_out_latents(images, 4).numpy()[:, 0])) == 6
+
+
 @pytest.mark.parametrize("name", ["cyclegan", "discogan"])
 def test_a_preview_shows_a_translation_beside_its_source(name):
     model, batch = build(name), make_batch(name, 6)

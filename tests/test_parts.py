@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import make_config
 
-from gan_spark import dataset, generate, ingest, lake as lakes, parts, schema, trainer
+from gan_spark import dataset, generate, images, ingest, lake as lakes, parts, schema, trainer
 from gan_spark.config import UserError
 from gan_spark.store import Run
 
@@ -155,24 +155,27 @@ def test_an_ssgan_is_a_stage_of_a_spark_ml_pipeline(spark, lake, tmp_path):
 
     from gan_spark.ml import ImageClassifier
 
-    url, _ = write(spark, lake, "digits-100-labels", parts="labels", labels=100)
+    url, _ = write(spark, lake, "digits-100-labels", parts="labels", labels=100, fit="pad")
     config = dataclasses.replace(make_config(lake, "ssgan", run="classifies-too", train={"steps": 4}), dataset="digits-100-labels")
     trainer.train(spark, config)
     run = Run.of(config).url
     test = spark.read.parquet(url).where("split = 'test'").select("id", "image", "label")
-    bad = spark.createDataFrame([("null", None, 0), ("text", bytearray(b"text"), 0)], "id string, image binary, label int")
+    tall = np.random.default_rng(0).integers(0, 256, (24, 12, 1), np.uint8)
+    others = [("null", None, 0), ("text", bytearray(b"text"), 0), ("tall", bytearray(images.encode_png(tall)), 0)]
+    bad = spark.createDataFrame(others, "id string, image binary, label int")
     pipeline = Pipeline(stages=[ImageClassifier(run=run)]).fit(test)
     pipeline.write().overwrite().save(str(tmp_path / "pipeline"))
     answers = PipelineModel.load(str(tmp_path / "pipeline")).transform(test.union(bad))
     kept = {row["id"]: row for row in answers.collect()}
     assert kept["null"]["prediction"] is None and kept["text"]["probability"] is None
     model = trainer.load_model(run, 4, Run(run).record())
-    for id in list(kept)[:5]:
-        expected = model.classify(trainer.images.to_unit(pixels(kept[id])[None])).numpy()[0]
+    for id in [*list(kept)[:5], "tall"]:
+        shown = images.resize(tall, 16, 16, "pad") if id == "tall" else pixels(kept[id])  # as the dataset was made
+        expected = model.classify(images.to_unit(shown[None])).numpy()[0]
         np.testing.assert_allclose(kept[id]["probability"].toArray(), expected, atol=1e-5)
         assert kept[id]["prediction"] == expected.argmax()
-    accuracy = MulticlassClassificationEvaluator(labelCol="label", metricName="accuracy").evaluate(answers.where("prediction is not null").withColumn("label", answers["label"].cast("double")))
-    right = [row["prediction"] == row["label"] for id, row in kept.items() if id not in ("null", "text")]
+    accuracy = MulticlassClassificationEvaluator(labelCol="label", metricName="accuracy").evaluate(answers.where("prediction is not null and id != 'tall'").withColumn("label", answers["label"].cast("double")))
+    right = [row["prediction"] == row["label"] for id, row in kept.items() if id not in ("null", "text", "tall")]
     assert accuracy == pytest.approx(np.mean(right))
     assert len(ImageClassifier(run=run).classes()) == 10
     with pytest.raises(UserError, match="expected binary .* found int"):

@@ -7,6 +7,7 @@ from conftest import make_config
 from gan_spark import evaluate, generate, trainer
 from gan_spark.config import UserError
 from gan_spark.store import Run
+from gan_spark.tracking import Tracker
 
 
 def files(client: MlflowClient, id: str, path: str = "") -> list[str]:
@@ -58,6 +59,23 @@ def test_a_run_that_goes_on_is_the_same_one_and_one_that_fails_is_told_to_have(s
     (run,) = client.search_runs([experiment])
     assert run.info.status == "FINISHED"
     assert [each.step for each in client.get_metric_history(run.info.run_id, "d_loss")] == [2, 4, 6, 8]
+
+
+def test_a_server_that_stops_answering_is_not_waited_for_at_every_line(tmp_path, caplog):
+    config = make_config(str(tmp_path), run="silent", tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db", "artifacts": f"file://{tmp_path}/files"})
+    tracker = Tracker(config, Run.of(config))
+    asked = []
+
+    def fails(*arguments, **_):
+        asked.append(arguments)
+        raise OSError("no answer")
+
+    tracker.client.log_batch = tracker.client.log_artifact = fails
+    for step in range(5):
+        tracker.metrics([(step, {"loss": 1.0})])
+    assert len(asked) == 1 and caplog.text.count("MLflow did not take metrics") == 1
+    tracker.end(False)
+    assert tracker.client.get_run(tracker.id).info.status == "FAILED"
 
 
 def test_a_tracker_that_is_not_there_is_told_before_anything_is_written(spark, lake, digits):

@@ -53,7 +53,8 @@ class ImageClassifier(columns.CountsRejected, Transformer, HasInputCol, HasPredi
         step = run.preferred(self.getOrDefault(self.checkpoint))
         shape = (model["image_size"], model["image_size"], model["channels"])
         carried = carry.carry(spark, (run.url, step, record), _classify)
-        probability = columns.udf(functools.partial(_fitted, shape), carried, self._counter(spark))(frame[column])
+        fit = record["dataset"].get("fit", "crop")  # As what it learnt from was fitted.
+        probability = columns.udf(functools.partial(_fitted, shape, fit), carried, self._counter(spark))(frame[column])
         made = frame.withColumn("_probability", probability)
         made = made.withColumn(self.getPredictionCol(), F.expr("array_position(_probability, array_max(_probability)) - 1").cast("double"))
         vector = F.when(F.col("_probability").isNotNull(), array_to_vector("_probability"))
@@ -67,6 +68,6 @@ def _classify(value: tuple[str, int, dict]) -> Callable[[np.ndarray], np.ndarray
     return lambda pixels: apply(tf.constant(images.to_unit(pixels))).numpy()
 
 
-def _fitted(shape: tuple[int, int, int], value: bytes | dict) -> np.ndarray:
+def _fitted(shape: tuple[int, int, int], fit: str, value: bytes | dict) -> np.ndarray:
     pixels = images.convert(columns.pixels(value), shape[2])
-    return images.resize(pixels, *shape[:2])
+    return images.resize(pixels, *shape[:2], fit)

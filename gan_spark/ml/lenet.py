@@ -115,12 +115,12 @@ def train(spark, config: Config) -> dict:
     from bigdl.dllib.optim import optimizer as bigdl
 
     model, first = _restored(run, manifest, options.hidden)
-    rate = options.rate / (1 + options.decay * (first * manifest.rows["train"] // options.batch_size))
+    rate, decay = rate_after(options, first * manifest.rows["train"] // options.batch_size)
     with _quiet(), tempfile.TemporaryDirectory() as events, tqdm(total=options.epochs, initial=first, unit="epoch", desc=config.run) as bar:
         momentum = {"momentum": options.momentum, "dampening": 0.0} if options.momentum else {}
         optimizer = bigdl.Optimizer.create(
             model=model, training_set=samples(_split(spark, url, "train")), criterion=ClassNLLCriterion(), batch_size=options.batch_size,
-            optim_method=bigdl.SGD(learningrate=rate, learningrate_decay=options.decay, **momentum), end_trigger=bigdl.MaxEpoch(1),
+            optim_method=bigdl.SGD(learningrate=rate, learningrate_decay=decay, **momentum), end_trigger=bigdl.MaxEpoch(1),
         )  # fmt: skip
         optimizer.set_validation(options.batch_size, samples(_split(spark, url, "validation")), bigdl.EveryEpoch(), [bigdl.Top1Accuracy()])
         learning, checking = bigdl.TrainSummary(events, "lenet"), bigdl.ValidationSummary(events, "lenet")
@@ -139,6 +139,12 @@ def train(spark, config: Config) -> dict:
             bar.update()
     lines = [line for line in run.metrics() if "scalars" in line]
     return {"run": run.url, "epochs": lines[-1]["step"], "loss": lines[-1]["loss"], "validation_accuracy": lines[-1]["accuracy"], "seconds_per_epoch": float(np.median([line["seconds"] for line in lines]))}
+
+
+def rate_after(options: LeNet, steps: int) -> tuple[float, float]:
+    """(rate, decay) that go on where `rate / (1 + decay t)` is after so many steps: BigDL counts a resumed optimizer's from 0."""
+    done = 1 + options.decay * steps
+    return options.rate / done, options.decay / done
 
 
 def _split(spark, url: str, split: str):

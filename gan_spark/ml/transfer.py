@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 
 import numpy as np
-from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml import PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.functions import vector_to_array
 from pyspark.sql import functions as F
@@ -26,12 +26,13 @@ def featurize(spark, config: Config) -> dict:
     """A pipeline of a network's features and logistic regression: fitted on split train, measured on split test, saved at `<lake>/pipelines/<run>`, loaded and measured again."""
     options, url = config.featurize, lake.dataset_url(config)
     manifest = _labelled(url)
-    stages = [
-        DeepImageFeaturizer(modelName=options.network, weights=options.weights, inputCol="image", outputCol="features"),
-        LogisticRegression(maxIter=options.iterations, regParam=options.regularisation, elasticNetParam=options.elastic_net),
-    ]
+    featurizer = DeepImageFeaturizer(modelName=options.network, weights=options.weights, inputCol="image", outputCol="features")
+    classifier = LogisticRegression(maxIter=options.iterations, regParam=options.regularisation, elasticNetParam=options.elastic_net)
     target = lake.join(lake.to_url(config.lake), "pipelines", config.run)
-    Pipeline(stages=stages).fit(_split(spark, url, "train")).write().overwrite().save(target)
+    # Kept, since fitting goes over its rows more than once.
+    features = featurizer.transform(_split(spark, url, "train")).select("features", "label").persist()
+    PipelineModel([featurizer, classifier.fit(features)]).write().overwrite().save(target)
+    features.unpersist()
     test = _split(spark, url, "test")
     return {"pipeline": target, "network": options.network, "weights": options.weights, "trained_on": manifest.rows["train"], **agreement(PipelineModel.load(target).transform(test), manifest.classes)}
 

@@ -131,6 +131,10 @@ class GenerativeModel(TrainedModel):
 
         return tf.map_fn(one, tf.cast(seeds, tf.int64), fn_output_signature=tf.float32)
 
+    def held_out_latents(self, images: tf.Tensor, size: int) -> tf.Tensor:
+        """N(0, 1) [n, size], for values of held-out images: each image's own (of the sum of its pixels), however images are batched."""
+        return self.latents(tf.cast(tf.reduce_sum(tf.round((images + 1.0) * 127.5), [1, 2, 3]), tf.int64), size)
+
     def generate(self, inputs: dict[str, tf.Tensor], seeds: tf.Tensor) -> tf.Tensor:
         """Images in [-1, 1], [n, height, width, channels], one a seed."""
         raise NotImplementedError(f"{type(self).__name__}.generate: every generative model defines its sampler")

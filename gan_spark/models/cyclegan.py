@@ -30,7 +30,7 @@ class Config:
     identity: float = option(0.0, "weight of the identity loss as a share of lambda; 0.5 keeps the colours of photographs", low=0.0)
     average: float = option(0.999, "decay of the generators' moving averages; 0 for their newest weights", low=0.0, high=0.99999)
     rate: float = option(2e-4, "Adam's learning rate", low=0.0, high=1.0)
-    constant_steps: int = option(0, "steps at the full rate, after which it falls; 0 for all", low=0)
+    constant_steps: int = option(0, "steps at the full rate, before it falls", low=0)
     decay_steps: int = option(0, "steps in which it falls to 0", low=0)
     beta1: float = option(0.5, "Adam's", low=0.0, high=0.999)
 

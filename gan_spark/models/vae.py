@@ -91,7 +91,6 @@ class VAE(GenerativeModel):
         return math.log(samples) - tf.reduce_logsumexp(weights, axis=0)
 
     def held_out(self, batch):
-        noise = tf.random.stateless_normal([tf.shape(batch["image"])[0], self.config.latent], [0, 0])
-        reconstruction, kl = self.negative_elbo(batch["image"], noise)
+        reconstruction, kl = self.negative_elbo(batch["image"], self.held_out_latents(batch["image"], self.config.latent))
         bound = self.importance_weighted(batch["image"], 50)
         return {"negative_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl, "importance_weighted": bound}
