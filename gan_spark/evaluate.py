@@ -50,6 +50,20 @@ class Moments:
         return self.scatter / (self.count - 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Features of images that were chosen to be looked at in pairs: their ids, and arrays [n, d] that follow each other."""
+
+    ids: list[str]
+    parts: list[np.ndarray]
+
+    def merge(self, other: "Sample") -> "Sample":
+        return Sample(self.ids + other.ids, self.parts + other.parts)
+
+    def in_order(self) -> np.ndarray:
+        return np.concatenate(self.parts)[np.argsort(self.ids, kind="stable")]
+
+
 def frechet_distance(a: Moments, b: Moments) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the squared Frechet distance of two Gaussians (arXiv 1706.08500).
 
@@ -105,13 +119,10 @@ def evaluate(spark, config: Config) -> dict:
     log.info("evaluate: %s against %s, split %s, with %s", fake_url, real_url, options.split, network.name)
 
     real_frame = spark.read.parquet(*datasets.files(real_url, options.split, options.part))
-    real = measure(real_frame, network, manifest.shape, manifest.encoding, options.batch_size)
-    fake = measure(fake_frame, network, manifest.shape, "png", options.batch_size)
-    halves = [real["half0"], real["half1"]]
-    samples = [
-        sample(frame, network, manifest.shape, encoding, options.batch_size, options.sample / moments["all"].count)
-        for frame, encoding, moments in ((real_frame, manifest.encoding, real), (fake_frame, "png", fake))
-    ]
+    (real, real_sample), (fake, fake_sample) = (
+        measure(frame, network, manifest.shape, encoding, options.batch_size, options.sample) for frame, encoding in ((real_frame, manifest.encoding), (fake_frame, "png"))
+    )
+    halves, samples = [real["half0"], real["half1"]], (real_sample, fake_sample)
     result = {
         "fid": frechet_distance(real["all"], fake["all"]),
         "fid_floor": frechet_distance(*halves) if min(half.count for half in halves) > 1 else None,
@@ -156,6 +167,8 @@ def check(config: Config) -> tuple[Config, schema.Manifest]:
     manifest = schema.read_manifest(url)
     if not manifest.rows[options.split]:
         raise UserError(f"dataset {url}: its split {options.split!r} has no images to compare with")
+    if options.part and options.part not in manifest.parts:
+        raise UserError(f"evaluate.part = {options.part!r}: dataset {url} has {', '.join(manifest.parts) or 'no parts'}")
     features.check(config, manifest)
     return config, manifest
 
@@ -201,22 +214,30 @@ def pair_errors(pairs, manifest: schema.Manifest) -> dict[str, float]:
     return {"pairs": count, "pair_l1": float(absolute / count), "pair_psnr": float(psnr / count)} if count else {}
 
 
-def measure(frame, network: features.Network, shape: tuple, encoding: str, batch_size: int) -> dict[str, Moments]:
-    """Moments of the features of all images and of two halves of them, of the probabilities and of their entropies."""
+def measure(frame, network: features.Network, shape: tuple, encoding: str, batch_size: int, sample: int) -> tuple[dict[str, Moments], np.ndarray]:
+    """Moments of the features of all images and of two halves of them, of the probabilities and of their entropies; and the features
+    [about `sample`, d] of the images whose ids hash lowest, in the order of their ids: the same ones every time."""
+    from pyspark.sql import functions as F
 
-    def partial(rows: Iterator) -> Iterator[dict[str, Moments]]:
-        total: dict[str, Moments] = {}
-        for ids, feature, probability in _features(rows, network, shape, encoding, batch_size):
-            half = np.array([schema.split_of(f"half of {id}", 0.0, 0.5) == "test" for id in ids])
+    def partial(rows: Iterator) -> Iterator[dict]:
+        apply, total = features.function(network), {}
+        while chunk := [row for _, row in zip(range(batch_size), rows)]:
+            feature, probability = apply(schema.unpack([row["image"] for row in chunk], shape, encoding))
+            half = np.array([schema.split_of(f"half of {row['id']}", 0.0, 0.5) == "test" for row in chunk])
             entropy = np.sum(probability * np.log(np.clip(probability, 1e-300, None)), axis=1, keepdims=True)
             batch = {"half0": feature[~half], "half1": feature[half], "probabilities": probability, "entropy": entropy}
+            sampled = np.array([row["sampled"] for row in chunk])
             total = _merge(total, {name: Moments.of(values) for name, values in batch.items() if len(values)})
+            total = _merge(total, {"sample": Sample([row["id"] for row in chunk if row["sampled"]], [feature[sampled].astype(np.float32)])})
         yield total
 
-    total = _merged(frame.select("id", "image").rdd.mapPartitions(partial), _merge)
+    share = sample / frame.count()
+    highest = 2**63 - 1 if share >= 1 else int(2**64 * share) - 2**63
+    total = _merged(frame.select("id", "image", (F.xxhash64("id") <= F.lit(highest)).alias("sampled")).rdd.mapPartitions(partial), _merge)
     halves = [total[name] for name in ("half0", "half1") if name in total]
     empty = Moments(0, halves[0].mean, np.zeros_like(halves[0].scatter))
-    return {"half0": empty, "half1": empty, **total, "all": functools.reduce(Moments.merge, halves)}
+    sampled = total.pop("sample").in_order()
+    return {"half0": empty, "half1": empty, **total, "all": functools.reduce(Moments.merge, halves)}, sampled
 
 
 def _merged(parts, merge: Callable):
@@ -228,29 +249,8 @@ def _merged(parts, merge: Callable):
     return parts.first()
 
 
-def _merge(a: dict[str, Moments], b: dict[str, Moments]) -> dict[str, Moments]:
+def _merge(a: dict, b: dict) -> dict:
     return {name: a[name].merge(b[name]) if name in a and name in b else (a if name in a else b)[name] for name in a.keys() | b.keys()}
-
-
-def sample(frame, network: features.Network, shape: tuple, encoding: str, batch_size: int, share: float) -> np.ndarray:
-    """Features [about share * n, d] of the images whose ids hash lowest, in the order of their ids: the same ones every time."""
-    from pyspark.sql import functions as F
-
-    highest = 2**63 - 1 if share >= 1 else int(2**64 * share) - 2**63
-    chosen = frame.select("id", "image").where(F.xxhash64("id") <= F.lit(highest))
-    parts = chosen.rdd.mapPartitions(lambda rows: [(feature.astype(np.float32), ids) for ids, feature, _ in _features(rows, network, shape, encoding, batch_size)]).collect()
-    if not parts:
-        raise UserError("no images to measure")
-    order = np.argsort(np.concatenate([ids for _, ids in parts]), kind="stable")
-    return np.concatenate([feature for feature, _ in parts])[order]
-
-
-def _features(rows: Iterator, network: features.Network, shape: tuple, encoding: str, batch_size: int) -> Iterator[tuple[list, np.ndarray, np.ndarray]]:
-    apply = features.function(network)
-    while chunk := [row for _, row in zip(range(batch_size), rows)]:
-        pixels = schema.unpack([row["image"] for row in chunk], shape, encoding)
-        feature, probability = apply(pixels)
-        yield [row["id"] for row in chunk], feature, probability
 
 
 def kid(spark, real: np.ndarray, fake: np.ndarray, subsets: int, size: int) -> dict[str, float]:

@@ -125,6 +125,22 @@ def test_fid_through_spark_is_fid_of_all_features_at_once(spark, digits, measure
     assert result["fid"] == pytest.approx(evaluate.frechet_distance(Moments.of(x), Moments.of(y)), rel=1e-3)
 
 
+@pytest.mark.parametrize("wanted", [10_000, 60])
+def test_a_sample_is_of_features_by_id_the_same_ones_for_any_partitioning(spark, digits, measured, wanted):
+    config, _ = measured
+    network, manifest = features.network(spark, config), schema.read_manifest(digits)
+    frame = spark.read.parquet(digits).where("split = 'test'")
+    (moments, one), (_, many) = (evaluate.measure(frame.repartition(parts), network, manifest.shape, "raw", 100, wanted) for parts in (1, 5))
+    np.testing.assert_allclose(one, many, atol=1e-4)
+    rows = sorted(frame.collect(), key=lambda row: row["id"])
+    every, _ = features.function(network)(schema.unpack([row["image"] for row in rows], manifest.shape, "raw"))
+    if wanted > len(rows):
+        np.testing.assert_allclose(one, every, atol=1e-4)
+    else:
+        assert 20 < len(one) < 120 and all(np.abs(every - feature).max(1).min() < 1e-4 for feature in one)
+    assert moments["all"].count == len(rows) == moments["half0"].count + moments["half1"].count
+
+
 def test_the_classifier_is_shared_by_configs_that_train_otherwise(spark, measured, monkeypatch):
     """It is there, so that it is not trained again, nor refused, whatever their section [train] says."""
     config, result = measured
@@ -211,6 +227,7 @@ def test_inception_takes_weights_from_a_file(spark, lake, measured, tmp_path):
     [
         ({"run": "absent"}, "no generated table at .*absent; make it with jobs/generate.py"),
         ({"evaluate": {"features": "InceptionV3", "weights": "/nowhere/w.h5"}, "run": "measured"}, "no such file; expected 'imagenet' or"),
+        ({"evaluate": {"part": "a"}, "run": "measured"}, "evaluate.part = 'a': dataset .* has no parts"),
     ],
 )
 def test_evaluate_refuses(spark, lake, measured, changes, message):
