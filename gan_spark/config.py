@@ -325,6 +325,13 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+class _Given(typing.NamedTuple):
+    """A value of --set that may be meant as text: a run or a class can be called 7, or 2026-11-25."""
+
+    text: str
+    value: Any
+
+
 def _override(table: dict, override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -333,6 +340,8 @@ def _override(table: dict, override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
+    if not isinstance(value, (str, list, dict)):
+        value = _Given(text, value)
     *sections, last = key.split(".")
     for section in sections:
         table = table.setdefault(section, {})
@@ -346,6 +355,8 @@ def _build(cls: type, table: dict, where: str) -> Any:
     types = typing.get_type_hints(cls)
     values = {}
     for key, value in table.items():
+        if isinstance(value, _Given):
+            value = value.text if types.get(key) is str else value.value
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1)
             hint = f"; did you mean {where}{near[0]}?" if near else ""
