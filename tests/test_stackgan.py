@@ -121,14 +121,16 @@ def test_characters_are_one_hot_cut_and_filled_up():
     assert encoded[1].sum() == 0 and encoded[2].sum() == 24
 
 
-def test_structured_joint_embedding_of_known_scores():
-    labels = tf.constant([0, 1, 1])
-    scores = tf.constant([[2.0, 1.5, 0.0], [0.0, 3.0, 9.0], [0.0, 9.0, 1.0]])
-    # Pairs of one class do not count. Of the others: (0, 1) 0.5 and 0; (0, 2) 0 and 0; (1, 0) 0 and 0; (2, 0) 0 and 0.
-    assert float(losses.structured_joint_embedding(scores, labels)) == pytest.approx(0.5 / 4)
-    assert float(losses.structured_joint_embedding(tf.zeros([3, 3]), labels)) == pytest.approx(2.0)
-    assert float(losses.structured_joint_embedding(10 * tf.eye(3), labels)) == 0.0
-    assert float(losses.structured_joint_embedding(tf.zeros([2, 2]), tf.constant([1, 1]))) == 0.0
+def test_contrastive_of_known_scores():
+    different, scores = tf.range(2), tf.math.log([[1.0, 2.0], [3.0, 4.0]])
+    # By image 1 of 3 and 4 of 7, by text 1 of 4 and 4 of 6.
+    assert float(losses.contrastive(scores, different)) == pytest.approx(-np.mean(np.log([1 / 3, 4 / 7, 1 / 4, 4 / 6])))
+    assert float(losses.contrastive(tf.zeros([4, 4]), tf.range(4))) == pytest.approx(np.log(4))
+    # Two of one class: either is right for both.
+    assert float(losses.contrastive(tf.zeros([4, 4]), tf.constant([0, 1, 1, 2]))) == pytest.approx(np.mean(np.log([4, 2, 2, 4])))
+    assert float(losses.contrastive(50 * tf.eye(3), tf.range(3))) == pytest.approx(0.0, abs=1e-6)
+    assert float(losses.contrastive(-50 * tf.eye(3), tf.range(3))) == pytest.approx(50 + np.log(2))
+    assert float(losses.contrastive(tf.zeros([2, 2]), tf.constant([1, 1]))) == 0.0
 
 
 def test_the_encoder_learns_to_match():

@@ -1,11 +1,12 @@
 """Char-CNN-RNN text encoder, trained with images (Reed et al., 2016; arXiv 1605.05395, 1605.05396).
 
 Convolutions over characters, a recurrent network over what they leave, and its mean over time; images and texts of one
-class are to score higher, as inner products, than any other pair, both ways round (deep symmetric structured joint
-embedding). `encode` is what the text-to-image models use.
+class are to be found by each other among all of their batch. `encode` is what the text-to-image models use.
 
-Differences: the images' features are learnt with the texts', by a small convolutional network, where the paper
-takes GoogLeNet's; a pair is compared with all pairs of its batch; GRU cells; widths are config values.
+Differences: the loss is a cross-entropy over cosines (Radford et al., 2021; arXiv 2103.00020), which spreads the embeddings,
+where the paper's hinge over inner products stops at a margin and leaves them along few directions (docs/results.md); the images'
+features are learnt with the texts', by a small convolutional network, where the paper takes GoogLeNet's; GRU cells; widths
+are config values.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ class Config:
     length: int = option(201, "characters of a text that are read", low=24, high=10000)
     width: int = option(256, "filters and units of the text's network", low=1)
     image_width: int = option(32, "filters next to the image; doubled at each halving", low=1)
+    temperature: float = option(0.1, "by which cosines are divided in the loss", low=0.001, high=10.0)
     rate: float = option(7e-4, "Adam's learning rate", low=0.0, high=1.0)
 
 
@@ -85,16 +87,16 @@ class TextEncoder(TrainedModel):
         return tf.math.l2_normalize(self.text(characters(texts, self.config.length), training=False), 1) * self.config.embedding**0.5
 
     def scores(self, images: tf.Tensor, texts: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Inner products of every image with every text, [images, texts]."""
+        """Cosines of every image's embedding with every text's, [images, texts]."""
         text = self.text(characters(texts, self.config.length), training=training)
-        return tf.matmul(self.image(images, training=training), text, transpose_b=True)
+        return tf.matmul(tf.math.l2_normalize(self.image(images, training=training), 1), tf.math.l2_normalize(text, 1), transpose_b=True)
 
     def train_step(self, batches):
         (batch,) = batches
         texts = phrasing(batch["caption"], self.uniform([tf.shape(batch["caption"])[0]], low=0.0))
         with tf.GradientTape() as tape:
             scores = self.scores(batch["image"], texts, training=True)
-            loss = losses.structured_joint_embedding(scores, batch["label"])
+            loss = losses.contrastive(scores / self.config.temperature, batch["label"])
         self.minimize("encoder", tape, loss)
         return {"loss": loss, "matched": tf.reduce_mean(matched(scores, batch["label"]))}
 
