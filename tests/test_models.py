@@ -302,9 +302,10 @@ def test_discogan_weighs_reconstruction_more_after_its_start():
     for start_steps in (0, 100):
         model = build("discogan", start_rate=0.0, rate_of_reconstruction=1.0, start_steps=start_steps)
         model.optimize("g", tf.keras.optimizers.SGD(0.5), model.groups["g"])
-        first = float(model.train_step([make_batch("discogan")])["reconstruction"])
+        batches = [make_batch("discogan")] * model.batches_per_step
+        first = float(model.train_step(batches)["reconstruction"])
         for _ in range(10):
-            last = float(model.train_step([make_batch("discogan")])["reconstruction"])
+            last = float(model.train_step(batches)["reconstruction"])
         values.append(last / first)
     assert values[0] < 0.9 * values[1]
 
@@ -323,6 +324,14 @@ def test_noise_of_training_is_that_of_no_seed():
     assert np.array_equal(drawn, model.normal([3, 8]).numpy()) and not np.isin(model.normal([3, 8], stream=1), drawn).any()
 
 
+def test_discogans_generators_step_twice_for_each_step_of_the_discriminators():
+    model, batch = build("discogan", generator_steps=2), make_batch("discogan")
+    assert model.batches_per_step == 3
+    for _ in range(2):
+        model.train_step([batch] * 3)
+    assert (int(model.optimizers["d"].iterations), int(model.optimizers["g"].iterations)) == (2, 4)
+
+
 def test_discogans_weight_decay_moves_weights_that_nothing_else_moves():
     moved = {}
     for decay in (0.0, 1e-5):
@@ -330,7 +339,7 @@ def test_discogans_weight_decay_moves_weights_that_nothing_else_moves():
         kernel = model.critic_a.layers[1].kernel
         kernel.assign(tf.ones_like(kernel))
         batch = {part: {"image": tf.zeros_like(values["image"])} for part, values in make_batch("discogan").items()}
-        model.train_step([batch])
+        model.train_step([batch] * model.batches_per_step)
         moved[decay] = float(tf.reduce_mean(kernel))
     # An image of zeros gives the first kernel no gradient from real images, and hardly any from generated ones.
     assert moved[1e-5] < moved[0.0]

@@ -14,7 +14,7 @@ class TrainedModel(tf.Module):
     """Networks, their optimizers, and one step of training."""
 
     Config: type  # frozen dataclass with at least `name`, `image_size` and `channels`
-    batches_per_step = 1  # WGAN-GP: n_critic
+    batches_per_step = 1  # WGAN-GP: n_critic; DiscoGAN: 1 + generator_steps
     monitored = ""  # the value of `held_out` by which checkpoints are compared; higher is better
 
     @classmethod

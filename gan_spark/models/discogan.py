@@ -4,10 +4,11 @@ Two generators, each an encoder to a narrow code and a mirrored decoder; two dis
 their middle features. Reconstruction is mean squared error after going there and back; the
 generators' loss is (0.1 GAN + 0.9 feature matching)(1 - rate) + rate reconstruction, as in the authors' code, with
 `rate` 0.01 for the first `start_steps` and 0.5 after. Adam at 2e-4 with betas 0.5 and 0.999, and the squared weights
-at 1e-5 in the loss (Keras's own, decoupled decay is too small at this rate to move a float32 weight).
+at 1e-5 in the loss (Keras's own, decoupled decay is too small at this rate to move a float32 weight). As in that code the
+discriminators step on one batch, and the generators on each of the next `generator_steps`; together they are one step.
 
-Differences: all networks step on every batch (two of three are the generators' in that code); tanh at the end, as images are in [-1, 1]; depth follows from the image's size;
-samples are drawn from moving averages of the generators.
+Differences: tanh at the end, as images are in [-1, 1]; depth follows from the image's size; samples are drawn from moving
+averages of the generators.
 """
 
 import dataclasses
@@ -29,7 +30,8 @@ class Config:
     code: int = option(100, "size of the generators' code", low=1)
     start_rate: float = option(0.01, "weight of the reconstruction at first", low=0.0, high=1.0)
     rate_of_reconstruction: float = option(0.5, "and after `start_steps`", low=0.0, high=1.0)
-    start_steps: int = option(10000, "steps", low=0)
+    start_steps: int = option(3333, "steps", low=0)
+    generator_steps: int = option(2, "generators' steps for each of the discriminators', each on a batch of its own", low=1, high=100)
     average: float = option(0.999, "decay of the generators' moving averages; 0 for their newest weights", low=0.0, high=0.99999)
     rate: float = option(2e-4, "Adam's learning rate", low=0.0, high=1.0)
     weight_decay: float = option(1e-5, "weight of half the squared weights", low=0.0, high=1.0)
@@ -74,6 +76,7 @@ class DiscoGAN(GenerativeModel):
 
     def __init__(self, config, reduce=list, seed=0):
         super().__init__(config, reduce, seed)
+        self.batches_per_step = 1 + config.generator_steps
         self.to_b, self.to_a = generator(config, "to_b"), generator(config, "to_a")
         self.critic_a, self.critic_b = discriminator(config, "critic_a"), discriminator(config, "critic_b")
         self.sampler_b = self.average(generator(config, "sampler_b"), self.to_b)
@@ -85,29 +88,45 @@ class DiscoGAN(GenerativeModel):
         self.optimize("d", adam(), [*self.critic_a.trainable_variables, *self.critic_b.trainable_variables])
         self.optimize("g", adam(), [*self.to_b.trainable_variables, *self.to_a.trainable_variables])
 
-    def train_step(self, batches):
-        (batch,) = batches
-        a, b = batch["a"]["image"], batch["b"]["image"]
-        early = self.step < self.config.start_steps
-        rate = tf.where(early, self.config.start_rate, self.config.rate_of_reconstruction)
-        with tf.GradientTape(persistent=True) as tape:
+    def discriminator_step(self, a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+        """One step of both discriminators; their mean loss from before it."""
+        fakes = self.to_a(b, training=True), self.to_b(a, training=True)
+        with tf.GradientTape() as tape:
+            d_loss = 0.0
+            for critic, real, fake in ((self.critic_a, a, fakes[0]), (self.critic_b, b, fakes[1])):
+                d_loss += 0.5 * losses.discriminator(critic(real, training=True)[0], critic(fake, training=True)[0])
+            loss = d_loss + self.decay("d")
+        self.minimize("d", tape, loss)
+        return d_loss
+
+    def generator_step(self, a: tf.Tensor, b: tf.Tensor) -> dict[str, tf.Tensor]:
+        """One step of both generators; the terms of their loss from before it."""
+        rate = tf.where(self.step < self.config.start_steps, self.config.start_rate, self.config.rate_of_reconstruction)
+        with tf.GradientTape() as tape:
             fake_b, fake_a = self.to_b(a, training=True), self.to_a(b, training=True)
             there_and_back = self.to_a(fake_b, training=True), self.to_b(fake_a, training=True)
             reconstruction = tf.reduce_mean(tf.square(a - there_and_back[0])) + tf.reduce_mean(tf.square(b - there_and_back[1]))
-            adversarial, matching, d_loss = 0.0, 0.0, 0.0
+            adversarial, matching = 0.0, 0.0
             for critic, real, fake in ((self.critic_a, a, fake_a), (self.critic_b, b, fake_b)):
-                real_logits, *real_features = critic(real, training=True)
+                _, *real_features = critic(real, training=True)
                 fake_logits, *fake_features = critic(fake, training=True)
                 adversarial += losses.generator_non_saturating(fake_logits)
                 matching += sum(losses.feature_matching(x, y) for x, y in zip(real_features, fake_features))
-                d_loss += 0.5 * losses.discriminator(real_logits, fake_logits)
-            g_loss = (0.1 * adversarial + 0.9 * matching) * (1.0 - rate) + rate * reconstruction
-            decay = {name: self.config.weight_decay * tf.add_n([tf.nn.l2_loss(variable) for variable in group]) for name, group in self.groups.items()}
-            objectives = {"g": g_loss + decay["g"], "d": d_loss + decay["d"]}
-        self.minimize("g", tape, objectives["g"])
-        self.minimize("d", tape, objectives["d"])
+            loss = (0.1 * adversarial + 0.9 * matching) * (1.0 - rate) + rate * reconstruction + self.decay("g")
+        self.minimize("g", tape, loss)
+        return {"adversarial": adversarial, "matching": matching, "reconstruction": reconstruction}
+
+    def decay(self, name: str) -> tf.Tensor:
+        """The weight decay's term of one group's loss."""
+        return self.config.weight_decay * tf.add_n([tf.nn.l2_loss(variable) for variable in self.groups[name]])
+
+    def train_step(self, batches):
+        first, *others = [(batch["a"]["image"], batch["b"]["image"]) for batch in batches]
+        d_loss = self.discriminator_step(*first)
+        for batch in others:
+            terms = self.generator_step(*batch)
         self.update_averages(self.config.average)
-        return {"d_loss": d_loss, "adversarial": adversarial, "matching": matching, "reconstruction": reconstruction}
+        return {"d_loss": d_loss, **terms}
 
     def generate(self, inputs, seeds):
         return self.sampler_b(inputs["a"], training=False) if "a" in inputs else self.sampler_a(inputs["b"], training=False)
