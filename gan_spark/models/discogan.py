@@ -30,7 +30,7 @@ class Config:
     code: int = option(100, "size of the generators' code", low=1)
     start_rate: float = option(0.01, "weight of the reconstruction at first", low=0.0, high=1.0)
     rate_of_reconstruction: float = option(0.5, "and after `start_steps`", low=0.0, high=1.0)
-    start_steps: int = option(3333, "steps", low=0)
+    start_steps: int = option(3333, "steps at `start_rate`", low=0)
     generator_steps: int = option(2, "generators' steps for each of the discriminators', each on a batch of its own", low=1, high=100)
     average: float = option(0.999, "decay of the generators' moving averages; 0 for their newest weights", low=0.0, high=0.99999)
     rate: float = option(2e-4, "Adam's learning rate", low=0.0, high=1.0)
