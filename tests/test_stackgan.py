@@ -158,6 +158,23 @@ def test_matching_aware_loss_of_known_logits():
     assert float(losses.matching_aware(sure, -sure, sure)) == pytest.approx(10, rel=1e-5)
 
 
+def test_consistency_compares_averages_of_squares_of_pixels():
+    large = tf.reshape(tf.constant([[1.0, 3.0, 0.0, 0.0], [5.0, 7.0, 0.0, 0.0]]), [1, 2, 4, 1])
+    assert float(losses.consistency(large, tf.reshape([4.0, 0.0], [1, 1, 2, 1]))) == 0.0
+    assert float(losses.consistency(large, tf.reshape([1.0, 1.0], [1, 1, 2, 1]))) == pytest.approx((9 + 1) / 2)
+
+
+def test_consistency_holds_stage_two_to_the_image_of_stage_one():
+    values = []
+    for weight in (1e-6, 100.0):
+        model = make_model("stackgan2", consistency=weight, generator_rate=1e-2)
+        for _ in range(15):
+            last = float(model.train_step([make_batch("stackgan2")])["consistency"])
+        values.append(last)
+    assert values[1] < 0.5 * values[0]
+    assert "consistency" not in make_model("stackgan2").train_step([make_batch("stackgan2")])
+
+
 def test_conditioning_is_its_mean_without_noise_and_the_kl_is_of_its_two_halves():
     model = make_model("stackgan1")
     dense = next(layer for layer in model.generator.layers if isinstance(layer, tf.keras.layers.Dense) and layer.units == 8)

@@ -66,6 +66,12 @@ def matching_aware(real_logits: tf.Tensor, wrong_logits: tf.Tensor, fake_logits:
     return binary_cross_entropy(real_logits, real_target) + 0.5 * (binary_cross_entropy(wrong_logits, 0.0) + binary_cross_entropy(fake_logits, 0.0))
 
 
+def consistency(images: tf.Tensor, small: tf.Tensor) -> tf.Tensor:
+    """Mean squared difference of images [n, k h, k w, c], averaged over every k x k pixels, from `small` [n, h, w, c]."""
+    factor = images.shape[1] // small.shape[1]
+    return tf.reduce_mean(tf.square(tf.nn.avg_pool2d(images, factor, factor, "VALID") - small))
+
+
 def contrastive(scores: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """Cross-entropy of finding each image's class among the texts, and each text's among the images (arXiv 2103.00020), their mean in nats.
 

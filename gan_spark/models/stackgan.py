@@ -105,6 +105,10 @@ class StackGAN(GenerativeModel):
         """What the generator starts from in a step of training: z, or an image of stage I."""
         raise NotImplementedError(f"{type(self).__name__}.given: every stage defines what it starts from")
 
+    def terms(self, given: list[tf.Tensor], fake: tf.Tensor) -> dict[str, tuple[float, tf.Tensor]]:
+        """Terms of the generator's loss that a stage adds: weight and value, by name."""
+        return {}
+
     def embeddings(self, batch: dict[str, tf.Tensor], share: tf.Tensor) -> tf.Tensor:
         """[n, embedding] of one phrasing of each text: the one at `share` [n] in [0, 1) of them."""
         if self.config.text == "captions":
@@ -131,9 +135,10 @@ class StackGAN(GenerativeModel):
             d_loss = losses.matching_aware(real_logits, wrong_logits, fake_logits, config.real_target)
             kl = tf.reduce_mean(losses.kl_standard_normal(mean, log_variance)) / config.conditioning
             adversarial = losses.generator_non_saturating(fake_logits)
-            g_loss = adversarial + config.kl * kl
+            terms = {"kl": (config.kl, kl), **self.terms(given, fake)}
+            g_loss = adversarial + tf.add_n([weight * value for weight, value in terms.values()])
         self.minimize("d", tape, d_loss)
         self.minimize("g", tape, g_loss)
         self.update_averages(config.average)
         probability = {name: tf.reduce_mean(tf.sigmoid(logits)) for name, logits in (("d_real", real_logits), ("d_wrong", wrong_logits), ("d_fake", fake_logits))}
-        return {"d_loss": d_loss, "g_loss": adversarial, "kl": kl, **probability}
+        return {"d_loss": d_loss, "g_loss": adversarial, **{name: value for name, (_, value) in terms.items()}, **probability}

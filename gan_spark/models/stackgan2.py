@@ -4,7 +4,8 @@ The image of stage I, whose run stays frozen, is reduced by strided convolutions
 the stage's own, tiled, and goes through residual blocks and nearest-neighbour upsampling. There is no z.
 
 Differences from the paper, beside those that `stackgan.py` names: how often the image of stage I is halved is a
-config value (2 in the paper), since an image of 16x16 has few pixels to lose.
+config value (2 in the paper), since an image of 16x16 has few pixels to lose; `consistency` holds the image to stage I's, as
+StackGAN-v2's colour consistency does (arXiv 1710.10916), pixel by pixel where that compares means and covariances of colours.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import dataclasses
 import tensorflow as tf
 
 from ..config import UserError, option
+from . import losses
 from .blocks import BatchNorm
 from .stackgan import StackGAN, StageConfig, conditioned, tiled, upsampled
 
@@ -26,6 +28,7 @@ class Config(StageConfig):
     halvings: int = option(2, "of the image of stage I", low=0, high=4)
     blocks: int = option(4, "residual blocks", low=0, high=64)
     width: int = option(32, "filters of the generator next to the image; doubled at each halving", low=1, high=1024)
+    consistency: float = option(0.0, "weight of the squared difference from stage I's image, once averaged to its side", low=0.0)
 
 
 class StackGAN2(StackGAN):
@@ -63,6 +66,10 @@ class StackGAN2(StackGAN):
     def given(self, embedding):
         count, config = tf.shape(embedding)[0], self.stage1.config
         return [self.stage1.draw(self.normal([count, config.latent]), embedding, self.normal([count, config.conditioning], stream=3))]
+
+    def terms(self, given, fake):
+        weight = self.config.consistency
+        return {"consistency": (weight, losses.consistency(fake, given[0]))} if weight else {}
 
     def generate(self, inputs, seeds):
         """The same seeds and texts make the same images of stage I as they do there."""
