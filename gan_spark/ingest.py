@@ -28,6 +28,7 @@ from .config import Config, Ingest, UserError
 log = logging.getLogger(__name__)
 _FILE_BYTES = 128 * 2**20
 _ROW_GROUP_BYTES = 16 * 2**20
+_ARROW_BYTES = 2**30
 _WRITTEN = "split string, part string, name string, rows long, digest binary"
 _REJECTED = ""  # stands for a split in what tasks report
 
@@ -58,7 +59,9 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
     row_bytes = int(np.prod(shape)) + 4 * int(np.prod(source.embedding or (0,)))
     # A task a file: every core decodes. Few files, as Petastorm's metadata takes a task for each.
     files = max(config.planned_workers, spark.sparkContext.defaultParallelism, math.ceil(source.count * row_bytes / _FILE_BYTES))
-    group_rows = max(1, min(_ROW_GROUP_BYTES // row_bytes, source.count // (8 * config.planned_workers)))
+    # Training images of one part, where a source has no split of its own.
+    smallest = source.count * (1.0 - config.validation - config.test) / max(1, len(manifest.parts))
+    group_rows = max(1, min(_ROW_GROUP_BYTES // row_bytes, int(smallest) // (8 * config.planned_workers)))
     log.info("ingest: about %d images to %s in %d files a split", source.count, url, files)
 
     staged, staged_rejects = lake.staging(url), lake.staging(rejects)
@@ -68,11 +71,12 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
         .sortWithinPartitions("order", "id", F.xxhash64("content", "url"))
         .drop("order")
     )
-    kept = parts.chosen(source.frame, config) if config.parts == "labels" else frozenset()
+    with _batches_that_fit(spark, source, config):
+        kept = parts.chosen(source.frame, config, _pixels) if config.parts == "labels" else frozenset()
     work = functools.partial(_write, config, manifest, kept, staged, staged_rejects, group_rows)
     factory = None if dataset.petastorm_filesystem(staged) is None else functools.partial(dataset.petastorm_filesystem, staged)
     try:
-        with materialize_dataset(spark, lake.mounted(staged), schema.unischema(manifest), filesystem_factory=factory):
+        with _batches_that_fit(spark, source, config), materialize_dataset(spark, lake.mounted(staged), schema.unischema(manifest), filesystem_factory=factory):
             written = rows.mapInArrow(work, _WRITTEN).collect()
             counts = {split: sum(file["rows"] for file in written if file["split"] == split) for split in (*schema.SPLITS, _REJECTED)}
             _settle(staged, staged_rejects, written)
@@ -92,6 +96,20 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
         lake.remove(staged)
         lake.remove(staged_rejects)
     return {"dataset": url, "rows": sum(counts.values()), "rejected": rejected, "splits": counts, "rejects": rejects, "fingerprint": manifest.fingerprint}
+
+
+@contextlib.contextmanager
+def _batches_that_fit(spark, source: sources.Source, config: Ingest) -> Iterator[None]:
+    """Where rows hold files, tasks are handed no more of them at once than fit into an Arrow column, which ends at 2 GiB."""
+    key = "spark.sql.execution.arrow.maxRecordsPerBatch"
+    before = spark.conf.get(key)
+    if source.holds_files:
+        most = max(1, _ARROW_BYTES // (config.max_file_mb * 2**20))
+        spark.conf.set(key, str(min(most, int(before)) if int(before) > 0 else most))
+    try:
+        yield
+    finally:
+        spark.conf.set(key, before)
 
 
 def _settle(staged: str, staged_rejects: str, written: list) -> None:
@@ -203,8 +221,10 @@ def _write(config: Ingest, manifest: schema.Manifest, kept: frozenset[str], stag
             return files[split, part]
 
         previous = None
-        for batch in batches:
-            decoded, previous = _decode(config, manifest, kept, batch, previous)
+        # However many rows Spark hands over at once, only so many are held decoded.
+        most = max(1, _ROW_GROUP_BYTES // math.prod(manifest.shape))
+        for piece in (batch.slice(start, most) for batch in batches for start in range(0, batch.num_rows, most)):
+            decoded, previous = _decode(config, manifest, kept, piece, previous)
             keys = list(zip(decoded["split"].to_pylist(), decoded["part"].to_pylist()))
             for key in sorted(set(keys)):
                 file = file_of(*key)
@@ -322,21 +342,5 @@ def _pixels(row: dict, config: Ingest) -> np.ndarray:
         if pixels.shape[2] != channels:
             pixels = images.convert(pixels, channels)
         return images.resize(pixels, height, width, config.fit)
-    content = row["content"] if row["content"] is not None else _read(row["url"], config.max_file_mb)
+    content = row["content"] if row["content"] is not None else sources.folder.read(row["url"], config.max_file_mb)
     return images.decode(content, height, width, channels, config.fit, config.max_megapixels)
-
-
-def _read(url: str, max_file_mb: int) -> bytes:
-    fs, path = lake.filesystem(url)
-    try:
-        with fs.open(path, "rb") as stream:
-            data = stream.read(max_file_mb * 2**20 + 1)
-    except PermissionError:
-        raise images.BadImage("permission denied") from None
-    except FileNotFoundError:
-        raise images.BadImage("gone: the file was listed but is not there") from None
-    except OSError as error:
-        raise images.BadImage(f"cannot be read: {error.strerror or error}") from None
-    if len(data) > max_file_mb * 2**20:
-        raise images.BadImage(f"over the limit of {max_file_mb} MB")
-    return data

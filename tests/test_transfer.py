@@ -116,11 +116,11 @@ def test_one_file(spark, fine, tmp_path):
 
 
 def test_a_folder_becomes_a_table_with_null_for_what_cannot_be_read(spark, fine, tmp_path):
-    for name, data in {"a.png": png(200), "b/c.png": png(20), "bad.png": b"no image", "cut.png": png(3)[:40], "huge.png": png(9) + bytes(2 * 2**20)}.items():
+    for name, data in {"a.png": png(200), "b/c.png": png(20), "bad.png": b"no image", "cut.png": png(3)[:40], "huge.png": png(9) + bytes(2 * 2**20), "b/_d.png": png(20), ".e/f #%.png": png(20)}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
     result = predict(spark, fine[0], tmp_path, ingest={"max_file_mb": 1})
-    assert (result["images"], result["rejected"]) == (2, 3) and sum(result["classes"].values()) == 2
+    assert (result["images"], result["rejected"]) == (4, 3) and sum(result["classes"].values()) == 4
     rows = {row["id"].rsplit("/", 1)[1]: row for row in spark.read.parquet(result["predictions"]).collect()}
     assert {name for name, row in rows.items() if row["class"] is None} == {"bad.png", "cut.png", "huge.png"}
     assert sum(rows["a.png"]["probabilities"]) == pytest.approx(1, abs=1e-4)

@@ -5,6 +5,7 @@ import os
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 
 import numpy as np
 from pyspark.ml import PipelineModel
@@ -14,6 +15,7 @@ from pyspark.sql import functions as F
 
 from .. import dataset, images, lake, schema, tables, trainer
 from ..config import Config, UserError, replaced
+from ..sources import folder
 from ..store import Run
 from . import columns
 from .classifier import ImageClassifier
@@ -114,7 +116,7 @@ def predict(spark, config: Config) -> dict:
         if fs.size(path) > config.ingest.max_file_mb * 2**20:
             raise UserError(f"{options.input}: {fs.size(path)} bytes, over the limit of {config.ingest.max_file_mb} MB (ingest.max_file_mb)")
         return _one(spark, stage, names, options, lake.read_bytes(url))
-    return _folder(spark, stage, names, config, url)
+    return _folder(spark, ImageClassifier(run=run.url, inputCol="id", maxFileMb=config.ingest.max_file_mb), names, config, url)
 
 
 def _fetched(url: str, max_mb: int) -> bytes:
@@ -141,12 +143,19 @@ def _top(names: list[str], probabilities: np.ndarray, count: int) -> list[dict]:
     return [{"class": names[i], "probability": round(float(probabilities[i]), 4)} for i in np.argsort(-probabilities, kind="stable")[:count]]
 
 
+def _files(url: str) -> Iterator[tuple[str]]:
+    """URLs of the files in the folder, at any depth, and of folders that cannot be listed."""
+    fs, base = lake.filesystem(url)
+    for entry, problem in folder.walk(fs, base):
+        if problem is not None or entry["type"] != "directory":
+            yield (lake.join(url, entry["name"].removeprefix(base.rstrip("/") + "/")),)
+
+
 def _folder(spark, stage: ImageClassifier, names: list[str], config: Config, url: str) -> dict:
-    limit = config.ingest.max_file_mb * 2**20
-    files = spark.read.format("binaryFile").option("recursiveFileLookup", "true").load(url)
-    # In two parts, so that no task reads a file that is too large.
-    large = files.where(F.col("length") > limit).select(F.col("path").alias("id"), F.lit(None).cast("binary").alias("content"))
-    found = stage.transform(files.where(F.col("length") <= limit).select(F.col("path").alias("id"), "content").union(large))
+    context = spark.sparkContext
+    # Not Spark's own listing of files, which passes over names that begin with _ or a dot.
+    files = context.parallelize([url], 1).flatMap(_files).repartition(context.defaultParallelism).toDF("id string")
+    found = stage.transform(files)
     classes = F.array(*(F.lit(name) for name in names))
     table = found.select(
         "id",
