@@ -9,9 +9,12 @@ Where both domains come from one image, a training image goes into one of them a
 decides), so that no pair is ever seen; other splits hold both, as `a/<id>` and `b/<id>`.
 """
 
-from collections.abc import Iterator
+import collections
+import contextlib
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import pyarrow as pa
 
 from . import images, schema
 from .config import Ingest, UserError
@@ -43,20 +46,34 @@ def divide(pixels: np.ndarray, id: str, label: int, name: str | None, split: str
                 yield f"{part}/{id}", part, label, version
 
 
-def chosen(frame, config: Ingest) -> frozenset[str]:
-    """Ids of the training images that keep their label: as many of each class, those whose ids hash lowest."""
-    from pyspark.sql import Window
+def chosen(frame, config: Ingest, decode: Callable[[dict, Ingest], np.ndarray]) -> frozenset[str]:
+    """Ids of the training images that keep their label: as many of each class, those whose ids hash lowest of the ones that `decode` does not raise `BadImage` for."""
     from pyspark.sql import functions as F
 
     in_train = F.udf(lambda id, split: _in_train(id, split, config.validation, config.test), "boolean")
-    usable = frame.where("reason is null and label is not null").select("id", "label", "split").where(in_train("id", "split"))
+    usable = frame.where("reason is null and label is not null").where(in_train("id", "split"))
     classes = usable.select("label").distinct().count()
+    share = config.labels // max(classes, 1)
     if config.labels % max(classes, 1):
         raise UserError(f"ingest.labels = {config.labels} does not divide by the {classes} classes")
-    first = usable.withColumn("place", F.row_number().over(Window.partitionBy("label").orderBy(F.xxhash64("id"), "id")))
-    ids = frozenset(row["id"] for row in first.where(F.col("place") <= config.labels // max(classes, 1)).select("id").collect())
+
+    def first(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        counts, taken = collections.Counter(), set()
+        for batch in batches:
+            found = []
+            for row in batch.to_pylist():
+                if counts[row["label"]] < share and row["id"] not in taken:
+                    with contextlib.suppress(images.BadImage):
+                        decode(row, config)
+                        found.append(row["id"])
+                        taken.add(row["id"])
+                        counts[row["label"]] += 1
+            yield pa.RecordBatch.from_pydict({"id": pa.array(found, pa.string())})
+
+    in_order = usable.repartition(classes, "label").sortWithinPartitions("label", F.xxhash64("id"), "id", F.xxhash64("content", "url"))
+    ids = frozenset(row["id"] for row in in_order.mapInArrow(first, "id string").collect())
     if len(ids) < config.labels:
-        raise UserError(f"ingest.labels = {config.labels}: a class has fewer training images than its share")
+        raise UserError(f"ingest.labels = {config.labels}: a class has fewer training images than its share of {share} (those that can be read count)")
     return ids
 
 

@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import petastorm
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -184,6 +185,40 @@ def test_a_bad_row_does_not_displace_a_good_one_of_the_same_id(spark, root):
     answer = write(spark, spark.createDataFrame(rows, "id string, content binary, label string").coalesce(1), url)
     assert answer["rows"] + answer["rejected"] == 40
     assert stored(spark, url).keys() == good.keys()
+
+
+def test_labels_go_to_images_that_can_be_read(spark, root):
+    rows = [(id, bytearray(png(each)[:40] if int(id[-2]) % 2 else png(each)), "odd" if int(id[-1]) % 2 else "even") for id, each in PIXELS.items()]
+    frame = spark.createDataFrame([*rows, *rows], "id string, content binary, label string")
+    url = lake.join(root, "few labels")
+    answer = write(spark, frame, url, dataclasses.replace(CONFIG, parts="labels", labels=20))
+    assert answer["rows"] + answer["rejected"] == 600 and answer["rows"] == 150
+    found = spark.read.parquet(url).where("split = 'train' and part = 'labelled'").groupBy("label").count().collect()
+    assert {row["label"]: row["count"] for row in found} == {0: 10, 1: 10}
+
+
+def test_files_of_a_table_are_bounded_and_handed_over_few_at_once(spark, root, monkeypatch):
+    monkeypatch.setattr(ingest, "_ARROW_BYTES", 3 * 2**20)
+    frame = make_frame(spark, PIXELS).union(spark.createDataFrame([("huge", bytearray(2**20 + 1), "odd")], "id string, content binary, label string"))
+    config = dataclasses.replace(CONFIG, max_file_mb=1)
+    url, key = lake.join(root, "bounded"), "spark.sql.execution.arrow.maxRecordsPerBatch"
+    before = spark.conf.get(key)
+    source = sources.from_frame(frame, "id", "content", "label", max_file_mb=1)
+    with ingest._batches_that_fit(spark, source, config):
+        sizes = source.frame.select("id").mapInArrow(lambda batches: (pa.RecordBatch.from_pydict({"rows": [batch.num_rows]}) for batch in batches), "rows long").collect()
+        assert max(row["rows"] for row in sizes) == 3
+    assert spark.conf.get(key) == before
+    assert ingest.write(spark, source, url, config)["rows"] == 300
+    assert rejected(spark, url) == {"huge": "1048577 bytes, over the limit of 1 MB"} and spark.conf.get(key) == before
+
+
+def test_images_too_large_to_hold_many_of_are_decoded_a_few_at_a_time(spark, root):
+    rows = [(f"{index}", bytearray(png(np.full((2048, 2048), index, np.uint8))), "odd") for index in (0, 1, 2, 3, 4, 5, 5)]
+    url = lake.join(root, "large")
+    frame = spark.createDataFrame(rows, "id string, content binary, label string").coalesce(1)
+    answer = write(spark, frame, url, dataclasses.replace(CONFIG, height=2048, width=2048, test=0.0, validation=0.0))
+    assert (answer["rows"], answer["rejected"]) == (6, 1)
+    assert {id: int(pixels.max()) for id, (pixels, _, _) in stored(spark, url).items()} == {str(index): index for index in range(6)}
 
 
 def test_large_colour_images_are_png(spark, root):

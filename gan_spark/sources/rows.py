@@ -20,6 +20,7 @@ class Source:
     count: int
     captioned: bool = False
     embedding: tuple[int, ...] = ()  # (how many an image, size of each)
+    holds_files: bool = False  # `content` is whole files, as large as `ingest.max_file_mb` lets them be
 
 
 def frame_of(spark, rows: list[dict]):

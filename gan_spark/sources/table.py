@@ -19,11 +19,11 @@ def source(spark, config: Ingest) -> Source:
         frame = spark.read.parquet(lake.to_url(config.path)) if is_path else spark.table(config.path)
     except Exception as error:
         raise UserError(f"ingest.path = {config.path!r}: cannot be read as a table: {str(error).splitlines()[0]}") from error
-    return from_frame(frame, config.id_column, config.image_column, config.label_column, config.caption_column, config.embedding_column)
+    return from_frame(frame, config.id_column, config.image_column, config.label_column, config.caption_column, config.embedding_column, config.max_file_mb)
 
 
-def from_frame(frame, id_column: str, image_column: str, label_column: str = "", caption_column: str = "", embedding_column: str = "") -> Source:
-    """Any DataFrame with a unique id and a binary column of encoded images; null images are rejected by id."""
+def from_frame(frame, id_column: str, image_column: str, label_column: str = "", caption_column: str = "", embedding_column: str = "", max_file_mb: int = 64) -> Source:
+    """Any DataFrame with a unique id and a binary column of encoded images; null images, and those over `max_file_mb` MB, are rejected by id."""
     from pyspark.sql import functions as F
 
     kinds = dict(frame.dtypes)
@@ -40,16 +40,18 @@ def from_frame(frame, id_column: str, image_column: str, label_column: str = "",
     reason = F.when(id.isNull(), "no id (null)").when(image.isNull(), "no image (null)")
     if label_column:
         reason = reason.when(label.isNull(), "no label (null)")
+    is_large = F.length(image) > max_file_mb * 2**20
+    reason = reason.when(is_large, F.concat(F.length(image), F.lit(f" bytes, over the limit of {max_file_mb} MB")))
     chosen = frame.select(
         F.coalesce(id.cast("string"), F.concat(F.lit("null id "), F.monotonically_increasing_id())).alias("id"),
-        image.alias("content"),
+        F.when(~is_large, image).alias("content"),
         label.alias("label"),
         reason.alias("reason"),
         (_column(caption_column) if caption_column else F.lit(None)).cast("string").alias("caption"),
         _flat(frame, embedding_column).alias("embedding"),
     )
     classes = sorted(row[0] for row in frame.select(label).distinct().collect() if row[0] is not None) if label_column else []
-    return Source(padded(chosen), tuple(classes), frame.count(), bool(caption_column), _embedding_shape(frame, embedding_column))
+    return Source(padded(chosen), tuple(classes), frame.count(), bool(caption_column), _embedding_shape(frame, embedding_column), holds_files=True)
 
 
 def _flat(frame, embedding_column: str):
