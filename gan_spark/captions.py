@@ -34,6 +34,8 @@ def attributes(spark, config: Config) -> dict:
     expected = (model["image_size"], model["image_size"], model["channels"])
     if (first["height"], first["width"], first["channels"]) != expected:
         raise UserError(f"table {url} holds images of {(first['height'], first['width'], first['channels'])}; reader {config.evaluate.reader!r} reads {expected}")
+    if odd := table.select("input").rdd.map(lambda row: row["input"]).filter(lambda caption: bool(unsaid(caption))).take(1):
+        raise UserError(f"table {url}: its input {odd[0]!r} says nothing of {', '.join(unsaid(odd[0]))}; expected captions that name all five attributes, as those of source 'shapes' do")
     partial = functools.partial(_read, run.url, steps[-1], record, config.evaluate.batch_size)
     counts = table.select("input", "image").rdd.mapPartitions(partial).treeReduce(lambda a, b: {kind: a[kind] + b[kind] for kind in KINDS})
     names = ("all", *shapes.ATTRIBUTES)
@@ -54,13 +56,19 @@ def _real(spark, run: Run, step: int, record: dict, batch_size: int) -> dict:
     return {kind: {name: round(value, 4) for name, value in evaluate.held_out(part, run.url, step, manifest, batch_size).items()} for kind, part in parts.items()}
 
 
+def said(caption: str | None) -> dict[str, str]:
+    """The attributes that a caption's first line names."""
+    return shapes.understand((caption or "").strip().partition("\n")[0])
+
+
+def unsaid(caption: str | None) -> list[str]:
+    return [name for name in shapes.ATTRIBUTES if name not in said(caption)]
+
+
 def matches(caption: str, indices: np.ndarray) -> np.ndarray:
-    """Whether each attribute that was read, as an index [attributes], is what the caption's first line says."""
-    said = shapes.understand(caption.strip().splitlines()[0])
-    missing = [name for name in shapes.ATTRIBUTES if name not in said]
-    if missing:
-        raise UserError(f"caption {caption!r} says nothing of {', '.join(missing)}")
-    return np.array([values[index] == said[name] for index, (name, values) in zip(indices, shapes.ATTRIBUTES.items())])
+    """Whether each attribute that was read, as an index [attributes], is what the caption, which names them all, says."""
+    wanted = said(caption)
+    return np.array([values[index] == wanted[name] for index, (name, values) in zip(indices, shapes.ATTRIBUTES.items())])
 
 
 def _read(url: str, step: int, record: dict, batch_size: int, rows: Iterator) -> Iterator[dict[str, np.ndarray]]:
@@ -71,6 +79,6 @@ def _read(url: str, step: int, record: dict, batch_size: int, rows: Iterator) ->
         found = read(images.to_unit(np.stack([images.decode_png(row["image"]) for row in chunk]))).numpy()
         for row, indices in zip(chunk, found):
             right = matches(row["input"], indices)
-            kind = KINDS[shapes.is_held_out(shapes.understand(row["input"].strip().splitlines()[0]))]
+            kind = KINDS[shapes.is_held_out(said(row["input"]))]
             counts[kind] += np.array([1, right.all(), *right])
     yield counts

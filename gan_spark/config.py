@@ -19,9 +19,9 @@ class UserError(Exception):
     """A request that cannot be met as it was made; jobs exit with code 2."""
 
 
-def option(default: Any, help: str, *, low=None, high=None, choices=None, run: bool = False) -> Any:
-    """A dataclass field that carries its range (both ends allowed), its description, and whether it names another run whose model is used."""
-    metadata = {"help": help, "low": low, "high": high, "choices": choices, "run": run}
+def option(default: Any, help: str, *, low=None, high=None, choices=None, run: str = "", file: bool = False) -> Any:
+    """A dataclass field that carries its range (both ends allowed), its description, which model's run it names, where it names one that is used, and whether it names a file."""
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "run": run, "file": file}
     return dataclasses.field(default=default, metadata=metadata)
 
 

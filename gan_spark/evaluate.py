@@ -8,6 +8,7 @@ and recall need pairs of images: they look at a bounded sample, chosen by a hash
 import dataclasses
 import datetime
 import functools
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -113,6 +114,8 @@ def evaluate(spark, config: Config) -> dict:
     real_url = lake.dataset_url(config)
     fake_frame = generate.images_of(spark, config).selectExpr("cast(seed as string) as id", "input", "image", "height", "width", "channels", "run", "step")
     made = fake_frame.select("run", "step", "height", "width", "channels").first()
+    if options.part:
+        fake_frame = _translated(spark, fake_frame, made["run"], options.part, fake_url)
     if (made["height"], made["width"], made["channels"]) != manifest.shape:
         raise UserError(f"table {fake_url} holds images of {(made['height'], made['width'], made['channels'])}, dataset {real_url} of {manifest.shape}")
     network = features.network(spark, config)
@@ -154,9 +157,25 @@ def evaluate(spark, config: Config) -> dict:
         "evaluated": datetime.datetime.now(datetime.timezone.utc).isoformat(),
     }  # fmt: skip
     lake.write_json(f"{fake_url}.quality.json", report)
+    generated = lake.join(lake.to_url(config.lake), "generated")
+    if fake_url.rpartition("/")[0] != generated:  # The registry looks there.
+        lake.write_json(lake.join(generated, f"{config.run}-{hashlib.sha256(fake_url.encode()).hexdigest()[:8]}.quality.json"), report)
     if tracker := tracking.tracker(config, Run(run)):
         tracker.quality(report, f"{fake_url}.quality.json")
     return {**report, "report": f"{fake_url}.quality.json"}
+
+
+def _translated(spark, fake_frame, run: str, part: str, url: str):
+    """Those rows of a translator's table that were to become images of `part`: a table that is added to may hold both directions."""
+    dataset = Run(run).record()["dataset"]["url"]
+    source = next((name for name in schema.read_manifest(dataset).parts if name in "ab" and name != part), None)
+    if source is None:
+        return fake_frame
+    ids = spark.read.parquet(*(file for split in schema.SPLITS for file in datasets.files(dataset, split, source))).select("id")
+    found = fake_frame.join(ids, fake_frame["input"] == ids["id"], "left_semi")
+    if not found.head(1):
+        raise UserError(f"evaluate.part = {part!r}: table {url} has no image made from one of part {source!r}; make them with jobs/generate.py and generate.part = {source!r}")
+    return found
 
 
 def check(config: Config) -> tuple[Config, schema.Manifest]:
@@ -303,6 +322,9 @@ def held_out(frame, run_url: str, step: int, manifest: schema.Manifest, batch_si
     if models.find(record["config"]["model"]["name"]).held_out is models.GenerativeModel.held_out:
         return {}
     columns = datasets.columns(manifest)
+    known = record["dataset"].get("classes", [])
+    # The run's own indices of these classes; -1 for those it does not know, and for images without one, whose index is the last.
+    places = np.array([known.index(name) if name in known else -1 for name in manifest.classes] + [-1], np.int32)
 
     def partial(rows: Iterator) -> Iterator[tuple[int, dict[str, float]]]:
         import tensorflow as tf
@@ -312,6 +334,8 @@ def held_out(frame, run_url: str, step: int, manifest: schema.Manifest, batch_si
         while chunk := [row for _, row in zip(range(batch_size), rows)]:
             batch = datasets.unpack({name: [row[name] for row in chunk] for name in columns}, manifest)
             batch["image"] = images.to_unit(batch["image"])
+            if "label" in batch:
+                batch["label"] = places[batch["label"]]
             count += len(chunk)
             for name, values in compute(batch).items():
                 sums[name] = sums.get(name, 0.0) + float(tf.reduce_sum(values))

@@ -1,6 +1,7 @@
 """Feature networks: what a quality measure looks at images through."""
 
 import dataclasses
+import uuid
 from typing import Any
 
 import numpy as np
@@ -65,12 +66,28 @@ def _trained_lenet(spark, config: Config, manifest: schema.Manifest) -> Network:
         ),
     )  # fmt: skip
     run = Run.of(classifier)
-    with run.checkpoint() as found:
-        is_trained = found is not None and found[0] == steps
-    if not is_trained:
-        lake.remove(run.url)  # Its only checkpoint is its last: there is nothing to resume, and other workers may have begun it.
-        trainer.train(spark, classifier)
+    if not _is_trained(run, steps):
+        # In a run of its own, as another job may train it at this moment; whoever ends first puts it in place.
+        own = dataclasses.replace(classifier, run=f"{classifier.run}.{uuid.uuid4().hex[:8]}")
+        trained = Run.of(own)
+        try:
+            trainer.train(spark, own)
+            record = trained.record()
+            record["config"]["run"] = classifier.run
+            lake.write_json(trained.path("config.json"), record)
+            if not _is_trained(run, steps):
+                lake.replace(trained.url, run.url)
+        except UserError:
+            if not _is_trained(run, steps):
+                raise
+        finally:
+            lake.remove(trained.url)
     return Network("lenet", run.url, steps, run.record())
+
+
+def _is_trained(run: Run, steps: int) -> bool:
+    with run.checkpoint() as found:
+        return found is not None and found[0] == steps
 
 
 def function(network: Network):

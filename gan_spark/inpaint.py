@@ -70,12 +70,16 @@ def inpaint(spark, config: Config) -> dict:
 
 
 def _masks(spark, options: Inpaint):
+    from pyspark.sql import functions as F
+
     if not options.masks:
         raise UserError("inpaint.masks is empty: expected a Parquet folder with `id` and `mask` for inpaint.mask = 'table'")
     table = spark.read.parquet(lake.to_url(options.masks))
     kinds = dict(table.dtypes)
     if kinds.get("mask") != "binary" or kinds.get("id") != "string":
         raise UserError(f"inpaint.masks = {options.masks!r}: expected columns id string, mask binary; found {', '.join(f'{name} {kind}' for name, kind in kinds.items())}")
+    if wrong := table.groupBy("id").agg(F.count("*").alias("rows"), F.count("mask").alias("masks")).where("rows > 1 or masks < 1").first():
+        raise UserError(f"inpaint.masks = {options.masks!r}: expected one mask an id, found {wrong['masks']} for {wrong['id']!r}")
     return table.select("id", "mask")
 
 

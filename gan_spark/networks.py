@@ -29,6 +29,8 @@ def load(name: str, weights: str, **options) -> tf.keras.Model:
         try:
             with _one_at_a_time():
                 return make(weights=weights or None, **options)
+        except ValueError as error:
+            raise UserError(f"{name}: {error}") from error
         except Exception as error:  # Keras raises a bare Exception where it cannot fetch.
             raise UserError(f"{name}: its {weights!r} weights cannot be fetched: {error}; name a weights file instead") from error
     url = lake.to_url(weights)

@@ -21,6 +21,7 @@ from .store import Run
 
 log = logging.getLogger(__name__)
 PREVIEW = 64  # images in a grid of samples
+_FROM_BEFORE = "the last checkpoint is from before. Lower the learning rate, or look at the images"
 _loaded: dict = {}  # (run URL, step, when the run was created) -> model
 
 
@@ -50,7 +51,8 @@ def train(spark, config: Config) -> dict:
     launch.check_reach(spark, config.train, lake.join(lake.to_url(config.lake), "runs"), [lake.join(url, schema.MANIFEST)])
     threads = config.train.threads or int(spark.sparkContext.getConf().get("spark.task.cpus", "1"))
     is_new = not lake.exists(run.url)
-    job = {"config": resolved(config), "dataset": url, "threads": threads, "uses": record["config"]["uses"]}
+    # Ranks run in folders of their own, in which a relative path is another one.
+    job = {"config": resolved(dataclasses.replace(config, lake=lake.to_url(config.lake), model=_absolute(config.model))), "dataset": url, "threads": threads, "uses": record["config"]["uses"]}
     with tracking.training(config, run, record) as tracker:
         for attempt in range(config.train.restarts + 1):
             job |= {"attempt": attempt, "owner": run.start(record)}
@@ -60,16 +62,19 @@ def train(spark, config: Config) -> dict:
                 with Progress(run, config, tracker):
                     results = launch.run(spark, _work, job, config.train)
                 break
-            except launch.NoSlots:
-                # Nothing was begun, so no trace is left; but what is there may be another job's by now.
-                if is_new and attempt == 0 and run.is_owner(job["owner"]) and not run.checkpoints():
-                    lake.remove(run.url)
+            except UserError:
+                if is_new and attempt == 0:
+                    _remove_if_never_begun(run, job["owner"])
                 raise
             except launch.RankFailure as failure:
                 if not run.is_owner(job["owner"]):
                     raise TrainingStopped(f"run {run.url} was taken over by another job, or removed, while this one trained it; this one stops. One job at a time can train a run: give this one another name (run = ...)") from failure
-                errors = [line["error"] for line in run.metrics() if line.get("event") == "error" and line.get("owner") == job["owner"]]
-                reason = "; ".join(errors) or f"{failure} (a rank was killed, or its executor's stderr says more)"
+                errors = [line for line in run.metrics() if line.get("event") == "error" and line.get("owner") == job["owner"]]
+                if wrong := [line["wrong"] for line in errors if line.get("wrong")]:
+                    if is_new and attempt == 0:
+                        _remove_if_never_begun(run, job["owner"])
+                    raise UserError(wrong[0]) from failure
+                reason = "; ".join(line["error"] for line in errors) or f"{failure} (a rank was killed, or its executor's stderr says more)"
                 log.warning("train: attempt %d of %d failed after %.0f s: %s", attempt + 1, config.train.restarts + 1, time.time() - started, reason)
                 if attempt == config.train.restarts:
                     raise launch.RankFailure(f"run {run.url}: {attempt + 1} attempts failed, the last one: {reason}") from failure
@@ -85,6 +90,18 @@ def train(spark, config: Config) -> dict:
             "start_seconds": round(time.time() - started - first["seconds"], 1), "restarts": attempt,
             "checksum": first["checksum"], **first["scalars"], **best,
         }  # fmt: skip
+
+
+def _absolute(model):
+    """The model's config with URLs for the files that it names."""
+    files = {field.name: getattr(model, field.name) for field in dataclasses.fields(model) if field.metadata.get("file")}
+    return dataclasses.replace(model, **{name: lake.to_url(value) for name, value in files.items() if value not in ("", "imagenet")})
+
+
+def _remove_if_never_begun(run: Run, owner: str) -> None:
+    """Leaves no trace of a run that did not take its first step, so that another config may have its name; what is there may be another job's by now."""
+    if run.is_owner(owner) and not run.checkpoints() and not any(line.get("event") == "start" for line in run.metrics()):
+        lake.remove(run.url)
 
 
 def check_model(config: Config, manifest: schema.Manifest, url: str) -> None:
@@ -129,6 +146,9 @@ def used_runs(config: Config) -> dict[str, dict]:
         if field.metadata.get("run") and name:
             used = Run(lake.join(lake.to_url(config.lake), "runs", name))
             record, steps = used.record(), used.checkpoints()
+            kind = record["config"]["model"]["name"]
+            if kind != field.metadata["run"]:
+                raise UserError(f"model.{field.name} = {name!r}: expected the run of a {field.metadata['run']}, found {kind}")
             if started.get(field.name, {}).get("url") == used.url:
                 step = started[field.name]["step"]
                 if step not in steps and not run.checkpoints():
@@ -213,7 +233,8 @@ def _work(team: Team, job: dict) -> dict:
     except Exception as error:
         # The driver sees only that a rank has failed; this is how it learns why.
         run = Run.of(parse(job["config"], models.config_class))
-        run.append_metrics({"event": "error", "rank": team.rank, "attempt": job["attempt"], "owner": job["owner"], "error": f"rank {team.rank}: {type(error).__name__}: {error}"[:2000]})
+        wrong = {"wrong": str(error)} if isinstance(error, UserError) else {}  # with the config or the data, which no restart mends
+        run.append_metrics({"event": "error", "rank": team.rank, "attempt": job["attempt"], "owner": job["owner"], **wrong, "error": f"rank {team.rank}: {type(error).__name__}: {error}"[:2000]})
         raise
 
 
@@ -286,6 +307,9 @@ def _train_rank(team: Team, job: dict) -> dict:
                 better = math.isfinite(found[model.monitored]) and (best is None or found[model.monitored] > best[model.monitored])
                 best = {"step": step, model.monitored: found[model.monitored]} if better else best
                 ended = no_better_since(step)
+            if (saves or better or ended) and not _is_finite(model, team):
+                stopped = f"step {step}: this step made weights that are not finite; {_FROM_BEFORE}"
+                break
             if samples and team.rank == 0:
                 made = preview(fixed, tf.range(PREVIEW, dtype=tf.int64))
                 if made is not None:
@@ -322,7 +346,15 @@ def _problem(step: int, scalars: dict[str, float]) -> str | None:
     bad = [name for name, value in scalars.items() if not math.isfinite(value)]
     if not bad:
         return None
-    return f"step {step}: {', '.join(f'{name} is {scalars[name]}' for name in bad)}; the last checkpoint is from before. Lower the learning rate, or look at the images"
+    return f"step {step}: {', '.join(f'{name} is {scalars[name]}' for name in bad)}; {_FROM_BEFORE}"
+
+
+def _is_finite(model, team: Team) -> bool:
+    """Whether all that the model carries is finite on every rank. The scalars of a step are those of the weights before it."""
+    import tensorflow as tf
+
+    finite = [tf.reduce_all(tf.math.is_finite(variable)) for variable in model.state() if variable.dtype.is_floating]
+    return float(team.reduce([tf.cast(tf.reduce_all(finite), tf.float32)])[0]) == 1.0
 
 
 def average_statistics(model, team: Team) -> None:

@@ -64,23 +64,24 @@ def cluster(tmp_path_factory):
             process.wait(30)
 
 
-def submit(cluster, name, *arguments):
+def submit(cluster, folder, name, *arguments):
     url, environment = cluster
     command = [
         os.path.join(environment["SPARK_HOME"], "bin", "spark-submit"), "--master", url, "--properties-file", str(ROOT / "conf" / "spark-defaults.conf"),
         "--conf", "spark.executor.memory=2g", "--conf", "spark.driver.host=127.0.0.1", str(ROOT / "jobs" / f"{name}.py"), *arguments,
     ]  # fmt: skip
-    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    # The workers run in folders of their own: a relative lake is one of the driver's.
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=folder)
     # spark-submit merges the driver's stderr into its own stdout.
     return answer.returncode, answer.stdout.strip().splitlines()
 
 
 def test_ingest_train_on_two_workers_and_generate(cluster, tmp_path):
     train = {"steps": 20, "workers": 2, "launcher": "spark", "log_every": 10, "checkpoint_every": 20, "sample_every": 20}
-    config = write_config(tmp_path, make_config(f"{tmp_path}/lake", run="cluster", train=train, generate={"images": 30}))
+    config = write_config(tmp_path, make_config("lake", run="cluster", train=train, generate={"images": 30}))
     results = {}
     for name in ("ingest", "train", "generate"):
-        code, out = submit(cluster, name, "--config", config)
+        code, out = submit(cluster, tmp_path, name, "--config", config)
         assert code == 0, out
         results[name] = json.loads(out[-1])
     assert results["ingest"]["rows"] == 1797
@@ -89,7 +90,7 @@ def test_ingest_train_on_two_workers_and_generate(cluster, tmp_path):
     assert Run(results["train"]["run"]).checkpoints() == [20]
     assert lakes.exists(results["generate"]["grid"])
 
-    code, out = submit(cluster, "train", "--config", config, "--set", "run=wide", "--set", "train.workers=4", "--set", "train.start_timeout=8")
+    code, out = submit(cluster, tmp_path, "train", "--config", config, "--set", "run=wide", "--set", "train.workers=4", "--set", "train.start_timeout=8")
     assert code == 2
     assert "error: train.workers = 4: not that many free task slots in train.start_timeout = 8 s" in out[-1]
     assert not (tmp_path / "lake" / "runs" / "wide").exists()

@@ -1,5 +1,7 @@
 """Quality measures against closed forms, then through Spark."""
 
+import dataclasses
+import re
 from collections import Counter
 
 import numpy as np
@@ -156,7 +158,7 @@ def test_the_classifier_is_trained_by_settings_of_its_own(spark, measured, monke
     with pytest.raises(UserError, match="no run at"):
         features.network(spark, config)
     assert told[0].train == Train(steps=3, batch_size=33, checkpoint_every=3, sample_every=3, workers=3, launcher="spark", threads=2, restarts=7, start_timeout=9)
-    assert told[0].run.endswith("-3-33")  # of another batch is another classifier
+    assert re.fullmatch(r".*-3-33\.[0-9a-f]{8}", told[0].run)  # of another batch is another classifier
 
 
 def test_a_classifier_that_another_config_left_half_trained_is_begun_again(spark, measured):
@@ -170,6 +172,33 @@ def test_a_classifier_that_another_config_left_half_trained_is_begun_again(spark
     assert (network.run, network.step, run.checkpoints()) == (run.url, 4, [4]) and run.record()["config"]["train"]["workers"] == 1
 
 
+def test_a_classifier_that_another_job_trains_meanwhile_is_left_alone(spark, measured, monkeypatch):
+    config = replaced(measured[0], evaluate={"classifier_steps": 2, "classifier_batch": 32})
+    train, placed = trainer.train, []
+
+    def train_two(spark, given):
+        monkeypatch.setattr(trainer, "train", train)
+        placed.append(features.network(spark, config))  # the other job's, from its beginning to its end
+        return train(spark, given)
+
+    monkeypatch.setattr(trainer, "train", train_two)
+    ours = features.network(spark, config)
+    assert ours == placed[0] and ours.record["created"] == features.Run(ours.run).record()["created"]
+    assert ours.record["config"]["run"] == ours.run.rsplit("/", 1)[1]
+    assert [name for name in lakes.filesystem(lakes.to_url(config.lake))[0].ls(f"{config.lake}/runs", detail=False) if f"{ours.run.rsplit('/', 1)[1]}." in name] == []
+
+
+def test_held_out_images_are_classified_by_names_not_by_indices(spark, digits, measured):
+    network, manifest = features.network(spark, measured[0]), schema.read_manifest(digits)
+    frame = spark.read.parquet(digits).where("split = 'test'")
+    right = evaluate.held_out(frame, network.run, network.step, manifest, 32)["accuracy"]
+    turned = frame.withColumn("label", ((frame["label"] + 3) % 10).cast("int"))
+    names = dataclasses.replace(manifest, classes=(*manifest.classes[7:], *manifest.classes[:7]))
+    assert evaluate.held_out(turned, network.run, network.step, names, 32)["accuracy"] == right > 0.8
+    strange = dataclasses.replace(manifest, classes=tuple(f"no {name}" for name in manifest.classes))
+    assert evaluate.held_out(frame, network.run, network.step, strange, 32)["accuracy"] == 0.0
+
+
 def test_a_table_is_measured_by_the_run_and_step_of_its_rows(spark, measured):
     """Others in it, as a Delta table that is added to has them, do not count."""
     from pyspark.sql import functions as F
@@ -177,10 +206,12 @@ def test_a_table_is_measured_by_the_run_and_step_of_its_rows(spark, measured):
     config, result = measured
     made = spark.read.parquet(result["table"])
     of_others = [made.where("seed < 20").withColumn("step", F.lit(1).cast("long")), made.where("seed < 30").withColumn("run", F.lit("file:///another"))]
-    mixed = replaced(config, generate={"table": "mixed"})
+    mixed = replaced(config, generate={"table": f"{config.lake}/elsewhere/mixed"})
     with tables.replacing(of_others[0].unionByName(of_others[1]).unionByName(made).coalesce(1), lakes.table_url(mixed)):
         pass
     again = evaluate.evaluate(spark, mixed)
+    assert again["report"] == f"{lakes.table_url(mixed)}.quality.json"
+    assert lakes.table_url(mixed) in registry.lineage(config.lake, config.run)["quality"]  # wherever it lies
     assert {key: again[key] for key in ("run", "step", "generated_images")} == {key: result[key] for key in ("run", "step", "generated_images")}
     assert again["fid"] == pytest.approx(result["fid"], rel=1e-3)
     assert generate.images_of(spark, replaced(mixed, generate={"checkpoint": 1})).count() == 20

@@ -161,9 +161,11 @@ def test_masks_from_a_table_choose_the_images(spark, config, tmp_path):
     result = inpaint.inpaint(spark, changed(config, mask="table", masks=str(tmp_path / "masks"), blend="poisson"))
     rows = spark.read.parquet(result["table"]).collect()
     assert sorted(row["input"] for row in rows) == ids and {row["missing"] for row in rows} == {18}
+    spark.createDataFrame([(id, bytearray(images.encode_png(mask))) for id in ids[:1] * 2], "id string, mask binary").write.parquet(str(tmp_path / "twice"))
     spark.createDataFrame([("nobody", bytearray(b"x"))], "id string, mask binary").write.parquet(str(tmp_path / "others"))
     for values, message in (
         ({"masks": ""}, "inpaint.masks is empty"),
+        ({"masks": str(tmp_path / "twice")}, f"expected one mask an id, found 2 for '{ids[0]}'"),
         ({"masks": str(tmp_path / "others")}, "no image of split 'test' .* has a mask"),
         ({"masks": lakes.dataset_url(config)}, "expected columns id string, mask binary; found"),
     ):

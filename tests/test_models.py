@@ -62,6 +62,25 @@ def test_layers_in_bfloat16_leave_weights_scalars_and_images_in_float32(name):
         assert model.generate(make_inputs(name, 2), tf.range(2, dtype=tf.int64)).dtype == tf.float32
 
 
+def test_spectral_norm_projects_float32_kernels_in_bfloat16():
+    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        model = make_model("dcgan", spectral_norm=True, normalisation="none", discriminator_rate=0.0)
+        model.train_step([make_batch("dcgan")])
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+    kernels = [variable for variable in model.discriminator.trainable_variables if "kernel" in variable.name]
+    assert {variable.dtype for variable in kernels} == {tf.float32}
+    # Were they rounded to bfloat16 on the way, the last 16 bits of each would be 0.
+    assert all((np.asarray(variable).view(np.uint32) & 0xFFFF).any() for variable in kernels)
+
+
+@pytest.mark.parametrize("name", ["dcgan", "discogan", "stackgan1", "cyclegan"])
+def test_sizes_that_a_network_cannot_make_are_refused(name):
+    with pytest.raises(UserError, match="model.image_size = 33: expected (an even number of pixels, at least 8|a multiple of 4)"):
+        make_model(name, image_size=33)
+
+
 @pytest.mark.parametrize("name", GENERATIVE)
 def test_a_preview_does_with_a_batch_of_fewer_images_than_seeds(name):
     model = build(name)

@@ -213,3 +213,8 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
         networks.load("VGG19", str(tmp_path / "text.h5"), include_top=False)
     with pytest.raises(UserError, match="no network 'VGG99' in Keras .*InceptionV3"):
         networks.load("VGG99", "")
+
+
+def test_a_size_that_keras_refuses_is_no_failed_download():
+    with pytest.raises(UserError, match="^InceptionV3: Input size must be at least 75x75"):
+        networks.load("InceptionV3", "", include_top=False, input_shape=(64, 64, 3))

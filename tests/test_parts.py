@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import make_config
 
-from gan_spark import dataset, generate, images, ingest, lake as lakes, parts, schema, trainer
+from gan_spark import dataset, generate, images, ingest, lake as lakes, parts, schema, tables, trainer
 from gan_spark.config import UserError
 from gan_spark.store import Run
 
@@ -130,6 +130,15 @@ def test_a_translation_says_which_image_it_is_of_and_is_compared_with_the_truth(
     network = evaluate.features.network(spark, dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, part="b", classifier_steps=20, classifier_batch=16)))
     answers = evaluate.features.function(network)(np.stack([generate.images.decode_png(row["image"]) for row in made]))[1].argmax(1)
     assert measured["labels_kept"] == pytest.approx(np.mean([answer == found[row["input"]]["label"] for answer, row in zip(answers, made)]), abs=1e-6)
+    # Both directions in one table: only one of them counts; and none, where the other is asked for alone.
+    back = generate.generate(spark, dataclasses.replace(config, generate=dataclasses.replace(config.generate, part="b", table="back")))
+    both = dataclasses.replace(config, generate=dataclasses.replace(config.generate, table="both"), evaluate=dataclasses.replace(config.evaluate, part="b", classifier_steps=20, classifier_batch=16))
+    with tables.replacing(spark.read.parquet(back["table"]).union(spark.read.parquet(answer["table"])), lakes.table_url(both)):
+        pass
+    again = evaluate.evaluate(spark, both)
+    assert again["generated_images"] == 40 and again["fid"] == pytest.approx(measured["fid"], rel=1e-6) and again["labels_kept"] == measured["labels_kept"]
+    with pytest.raises(UserError, match="evaluate.part = 'b': table .* has no image made from one of part 'a'"):
+        evaluate.evaluate(spark, dataclasses.replace(both, generate=dataclasses.replace(both.generate, table="back")))
     with pytest.raises(UserError, match="expected the domain to start from, one of a, b"):
         generate.generate(spark, dataclasses.replace(config, generate=dataclasses.replace(config.generate, part="")))
 

@@ -44,15 +44,25 @@ def another_user_error(run, job):
     raise UserError("the dataset was replaced")
 
 
+def a_user_error_of_a_rank(run, job):
+    run.append_metrics({"event": "error", "owner": job["owner"], "wrong": "the dataset was replaced", "error": "rank 1: UserError: the dataset was replaced"})
+    raise launch.RankFailure("a rank failed")
+
+
+def a_user_error_of_a_rank_that_began(run, job):
+    run.append_metrics({"event": "start"})
+    a_user_error_of_a_rank(run, job)
+
+
 def no_network(run, job):
     raise launch.NoNetwork("no route")
 
 
-@pytest.mark.parametrize("way, stays", [(no_slots, False), (no_slots_for_a_run_that_another_trains, True), (no_slots_for_a_run_that_has_a_checkpoint, True), (another_user_error, True), (no_network, True)])
-def test_only_a_run_that_got_no_slots_and_never_began_is_removed(spark, lake, digits, monkeypatch, way, stays):
+@pytest.mark.parametrize("way, stays", [(no_slots, False), (no_slots_for_a_run_that_another_trains, True), (no_slots_for_a_run_that_has_a_checkpoint, True), (another_user_error, False), (a_user_error_of_a_rank, False), (a_user_error_of_a_rank_that_began, True), (no_network, True)])
+def test_only_a_run_that_never_began_is_removed(spark, lake, digits, monkeypatch, way, stays):
     config = make_config(lake, run=way.__name__.replace("_", "-"))
     begun = ends(monkeypatch, way)
-    with pytest.raises((UserError, launch.NoNetwork)):
+    with pytest.raises((UserError, launch.NoNetwork), match="^(no slots|the dataset was replaced|no route)$"):
         trainer.train(spark, config)
     assert len(begun) == 1 and lakes.exists(Run.of(config).url) == stays
 

@@ -106,9 +106,18 @@ def test_features_of_vgg19_from_a_file(tmp_path):
     assert float(model.content(images, images)) == 0.0 < float(model.content(images, -images))
     assert not {id(v) for v in network.trainable_variables} & {id(v) for group in model.groups.values() for v in group}
     with pytest.raises(UserError, match="vgg19: no such layer: 'block9' .*block1_conv1"):
-        build(content="vgg19", content_weights=path, content_layer="block9")
+        build(content="vgg19", content_weights=path, content_layer="block9").content(images, images)
+    # What draws does not look: it needs no weights.
+    without = build(content="vgg19", content_weights=str(tmp_path / "gone.h5"))
+    assert without.generate({"image": images}, None).shape == images.shape
     with pytest.raises(UserError, match="no such file"):
-        build(content="vgg19", content_weights=str(tmp_path / "gone.h5"))
+        without.train_step([{"image": images}])
+
+
+@pytest.mark.parametrize("changes", [{"crop": 6}, {"crop": 20}, {"image_size": 18}])
+def test_sizes_that_cannot_be_enlarged_to_are_refused(changes):
+    with pytest.raises(UserError, match="expected a multiple of model.factor = 4, and a crop no larger than the image"):
+        build(**changes)
 
 
 def test_a_run_starts_from_another_and_looks_through_a_third(spark, lake, digits):
@@ -120,7 +129,15 @@ def test_a_run_starts_from_another_and_looks_through_a_third(spark, lake, digits
     second = make_config(lake, "srgan", run="sr-gan", train={"steps": 1})
     second = dataclasses.replace(second, model=dataclasses.replace(second.model, pretrained="sr-resnet", content="run", content_run="sr-features", content_layer="conv2", rate=0.0))
     with pytest.raises(UserError, match="no such layer"):
-        trainer.build(dataclasses.replace(second.model, content_layer="nothing"), uses=trainer.used_runs(second))
+        trainer.build(dataclasses.replace(second.model, content_layer="nothing"), uses=trainer.used_runs(second)).content(tf.zeros([1, 16, 16, 1]), tf.zeros([1, 16, 16, 1]))
+    with pytest.raises(UserError, match="model.content_run = 'sr-resnet': expected the run of a lenet, found srgan"):
+        trainer.used_runs(dataclasses.replace(second, model=dataclasses.replace(second.model, content_run="sr-resnet")))
+    wider = dataclasses.replace(second, run="sr-wider", model=dataclasses.replace(second.model, width=2 * second.model.width))
+    with pytest.raises(UserError, match="model.pretrained: its generator has other layers than this one"):
+        trainer.train(spark, wider)
+    assert not lakes.exists(Run.of(wider).url)  # so that its name is free for the config that fits
+    half = dataclasses.replace(second, run="sr-half", train=dataclasses.replace(second.train, precision="mixed_bfloat16"))
+    assert np.isfinite(trainer.train(spark, half)["content"])
     uses = trainer.used_runs(second)
     assert uses["pretrained"]["step"] == 4 and uses["content_run"]["url"] == Run.of(classifier).url
     trainer.train(spark, second)  # at a rate of 0, so it stays where it started

@@ -295,8 +295,10 @@ def test_from_captions_to_judged_pictures(spark, lake, pictures):
         tables.append({row["seed"]: (row["input"], bytes(row["image"])) for row in generate.generated(given, Run.of(typed), typed.generate).collect()})
     assert tables[0] == tables[1] and [tables[0][seed][0] for seed in range(4)] == [*written, *written]
     assert tables[0][0] != tables[0][1]
-    with pytest.raises(UserError, match="says nothing of size"):
-        captions.matches("a red cross at the top of a white background", np.zeros(5, int))
+    generate.generate(spark, typed)
+    with pytest.raises(UserError, match="table .*typed: its input '(a red cross|one blue circle)' says nothing of place, size, background"):
+        captions.attributes(spark, typed)
+    assert captions.unsaid(None) == list(shapes.ATTRIBUTES) and captions.unsaid("a red cross at the top of a white background") == ["size"]
 
 
 def test_the_judge_counts_what_matches():

@@ -1,5 +1,6 @@
 """The training loop: in one process, on two Horovod ranks, and through a death."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -156,6 +157,34 @@ def test_a_non_finite_loss_stops_with_the_step_and_keeps_the_checkpoint_from_bef
     monkeypatch.setattr(models.find("vae"), "train_step", breaks)
     config = make_config(lake, model="vae", run="explodes", train={"steps": 8})
     with pytest.raises(trainer.TrainingStopped, match="step 4: kl is nan; .*Lower the learning rate"):
+        trainer.train(spark, config)
+    assert Run.of(config).checkpoints() == [2]
+
+
+def test_ranks_are_told_of_paths_that_are_the_same_in_every_folder(spark, lake, digits, monkeypatch):
+    told = []
+    monkeypatch.setattr(launch, "run", lambda spark, function, job, config: told.append(job["config"]) or [])
+    monkeypatch.chdir(os.path.dirname(lake))
+    config = make_config(os.path.basename(lake), "srgan", run="relative")
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, content="vgg19", content_weights="vgg19.h5"))
+    with pytest.raises(IndexError):
+        trainer.train(spark, config)
+    assert told[0]["lake"] == lakes.to_url(lake) and told[0]["model"]["content_weights"] == lakes.to_url(f"{os.path.dirname(lake)}/vgg19.h5")
+
+
+def test_a_step_that_spoils_the_weights_spoils_no_checkpoint(spark, lake, digits, monkeypatch):
+    model = models.find("dcgan")
+    step = model.train_step
+
+    def spoiling(self, batches):
+        scalars = step(self, batches)
+        kernel = self.generator.trainable_variables[0]
+        kernel.assign(tf.where(self.step == 3, tf.fill(tf.shape(kernel), float("nan")), kernel))
+        return scalars
+
+    monkeypatch.setattr(model, "train_step", spoiling)
+    config = make_config(lake, run="spoiled", train={"steps": 6, "checkpoint_every": 2, "log_every": 1, "keep": 1})
+    with pytest.raises(trainer.TrainingStopped, match="step 4: this step made weights that are not finite; the last checkpoint is from before"):
         trainer.train(spark, config)
     assert Run.of(config).checkpoints() == [2]
 

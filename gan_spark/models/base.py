@@ -25,7 +25,7 @@ class TrainedModel(tf.Module):
     def __init__(self, config, reduce: Callable[[list], list] = list, seed: int = 0):
         """`seed` is this rank's own: ranks draw different latents.
 
-        A model whose config has fields that name runs (`option(run=True)`) takes a further keyword for each:
+        A model whose config has fields that name runs (`option(run=...)`) takes a further keyword for each:
         the model of that run, frozen, since its variables are registered with no optimizer.
         """
         super().__init__()

@@ -40,7 +40,7 @@ def _convolution(filters: int, strides: int = 1):
 
 def decoder(config: Config, name: str) -> tf.keras.Model:
     """Code or z [n, latent] -> images, linear at the end."""
-    layers, (side, doublings) = tf.keras.layers, pyramid(config.image_size, 7)
+    layers, (side, doublings) = tf.keras.layers, pyramid(config.image_size, 7, 0)
     z = tf.keras.Input([config.latent])
     x = layers.Reshape([side, side, config.width])(layers.Dense(side * side * config.width)(z))
     for level in range(doublings + 1):
@@ -52,7 +52,7 @@ def decoder(config: Config, name: str) -> tf.keras.Model:
 
 def encoder(config: Config) -> tf.keras.Model:
     """Images [n, ...] -> code [n, latent]."""
-    layers, (_, doublings) = tf.keras.layers, pyramid(config.image_size, 7)
+    layers, (_, doublings) = tf.keras.layers, pyramid(config.image_size, 7, 0)
     image = tf.keras.Input([config.image_size, config.image_size, config.channels])
     x = _convolution(config.width)(image)
     for level in range(doublings + 1):

@@ -97,9 +97,11 @@ class _Falling(tf.keras.optimizers.schedules.LearningRateSchedule):
         return self.rate * (1.0 - tf.clip_by_value(done, 0.0, 1.0))
 
 
-def pyramid(image_size: int, smallest: int = 4) -> tuple[int, int]:
-    """(side of the smallest map, number of doublings to `image_size`): 28 is (7, 2), 32 is (4, 3), 64 is (4, 4)."""
+def pyramid(image_size: int, smallest: int = 4, least: int = 1) -> tuple[int, int]:
+    """(side of the smallest map, number of doublings to `image_size`, at least `least`): 28 is (7, 2), 32 is (4, 3), 64 is (4, 4)."""
     side, doublings = image_size, 0
     while side % 2 == 0 and side // 2 >= smallest:
         side, doublings = side // 2, doublings + 1
+    if doublings < least:
+        raise UserError(f"model.image_size = {image_size}: expected an even number of pixels, at least {2 * smallest}")
     return side, doublings

@@ -24,7 +24,7 @@ class Config:
     channels: int = option(3, "of the image", choices=(1, 3))
     classes: int = option(10, "how many", low=2)
     network: str = option("InceptionV3", "name of a Keras network")
-    weights: str = option("imagenet", "'imagenet', a weights file (.h5) of the network without its top, or empty for random ones")
+    weights: str = option("imagenet", "'imagenet', a weights file (.h5) of the network without its top, or empty for random ones", file=True)
     hidden: int = option(1024, "units of the head's hidden layer", low=1)
     dropout: float = option(0.0, "of the head's hidden layer", low=0.0, high=0.95)
     head_steps: int = option(500, "in which the head alone learns", low=0)

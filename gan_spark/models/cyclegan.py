@@ -12,7 +12,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from ..config import option
+from ..config import UserError, option
 from . import losses
 from .base import GenerativeModel
 from .blocks import InstanceNorm, falling_rate, reflect, side_by_side
@@ -83,6 +83,8 @@ class CycleGAN(GenerativeModel):
 
     def __init__(self, config, reduce=list, seed=0):
         super().__init__(config, reduce, seed)
+        if config.image_size % 4:
+            raise UserError(f"model.image_size = {config.image_size}: expected a multiple of 4")
         self.to_b, self.to_a = generator(config, "to_b"), generator(config, "to_a")
         self.critic_a, self.critic_b = discriminator(config, "critic_a"), discriminator(config, "critic_b")
         self.sampler_b = self.average(generator(config, "sampler_b"), self.to_b)

@@ -89,7 +89,8 @@ def discriminator(config: Config, reduce=list, features: bool = False) -> tf.ker
     bias = config.normalisation == "none"
 
     def spectral(layer):
-        return tf.keras.layers.SpectralNormalization(layer) if config.spectral_norm else layer
+        # In float32, as it writes to the kernel what it reads.
+        return tf.keras.layers.SpectralNormalization(layer, dtype="float32") if config.spectral_norm else layer
 
     image = tf.keras.Input([config.image_size, config.image_size, config.channels])
     x = image

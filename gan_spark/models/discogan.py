@@ -8,7 +8,7 @@ at 1e-5 in the loss (Keras's own, decoupled decay is too small at this rate to m
 discriminators step on one batch, and the generators on each of the next `generator_steps`; together they are one step.
 
 Differences: tanh at the end, as images are in [-1, 1]; depth follows from the image's size; samples are drawn from moving
-averages of the generators.
+averages of the generators; features are matched over each rank's share of the batch.
 """
 
 import dataclasses

@@ -12,6 +12,7 @@ PSNR and SSIM are of the luminance with 4 pixels cut off at each side, as in the
 """
 
 import dataclasses
+import functools
 
 import tensorflow as tf
 
@@ -34,12 +35,12 @@ class Config:
     adversarial: str = option("cross_entropy", "loss; none for SRResNet", choices=("none", "cross_entropy", "least_squares"))
     adversarial_weight: float = option(1e-3, "of the adversarial loss", low=0.0)
     content: str = option("mse", "mean squared error of pixels, or of features of VGG19 or of the network of a run", choices=("mse", "vgg19", "run"))
-    content_weights: str = option("imagenet", "vgg19: 'imagenet', or a Keras weights file (.h5)")
-    content_run: str = option("", "run: a lenet that was trained", run=True)
+    content_weights: str = option("imagenet", "vgg19: 'imagenet', or a Keras weights file (.h5)", file=True)
+    content_run: str = option("", "run: a lenet that was trained", run="lenet")
     content_layer: str = option("block5_conv4", "layer whose features are compared")
     content_scale: float = option(0.006, "weight of the features' squared error (the paper's is 1/12.75 squared)", low=0.0)
     pixels: float = option(0.0, "weight of the pixels' squared error beside the features'; the paper has none", low=0.0)
-    pretrained: str = option("", "run of the SRResNet to start from", run=True)
+    pretrained: str = option("", "run of the SRResNet to start from", run="srgan")
     average: float = option(0.99, "decay of the generator's moving average; 0 for its newest weights", low=0.0, high=0.99999)
     rate: float = option(1e-4, "Adam's learning rate", low=0.0, high=1.0)
     beta1: float = option(0.9, "Adam's", low=0.0, high=0.999)
@@ -91,16 +92,18 @@ class SRGAN(GenerativeModel):
         if config.adversarial != "none":
             self.discriminator = discriminator(config)
             self.optimize("d", tf.keras.optimizers.Adam(config.rate, config.beta1), self.discriminator.trainable_variables)
-        self._features = self._content_features()
-        if self._features:  # so that a layer that is not there is told now
-            self._features(tf.zeros([1, 32, 32, config.channels]))
+        side = config.crop or config.image_size
+        if config.content == "run" and content_run is None:
+            raise UserError("model.content = 'run' without model.content_run: expected the name of a lenet's run")
+        if side % config.factor or side > config.image_size:
+            raise UserError(f"model.image_size = {config.image_size}, model.crop = {config.crop}: expected a multiple of model.factor = {config.factor}, and a crop no larger than the image")
 
-    def _content_features(self):
+    @functools.cached_property
+    def _features(self):
+        """Images -> features, where the content loss compares those: loaded by what trains, as sampling has no use for it."""
         if self.config.content == "mse":
             return None
         if self.config.content == "run":
-            if self.content_run is None:
-                raise UserError("model.content = 'run' without model.content_run: expected the name of a lenet's run")
             return lambda images: layers_of(self.content_run.network, (self.config.content_layer,), images)[0]
         from .. import networks
 
@@ -112,8 +115,11 @@ class SRGAN(GenerativeModel):
 
     def begin(self):
         if self.pretrained is not None:
+            weights = self.pretrained.sampler.get_weights()
+            if [value.shape for value in weights] != [tuple(variable.shape) for variable in self.generator.weights]:
+                raise UserError(f"model.pretrained: its generator has other layers than this one; expected the same width, blocks, factor and channels, found {self.pretrained.config}")
             for network in (self.generator, self.sampler):
-                network.set_weights(self.pretrained.sampler.get_weights())
+                network.set_weights(weights)
 
     def reduced(self, images: tf.Tensor) -> tf.Tensor:
         """Bicubic reduction by `factor`, with anti-aliasing."""
@@ -128,9 +134,12 @@ class SRGAN(GenerativeModel):
 
     def content(self, images: tf.Tensor, made: tf.Tensor) -> tf.Tensor:
         pixels = tf.reduce_mean(tf.square(images - made))
-        if self._features is None:
+        with tf.init_scope():  # Its weights are no part of the step that is traced.
+            features = self._features
+        if features is None:
             return pixels
-        return self.config.pixels * pixels + self.config.content_scale * tf.reduce_mean(tf.square(self._features(images) - self._features(made)))
+        found, wanted = (tf.cast(features(each), tf.float32) for each in (made, images))
+        return self.config.pixels * pixels + self.config.content_scale * tf.reduce_mean(tf.square(wanted - found))
 
     def train_step(self, batches):
         (batch,) = batches

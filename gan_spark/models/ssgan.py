@@ -105,4 +105,6 @@ class SSGAN(GenerativeModel):
         return self.sampler(self.latents(seeds, self.config.latent), training=False)
 
     def held_out(self, batch):
+        if "label" not in batch:
+            return {}
         return {"accuracy": tf.cast(tf.equal(tf.argmax(self.classify(batch["image"]), 1, tf.int32), batch["label"]), tf.float32)}

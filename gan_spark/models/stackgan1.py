@@ -17,7 +17,7 @@ from .stackgan import StackGAN, StageConfig, conditioned, upsampled
 class Config(StageConfig):
     name: str = option("stackgan1", "", choices=("stackgan1",))
     image_size: int = option(64, "pixels a side", low=8, high=1024)
-    encoder: str = option("", "captions: run of a text_encoder", run=True)
+    encoder: str = option("", "captions: run of a text_encoder", run="text_encoder")
     latent: int = option(100, "size of z", low=1)
     width: int = option(96, "filters of the generator next to the image; doubled at each halving", low=1, high=1024)
 

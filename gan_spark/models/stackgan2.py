@@ -24,7 +24,7 @@ FACTOR = 4
 class Config(StageConfig):
     name: str = option("stackgan2", "", choices=("stackgan2",))
     image_size: int = option(256, "pixels a side; four times stage I's", low=32, high=1024)
-    stage1: str = option("", "run of a stackgan1", run=True)
+    stage1: str = option("", "run of a stackgan1", run="stackgan1")
     halvings: int = option(2, "of the image of stage I", low=0, high=4)
     blocks: int = option(4, "residual blocks", low=0, high=64)
     width: int = option(32, "filters of the generator next to the image; doubled at each halving", low=1, high=1024)

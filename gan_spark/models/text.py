@@ -1,7 +1,8 @@
 """Char-CNN-RNN text encoder, trained with images (Reed et al., 2016; arXiv 1605.05395, 1605.05396).
 
 Convolutions over characters, a recurrent network over what they leave, and its mean over time; images and texts of one
-class are to be found by each other among all of their batch. `encode` is what the text-to-image models use.
+class are to be found by each other among
+all of their rank's share of the batch. `encode` is what the text-to-image models use.
 
 Differences: the loss is a cross-entropy over cosines (Radford et al., 2021; arXiv 2103.00020), which spreads the embeddings,
 where the paper's hinge over inner products stops at a margin and leaves them along few directions (docs/results.md); the images'
