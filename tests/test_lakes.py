@@ -69,7 +69,7 @@ def answer(job: subprocess.Popen, folder) -> dict:
 # Jobs that append and overwrite, in one session.
 TABLES = """
 import json, sys
-from gan_spark import config, generate, ingest, job, models, tables, trainer
+from gan_spark import config, generate, ingest, job, models, schema, tables, trainer
 
 def change(*overrides, path=sys.argv[1]):
     return config.load(path, overrides, models.config_class)
@@ -84,6 +84,8 @@ before = spark.read.format("delta").option("versionAsOf", 0).load(result["table"
 rejects = ingest.ingest(spark, change("dataset=photos", "ingest.source=folder", f"ingest.path={sys.argv[2]}"))["rejects"]
 ingest.ingest(spark, change("dataset=photos", "ingest.source=folder", f"ingest.path={sys.argv[2]}"))
 rejected = [row.id for row in tables.read(spark, rejects).collect()]
+far = ingest.ingest(spark, change("dataset=far-photos", "ingest.source=folder", "ingest.path=s3a://lake/photos"))
+far = [far["rows"], [row.id for row in tables.read(spark, far["rejects"]).collect()], schema.read_manifest(far["dataset"]).classes]
 versions = spark.sql(f"describe history delta.`{rejects}`").count()
 refused = []
 for overrides in ("tables=parquet",), ("tables=parquet", "generate.append=true"):
@@ -97,7 +99,7 @@ for path, *calls in (sys.argv[3], ("label=3", "images=5"), ("label=7", "images=5
     for call in calls:
         result = generate.generate(spark, change("generate.append=true", *(f"generate.{each}" for each in call), path=path))
         added.append([result["images"], tables.read(spark, result["table"]).count()])
-print(json.dumps({"made": made, "added": added, "before": before, "rejected": rejected, "versions": versions, "refused": refused}))
+print(json.dumps({"made": made, "far": far, "added": added, "before": before, "rejected": rejected, "versions": versions, "refused": refused}))
 """
 
 
@@ -128,7 +130,13 @@ def test_the_whole_way_on_an_object_store(s3, digits_folder, tmp_path):
     assert result["generated_images"] == 40 and result["fid_self"] == 0 and result["fid"] > result["fid_floor"]
     assert lake.exists(f"{root}/generated/far/_delta_log") and lake.exists(f"{root}/datasets/digits.rejected/_delta_log")
 
+    # Class folders in the bucket, one of them with a folder inside, and with the empty object that consoles make for it.
+    store, base = lake.filesystem("s3a://lake/photos")
+    for index, path in enumerate(sorted(digits_folder.glob("*.png"))):
+        store.put_file(str(path), f"{base}/{'odd/deep' if index > 30 else 'odd' if index % 2 else 'even'}/{path.name}")
+    store.pipe_file(f"{base}/odd/", b"")
     (digits_folder / "broken.png").write_bytes(b"no picture")
+    store.put_file(str(digits_folder / "broken.png"), f"{base}/odd/deep/broken.png")
     others = []
     for name in ("cgan", "srgan"):
         (tmp_path / name).mkdir()
@@ -139,6 +147,7 @@ def test_the_whole_way_on_an_object_store(s3, digits_folder, tmp_path):
     assert tables["made"] == [[20, 60, 60], [0, 60, 60], [10, 10, 10]] and tables["before"] == 40
     # The same seeds of another class are other images; of eight images of the dataset, five are there.
     assert tables["added"] == [[5, 5], [5, 10], [5, 5], [3, 8]]
+    assert tables["far"] == [40, ["odd/deep/broken.png"], ["even", "odd"]]
     assert tables["rejected"] == ["broken.png"] and tables["versions"] == 2
     assert "is Delta, and the config says tables = 'parquet'" in tables["refused"][0]
     assert "generate.append = true with tables = 'parquet'" in tables["refused"][1]
