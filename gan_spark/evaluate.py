@@ -167,10 +167,10 @@ def evaluate(spark, config: Config) -> dict:
 
 def _translated(spark, fake_frame, run: str, part: str, url: str):
     """Those rows of a translator's table that were to become images of `part`: a table that is added to may hold both directions."""
-    dataset = Run(run).record()["dataset"]["url"]
-    source = next((name for name in schema.read_manifest(dataset).parts if name in "ab" and name != part), None)
-    if source is None:
+    record = Run(run).record()
+    if "a" not in generate.taken_by(record):
         return fake_frame
+    dataset, source = record["dataset"]["url"], "b" if part == "a" else "a"
     ids = spark.read.parquet(*(file for split in schema.SPLITS for file in datasets.files(dataset, split, source))).select("id")
     found = fake_frame.join(ids, fake_frame["input"] == ids["id"], "left_semi")
     if not found.head(1):

@@ -116,7 +116,7 @@ def inputs(spark, config: Config):
     lowest, with the hash as their seed.
     """
     options, record = config.generate, Run.of(config).record()
-    takes = _takes(record)
+    takes = taken_by(record)
     # A task loads the model, and fills its last batch up.
     partitions = options.partitions or min(spark.sparkContext.defaultParallelism, math.ceil(options.images / options.batch_size))
     for name, given, fits in (("label", options.label, takes == ("label",)), ("captions", options.captions, takes == ("caption",)), ("part", options.part, "a" in takes)):
@@ -151,7 +151,8 @@ def inputs(spark, config: Config):
     return chosen.select("seed", text.alias("input"), *columns)
 
 
-def _takes(record: dict) -> tuple[str, ...]:
+def taken_by(record: dict) -> tuple[str, ...]:
+    """What the run's model takes besides a seed; `UserError` where it does not generate images."""
     table = record["config"]["model"]
     model = models.find(table["name"])
     if not issubclass(model, models.GenerativeModel):
@@ -165,7 +166,7 @@ def generated(rows, run: Run, options: Generate, step: int | None = None):
     The checkpoint is `step`, or is chosen now, so that all tasks, and all retries, use the same one.
     """
     record = run.record()
-    takes = _takes(record)
+    takes = taken_by(record)
     step = step or checkpoint(run, options)
     named = {"image": options.part or "image"}
     missing = [name for name in takes if name not in [named.get(column, column) for column in rows.columns] and name in ("label", "caption", "embedding", "image")]
@@ -179,7 +180,7 @@ def _generate(url: str, step: int, record: dict, batch_size: int, part: str, fra
 
     model = trainer.load_model(url, step, record)
     sample = trainer.compiled(model.generate)
-    takes = _takes(record)
+    takes = taken_by(record)
     manifest, seeds, named, made, shape = None, [], [], [], None
 
     def table() -> pd.DataFrame:

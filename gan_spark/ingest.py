@@ -223,7 +223,7 @@ def _write(config: Ingest, manifest: schema.Manifest, kept: frozenset[str], stag
         previous = None
         # However many rows Spark hands over at once, only so many are held decoded.
         most = max(1, _ROW_GROUP_BYTES // math.prod(manifest.shape))
-        for piece in (batch.slice(start, most) for batch in batches for start in range(0, batch.num_rows, most)):
+        for piece in _pieces(batches, most):
             decoded, previous = _decode(config, manifest, kept, piece, previous)
             keys = list(zip(decoded["split"].to_pylist(), decoded["part"].to_pylist()))
             for key in sorted(set(keys)):
@@ -239,6 +239,10 @@ def _write(config: Ingest, manifest: schema.Manifest, kept: frozenset[str], stag
         "rows": pa.array([file.rows for file in files.values()], pa.int64()),
         "digest": pa.array([(file.digest % 2**64).to_bytes(8, "big") for file in files.values()], pa.binary()),
     })  # fmt: skip
+
+
+def _pieces(batches: Iterator[pa.RecordBatch], most: int) -> Iterator[pa.RecordBatch]:
+    return (batch.slice(start, most) for batch in batches for start in range(0, batch.num_rows, most))
 
 
 def _digest(table: pa.Table) -> int:

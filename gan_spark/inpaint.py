@@ -78,8 +78,8 @@ def _masks(spark, options: Inpaint):
     kinds = dict(table.dtypes)
     if kinds.get("mask") != "binary" or kinds.get("id") != "string":
         raise UserError(f"inpaint.masks = {options.masks!r}: expected columns id string, mask binary; found {', '.join(f'{name} {kind}' for name, kind in kinds.items())}")
-    if wrong := table.groupBy("id").agg(F.count("*").alias("rows"), F.count("mask").alias("masks")).where("rows > 1 or masks < 1").first():
-        raise UserError(f"inpaint.masks = {options.masks!r}: expected one mask an id, found {wrong['masks']} for {wrong['id']!r}")
+    if wrong := table.groupBy("id").agg(F.count("*").alias("rows"), F.count("mask").alias("masks")).where("id is not null and (rows > 1 or masks < 1)").first():
+        raise UserError(f"inpaint.masks = {options.masks!r}: expected a row with a mask for each id, found {wrong['rows']} rows with {wrong['masks']} masks for {wrong['id']!r}")
     return table.select("id", "mask")
 
 

@@ -16,6 +16,10 @@ from . import foreign, lake
 from .config import UserError
 
 
+class NotFetched(UserError):
+    """Weights that Keras could not download; another time it may."""
+
+
 def load(name: str, weights: str, **options) -> tf.keras.Model:
     """`tf.keras.applications.<name>`; `weights` is "imagenet", "" for random ones, or the URL of a weights file (.h5).
 
@@ -32,7 +36,7 @@ def load(name: str, weights: str, **options) -> tf.keras.Model:
         except ValueError as error:
             raise UserError(f"{name}: {error}") from error
         except Exception as error:  # Keras raises a bare Exception where it cannot fetch.
-            raise UserError(f"{name}: its {weights!r} weights cannot be fetched: {error}; name a weights file instead") from error
+            raise NotFetched(f"{name}: its {weights!r} weights cannot be fetched: {error}; name a weights file instead") from error
     url = lake.to_url(weights)
     if not lake.exists(url):
         raise UserError(f"{url}: no such file; expected 'imagenet' or a Keras weights file (.h5) of {name}")

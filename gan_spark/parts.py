@@ -61,16 +61,16 @@ def chosen(frame, config: Ingest, decode: Callable[[dict, Ingest], np.ndarray]) 
         counts, taken = collections.Counter(), set()
         for batch in batches:
             found = []
-            for row in batch.to_pylist():
-                if counts[row["label"]] < share and row["id"] not in taken:
+            for place, (id, label) in enumerate(zip(batch.column("id").to_pylist(), batch.column("label").to_pylist())):
+                if counts[label] < share and id not in taken:
                     with contextlib.suppress(images.BadImage):
-                        decode(row, config)
-                        found.append(row["id"])
-                        taken.add(row["id"])
-                        counts[row["label"]] += 1
+                        decode(batch.slice(place, 1).to_pylist()[0], config)
+                        found.append(id)
+                        taken.add(id)
+                        counts[label] += 1
             yield pa.RecordBatch.from_pydict({"id": pa.array(found, pa.string())})
 
-    in_order = usable.repartition(classes, "label").sortWithinPartitions("label", F.xxhash64("id"), "id", F.xxhash64("content", "url"))
+    in_order = usable.repartition(max(classes, 1), "label").sortWithinPartitions("label", F.xxhash64("id"), "id", F.xxhash64("content", "url"))
     ids = frozenset(row["id"] for row in in_order.mapInArrow(first, "id string").collect())
     if len(ids) < config.labels:
         raise UserError(f"ingest.labels = {config.labels}: a class has fewer training images than its share of {share} (those that can be read count)")

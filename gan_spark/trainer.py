@@ -17,6 +17,7 @@ from . import dataset, images, lake, launch, models, registry, schema, tracking
 from .config import Config, Train, UserError, parse, resolved
 from .diary import Diary, Monitor, Progress
 from .launch import Team
+from .networks import NotFetched
 from .store import Run
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def _absolute(model):
 
 
 def _remove_if_never_begun(run: Run, owner: str) -> None:
-    """Leaves no trace of a run that did not take its first step, so that another config may have its name; what is there may be another job's by now."""
+    """Leaves no trace of a run whose ranks did not get as far as their steps, so that another config may have its name; what is there may be another job's by now."""
     if run.is_owner(owner) and not run.checkpoints() and not any(line.get("event") == "start" for line in run.metrics()):
         lake.remove(run.url)
 
@@ -233,7 +234,7 @@ def _work(team: Team, job: dict) -> dict:
     except Exception as error:
         # The driver sees only that a rank has failed; this is how it learns why.
         run = Run.of(parse(job["config"], models.config_class))
-        wrong = {"wrong": str(error)} if isinstance(error, UserError) else {}  # with the config or the data, which no restart mends
+        wrong = {"wrong": str(error)} if isinstance(error, UserError) and not isinstance(error, NotFetched) else {}  # with the config or the data, which no restart mends
         run.append_metrics({"event": "error", "rank": team.rank, "attempt": job["attempt"], "owner": job["owner"], **wrong, "error": f"rank {team.rank}: {type(error).__name__}: {error}"[:2000]})
         raise
 
@@ -354,7 +355,8 @@ def _is_finite(model, team: Team) -> bool:
     import tensorflow as tf
 
     finite = [tf.reduce_all(tf.math.is_finite(variable)) for variable in model.state() if variable.dtype.is_floating]
-    return float(team.reduce([tf.cast(tf.reduce_all(finite), tf.float32)])[0]) == 1.0
+    # A mean of zeros is exact, for any number of ranks; one of ones is not.
+    return float(team.reduce([tf.cast(not tf.reduce_all(finite), tf.float32)])[0]) == 0.0
 
 
 def average_statistics(model, team: Team) -> None:

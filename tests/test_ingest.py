@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import uuid
 
 import numpy as np
 import petastorm
@@ -197,19 +198,28 @@ def test_labels_go_to_images_that_can_be_read(spark, root):
     assert {row["label"]: row["count"] for row in found} == {0: 10, 1: 10}
 
 
-def test_files_of_a_table_are_bounded_and_handed_over_few_at_once(spark, root, monkeypatch):
+def test_files_of_a_table_are_bounded_and_handed_over_few_at_once(spark, root, monkeypatch, tmp_path):
     monkeypatch.setattr(ingest, "_ARROW_BYTES", 3 * 2**20)
     frame = make_frame(spark, PIXELS).union(spark.createDataFrame([("huge", bytearray(2**20 + 1), "odd")], "id string, content binary, label string"))
     config = dataclasses.replace(CONFIG, max_file_mb=1)
     url, key = lake.join(root, "bounded"), "spark.sql.execution.arrow.maxRecordsPerBatch"
     before = spark.conf.get(key)
     source = sources.from_frame(frame, "id", "content", "label", max_file_mb=1)
-    with ingest._batches_that_fit(spark, source, config):
-        sizes = source.frame.select("id").mapInArrow(lambda batches: (pa.RecordBatch.from_pydict({"rows": [batch.num_rows]}) for batch in batches), "rows long").collect()
-        assert max(row["rows"] for row in sizes) == 3
-    assert spark.conf.get(key) == before
-    assert ingest.write(spark, source, url, config)["rows"] == 300
+
+    def counted(batches):
+        for batch in batches:
+            (tmp_path / f"{uuid.uuid4()}").write_text(str(batch.num_rows))
+            yield batch
+
+    seen = dataclasses.replace(source, frame=source.frame.mapInArrow(counted, source.frame.schema))
+    assert ingest.write(spark, seen, url, config)["rows"] == 300
+    assert max(int(path.read_text()) for path in tmp_path.iterdir()) == 3
     assert rejected(spark, url) == {"huge": "1048577 bytes, over the limit of 1 MB"} and spark.conf.get(key) == before
+
+
+def test_a_batch_is_decoded_in_pieces():
+    batches = [pa.RecordBatch.from_pydict({"id": list(range(start, start + count))}) for start, count in ((0, 7), (7, 3), (10, 4))]
+    assert [piece.column("id").to_pylist() for piece in ingest._pieces(iter(batches), 4)] == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12, 13]]
 
 
 def test_images_too_large_to_hold_many_of_are_decoded_a_few_at_a_time(spark, root):

@@ -165,7 +165,7 @@ def test_masks_from_a_table_choose_the_images(spark, config, tmp_path):
     spark.createDataFrame([("nobody", bytearray(b"x"))], "id string, mask binary").write.parquet(str(tmp_path / "others"))
     for values, message in (
         ({"masks": ""}, "inpaint.masks is empty"),
-        ({"masks": str(tmp_path / "twice")}, f"expected one mask an id, found 2 for '{ids[0]}'"),
+        ({"masks": str(tmp_path / "twice")}, f"expected a row with a mask for each id, found 2 rows with 2 masks for '{ids[0]}'"),
         ({"masks": str(tmp_path / "others")}, "no image of split 'test' .* has a mask"),
         ({"masks": lakes.dataset_url(config)}, "expected columns id string, mask binary; found"),
     ):

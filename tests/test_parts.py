@@ -93,6 +93,7 @@ def test_labels_are_kept_by_as_many_of_each_class(spark, lake):
         ({"parts": "classes", "domains": ("1",)}, "expected two classes"),
         ({"parts": "labels"}, "ingest.labels = 0"),
         ({"parts": "labels", "labels": 51}, "does not divide by the 10 classes"),
+        ({"parts": "labels", "labels": 10, "validation": 0.5, "test": 0.499999}, "fewer training images than its share"),
         ({"parts": "labels", "labels": 5000}, "fewer training images than its share"),
     ],
 )

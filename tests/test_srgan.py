@@ -114,9 +114,9 @@ def test_features_of_vgg19_from_a_file(tmp_path):
         without.train_step([{"image": images}])
 
 
-@pytest.mark.parametrize("changes", [{"crop": 6}, {"crop": 20}, {"image_size": 18}])
+@pytest.mark.parametrize("changes", [{"crop": 6}, {"crop": 20}, {"image_size": 18}, {"image_size": 18, "crop": 8}])
 def test_sizes_that_cannot_be_enlarged_to_are_refused(changes):
-    with pytest.raises(UserError, match="expected a multiple of model.factor = 4, and a crop no larger than the image"):
+    with pytest.raises(UserError, match="expected multiples of model.factor = 4, and a crop no larger than the image"):
         build(**changes)
 
 
@@ -136,6 +136,10 @@ def test_a_run_starts_from_another_and_looks_through_a_third(spark, lake, digits
     with pytest.raises(UserError, match="model.pretrained: its generator has other layers than this one"):
         trainer.train(spark, wider)
     assert not lakes.exists(Run.of(wider).url)  # so that its name is free for the config that fits
+    nowhere = dataclasses.replace(second, run="sr-nowhere", model=dataclasses.replace(second.model, content="vgg19", content_weights="/nowhere.h5"))
+    with pytest.raises(UserError, match="^file:///nowhere.h5: no such file"):
+        trainer.train(spark, nowhere)
+    assert not lakes.exists(Run.of(nowhere).url)
     half = dataclasses.replace(second, run="sr-half", train=dataclasses.replace(second.train, precision="mixed_bfloat16"))
     assert np.isfinite(trainer.train(spark, half)["content"])
     uses = trainer.used_runs(second)

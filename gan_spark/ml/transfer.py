@@ -100,7 +100,7 @@ def export(run: Run) -> str:
 
 
 def predict(spark, config: Config) -> dict:
-    """Classes of `predict.input` by the run's classifier: of one image in a file or at a URL, in the result; of a folder's, in a table at `<lake>/predictions/<run>`."""
+    """Classes of `predict.input` by the run's classifier: of one image in a file or at a URL, in the result; of a folder's, in a table at `<lake>/predictions/<run>`, where `id` is a file's URL."""
     options, run = config.predict, Run.of(config)
     if not options.input:
         raise UserError("predict.input is empty: expected an image file, a folder of images, or a URL")
@@ -147,6 +147,8 @@ def _files(url: str) -> Iterator[tuple[str]]:
     """URLs of the files in the folder, at any depth, and of folders that cannot be listed."""
     fs, base = lake.filesystem(url)
     for entry, problem in folder.walk(fs, base):
+        if problem is not None and entry["name"] == base:
+            raise OSError(f"{url}: the folder cannot be listed: {problem}")
         if problem is not None or entry["type"] != "directory":
             yield (lake.join(url, entry["name"].removeprefix(base.rstrip("/") + "/")),)
 

@@ -95,8 +95,8 @@ class SRGAN(GenerativeModel):
         side = config.crop or config.image_size
         if config.content == "run" and content_run is None:
             raise UserError("model.content = 'run' without model.content_run: expected the name of a lenet's run")
-        if side % config.factor or side > config.image_size:
-            raise UserError(f"model.image_size = {config.image_size}, model.crop = {config.crop}: expected a multiple of model.factor = {config.factor}, and a crop no larger than the image")
+        if any(each % config.factor for each in (side, config.image_size)) or side > config.image_size:
+            raise UserError(f"model.image_size = {config.image_size}, model.crop = {config.crop}: expected multiples of model.factor = {config.factor}, and a crop no larger than the image")
 
     @functools.cached_property
     def _features(self):
@@ -114,6 +114,8 @@ class SRGAN(GenerativeModel):
         return lambda images: layers_of(network, (self.config.content_layer,), scaled(colour(images + 1.0) * 127.5))[0]
 
     def begin(self):
+        if self._features:  # so that weights or a layer that are not there are told before the first step
+            self._features(tf.zeros([1, 32, 32, self.config.channels]))
         if self.pretrained is not None:
             weights = self.pretrained.sampler.get_weights()
             if [value.shape for value in weights] != [tuple(variable.shape) for variable in self.generator.weights]:
