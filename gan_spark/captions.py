@@ -62,7 +62,9 @@ def said(caption: str | None) -> dict[str, str]:
 
 
 def unsaid(caption: str | None) -> list[str]:
-    return [name for name in shapes.ATTRIBUTES if name not in said(caption)]
+    """The attributes that it does not name."""
+    named = said(caption)
+    return [name for name in shapes.ATTRIBUTES if name not in named]
 
 
 def matches(caption: str, indices: np.ndarray) -> np.ndarray:
