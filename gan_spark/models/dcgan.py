@@ -4,7 +4,8 @@ Strided and fractionally-strided convolutions, batch norm but at the generator's
 discriminator's input, ReLU and tanh in the generator, LeakyReLU 0.2 in the discriminator,
 N(0, 0.02) initial weights, Adam at 2e-4 with beta1 0.5, z uniform in the paper and normal here.
 
-The further options are the aids of 1606.03498 and others, each off by default; `aids.py` has them. Features are matched over each rank's share of the batch.
+The further options are the aids of 1606.03498 and others, each off by default; `aids.py` has them. Features are
+matched over each rank's share of the batch.
 
 Differences: kernels of 4 rather than 5 (each output pixel of a stride-2 transposed convolution then sees the same
 number of taps); both networks step on one pass of the same batch; one-sided
