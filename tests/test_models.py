@@ -351,6 +351,17 @@ def test_discogans_generators_step_twice_for_each_step_of_the_discriminators():
     assert (int(model.optimizers["d"].iterations), int(model.optimizers["g"].iterations)) == (2, 4)
 
 
+def test_discogans_moving_statistics_are_of_real_images_alone():
+    batch = make_batch("discogan")
+    trained, seen = build("discogan", rate=0.0), build("discogan", rate=0.0)
+    trained.train_step([batch] * trained.batches_per_step)
+    for _ in range(trained.batches_per_step):
+        seen.to_b(batch["a"]["image"], training=True), seen.to_a(batch["b"]["image"], training=True)
+    for network in ("to_a", "to_b"):
+        for variable, expected in zip(getattr(trained, network).variables, getattr(seen, network).variables):
+            np.testing.assert_allclose(variable, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_discogans_weight_decay_moves_weights_that_nothing_else_moves():
     moved = {}
     for decay in (0.0, 1e-5):

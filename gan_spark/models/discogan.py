@@ -7,8 +7,9 @@ generators' loss is (0.1 GAN + 0.9 feature matching)(1 - rate) + rate reconstruc
 at 1e-5 in the loss (Keras's own, decoupled decay is too small at this rate to move a float32 weight). As in that code the
 discriminators step on one batch, and the generators on each of the next `generator_steps`; together they are one step.
 
-Differences: tanh at the end, as images are in [-1, 1]; depth follows from the image's size; samples are drawn from moving
-averages of the generators; features are matched over each rank's share of the batch.
+Differences: tanh at the end, as images are in [-1, 1]; depth follows from the image's size; features are matched over each
+rank's share of the batch; an image is translated with batch norm's moving statistics, so that it does not depend on what it is
+translated with, where that code takes each batch's own.
 """
 
 import dataclasses
@@ -32,7 +33,6 @@ class Config:
     rate_of_reconstruction: float = option(0.5, "and after `start_steps`", low=0.0, high=1.0)
     start_steps: int = option(3333, "steps at `start_rate`", low=0)
     generator_steps: int = option(2, "generators' steps for each of the discriminators', each on a batch of its own", low=1, high=100)
-    average: float = option(0.999, "decay of the generators' moving averages; 0 for their newest weights", low=0.0, high=0.99999)
     rate: float = option(2e-4, "Adam's learning rate", low=0.0, high=1.0)
     weight_decay: float = option(1e-5, "weight of half the squared weights", low=0.0, high=1.0)
 
@@ -79,8 +79,6 @@ class DiscoGAN(GenerativeModel):
         self.batches_per_step = 1 + config.generator_steps
         self.to_b, self.to_a = generator(config, "to_b"), generator(config, "to_a")
         self.critic_a, self.critic_b = discriminator(config, "critic_a"), discriminator(config, "critic_b")
-        self.sampler_b = self.average(generator(config, "sampler_b"), self.to_b)
-        self.sampler_a = self.average(generator(config, "sampler_a"), self.to_a)
 
         def adam():
             return tf.keras.optimizers.Adam(config.rate, 0.5, 0.999)
@@ -104,7 +102,12 @@ class DiscoGAN(GenerativeModel):
         rate = tf.where(self.step < self.config.start_steps, self.config.start_rate, self.config.rate_of_reconstruction)
         with tf.GradientTape() as tape:
             fake_b, fake_a = self.to_b(a, training=True), self.to_a(b, training=True)
+            # Batch norm's moving statistics stay those of real images, which are what is translated afterwards.
+            moving = [*self.to_b.non_trainable_variables, *self.to_a.non_trainable_variables]
+            of_real = [variable.read_value() for variable in moving]
             there_and_back = self.to_a(fake_b, training=True), self.to_b(fake_a, training=True)
+            for variable, value in zip(moving, of_real):
+                variable.assign(value)
             reconstruction = tf.reduce_mean(tf.square(a - there_and_back[0])) + tf.reduce_mean(tf.square(b - there_and_back[1]))
             adversarial, matching = 0.0, 0.0
             for critic, real, fake in ((self.critic_a, a, fake_a), (self.critic_b, b, fake_b)):
@@ -125,11 +128,10 @@ class DiscoGAN(GenerativeModel):
         d_loss = self.discriminator_step(*first)
         for batch in others:
             terms = self.generator_step(*batch)
-        self.update_averages(self.config.average)
         return {"d_loss": d_loss, **terms}
 
     def generate(self, inputs, seeds):
-        return self.sampler_b(inputs["a"], training=False) if "a" in inputs else self.sampler_a(inputs["b"], training=False)
+        return self.to_b(inputs["a"], training=False) if "a" in inputs else self.to_a(inputs["b"], training=False)
 
     def preview(self, batch, seeds):
         """a, a to b, b, b to a."""
