@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 
-from .config import UserError
+from .config import UserError, leaves
 
 
 def main() -> int:
@@ -101,8 +101,6 @@ def _print(value: list[dict] | dict, as_json: bool) -> None:
         print(json.dumps(value))
         return
     if isinstance(value, dict):
-        from .registry import leaves
-
         rows = list(leaves(value))
     else:
         rows = [tuple(value[0])] + [tuple("" if each is None else f"{each:.6g}" if isinstance(each, float) else str(each) for each in row.values()) for row in value] if value else [("no runs",)]

@@ -10,7 +10,7 @@ import os
 import re
 import tomllib
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +314,15 @@ def differences(old: dict, new: dict, ignore: Sequence[str] = (), where: str = "
         elif _plain(a) != _plain(b):
             found.append(f"{name}: was {_plain(a)!r}, is {_plain(b)!r}")
     return found
+
+
+def leaves(value: dict, where: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, text) of each leaf of nested dicts, in order."""
+    for key, each in value.items():
+        if isinstance(each, dict) and each:
+            yield from leaves(each, f"{where}{key}.")
+        else:
+            yield f"{where}{key}", ", ".join(map(str, each)) if isinstance(each, (list, tuple)) else "" if each is None or each == {} else str(each)
 
 
 def _check_lake(lake: str, path: str) -> None:

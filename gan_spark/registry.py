@@ -4,37 +4,18 @@
 promoted, and which were before. `lineage` leads from a run to its config, code, dataset and figures.
 """
 
-import dataclasses
 import datetime
-import logging
-import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
-from . import __version__, lake
-from .config import Config, UserError, replaced
+from . import lake
+from .config import UserError
 from .store import Run
 
-log = logging.getLogger(__name__)
 # FIDs compare where these are equal: another network is another scale, and of fewer images it is greater.
 MEASURED = ("features", "dataset", "fingerprint", "split", "part", "generated_images")
 
 
 class Incomparable(UserError):
     """The run's FID and that of the promoted version were not measured alike."""
-
-
-def code_version() -> str:
-    """Version of this package, with the commit where it runs from a git checkout."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return __version__
-    try:
-        commit = subprocess.run(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return __version__
-    return f"{__version__}+{commit}{'.changed' if changed else ''}"
 
 
 def _names(url: str) -> list[str]:
@@ -92,15 +73,6 @@ def lineage(root: str, name: str) -> dict:
         "quality": {report["table"]: {key: value for key, value in report.items() if key not in ("table", "run", "report")} for report in _quality(root).get(name, [])},
         "registered": versions,
     }  # fmt: skip
-
-
-def leaves(value: dict, where: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted name, text) of each leaf of nested dicts, in order."""
-    for key, each in value.items():
-        if isinstance(each, dict) and each:
-            yield from leaves(each, f"{where}{key}.")
-        else:
-            yield f"{where}{key}", ", ".join(map(str, each)) if isinstance(each, (list, tuple)) else "" if each is None or each == {} else str(each)
 
 
 # --- named models ----------------------------------------------------------------------
@@ -190,26 +162,6 @@ def _alike(root: str, name: str, before: dict, version: dict) -> dict:
         f"model {name!r}: the FIDs of {this}, and of the promoted version {before['version']}, {other}, cannot be compared; {why}. "
         "Evaluate both alike with jobs/evaluate.py, or promote without --if-better (promote.only_if_better = false)"
     )
-
-
-def promote_run(spark, config: Config) -> dict:
-    """`promote` as a job. Where the promoted version was not measured like the run, its images are made and measured again, as the config says, in table `<model>-promoted`.
-
-    So it is after every ingest of new images, which are another measure.
-    """
-    asked = config.lake, config.run, config.promote.model, config.promote.only_if_better
-    try:
-        return promote(*asked)
-    except Incomparable as error:
-        log.info("promote: %s. The promoted version is measured again", error)
-    from . import evaluate, generate  # which import this module
-
-    before = current(config.lake, config.promote.model)
-    table = {"model": "", "checkpoint": before["step"], "table": f"{config.promote.model}-promoted", "append": False}
-    again = dataclasses.replace(replaced(config, generate=table), run=before["run"])
-    generate.generate(spark, again)
-    evaluate.evaluate(spark, again)
-    return promote(*asked)
 
 
 def rollback(root: str, name: str = "default") -> dict:

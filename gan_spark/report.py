@@ -10,7 +10,7 @@ import numpy as np
 from pyspark.sql import functions as F
 
 from . import dataset, evaluate, features, generate, images, lake, registry, schema
-from .config import Config
+from .config import Config, leaves
 from .store import Run
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def report(spark, config: Config) -> dict:
     steps = f"{lines[-1]['step']:,} steps" if lines else "not trained"
     html = page.render(
         title=config.run, subtitle=f"{record['config']['model']['name']} on {record['dataset']['url'].rsplit('/', 1)[1]}, {steps}, {record['created'][:10]}",
-        cards=list(_cards(quality)), sections=[{"text": "", "rows": [], "pictures": [], **section} for section in sections], lineage=list(registry.leaves(registry.lineage(config.lake, config.run))),
+        cards=list(_cards(quality)), sections=[{"text": "", "rows": [], "pictures": [], **section} for section in sections], lineage=list(leaves(registry.lineage(config.lake, config.run))),
     )  # fmt: skip
     lake.write_bytes(url, html.encode())
     return {"report": url, "run": run.url, "table": table, "bytes": len(html.encode())}

@@ -13,7 +13,7 @@ import tempfile
 import time
 
 from . import lake
-from .config import Config, UserError
+from .config import Config, UserError, leaves
 from .store import Run
 
 log = logging.getLogger(__name__)
@@ -84,8 +84,6 @@ class Tracker:
     @_forgiving
     def begin(self, record: dict) -> None:
         """What MLflow holds already stays: it does not let a parameter change."""
-        from .registry import leaves
-
         held = self.client.get_run(self.id).data.params
         told = {name: text for name, text in leaves({**record["config"], "dataset": record["dataset"], "versions": record["versions"]}) if name not in held}
         params = [self.mlflow.entities.Param(name, text[:6000]) for name, text in told.items()]

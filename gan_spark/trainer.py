@@ -13,12 +13,13 @@ import math
 import platform
 import time
 
-from . import dataset, images, lake, launch, models, registry, schema, tracking
+from . import dataset, images, lake, launch, models, schema, tracking
 from .config import Config, Train, UserError, parse, resolved
 from .diary import Diary, Monitor, Progress
 from .launch import Team
 from .networks import NotFetched
 from .store import Run
+from .version import code_version
 
 log = logging.getLogger(__name__)
 PREVIEW = 64  # images in a grid of samples
@@ -170,7 +171,7 @@ def describe(config: Config, url: str, manifest: schema.Manifest, settings: dict
     return {
         "config": {"run": config.run, **settings},
         "dataset": {"url": url, "fingerprint": manifest.fingerprint, "classes": list(manifest.classes), "fit": manifest.ingest["fit"]},
-        "versions": {"gan_spark": registry.code_version(), "python": platform.python_version(), "tensorflow": tf.__version__, "pyspark": pyspark.__version__},
+        "versions": {"gan_spark": code_version(), "python": platform.python_version(), "tensorflow": tf.__version__, "pyspark": pyspark.__version__},
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from conftest import make_config
-from gan_spark import evaluate, features, generate, images, lake as lakes, registry, schema, tables, trainer
+from gan_spark import evaluate, features, generate, images, lake as lakes, promote, registry, schema, tables, trainer
 from gan_spark.config import Train, UserError, replaced
 from gan_spark.evaluate import Moments
 
@@ -233,7 +233,7 @@ def test_the_promoted_version_is_measured_again_to_be_compared(spark, lake, meas
     lakes.write_json(url, held)
     for name in lakes.filesystem(lakes.to_url(lake))[0].glob(f"{lake}/generated/measured*.quality.json"):
         lakes.remove(lakes.to_url(name))
-    answer = registry.promote_run(spark, other)
+    answer = promote.promote_run(spark, other)
     (before, _) = registry.read(lake, "compared")["versions"]
     assert before["fid"] == pytest.approx(result["fid"], rel=1e-3) and before["measured"]["features"] == result["features"]
     assert answer["fid"] == fid and answer["promoted"] is (fid < before["fid"]) and answer["before"] == 1

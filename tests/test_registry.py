@@ -9,9 +9,10 @@ import sys
 import pytest
 
 from conftest import ROOT, make_config
-from gan_spark import evaluate, generate, lake as lakes, registry
+from gan_spark import evaluate, generate, lake as lakes, promote, registry
 from gan_spark.config import UserError
 from gan_spark.store import Run
+from gan_spark.version import code_version
 
 
 ALIKE = {"features": "lenet (lenet-digits-abc, step 20)", "dataset": "digits", "fingerprint": "abc", "split": "test", "part": "", "generated_images": 60}
@@ -128,11 +129,11 @@ def test_the_job_measures_the_promoted_version_again_on_new_images(root, monkeyp
     monkeypatch.setattr(generate, "generate", lambda spark, config: told.append(config))
     monkeypatch.setattr(evaluate, "evaluate", measure)
     config = make_config(root, run="better", generate={"images": 60, "model": "another", "append": True}, promote={"model": "digits"})
-    assert registry.promote_run(None, config)["promoted"] is promoted
+    assert promote.promote_run(None, config)["promoted"] is promoted
     made, measured = told
     assert made == measured and made.run == "first" and made.dataset == config.dataset and made.evaluate == config.evaluate
     assert made.generate == dataclasses.replace(config.generate, checkpoint=10, table="digits-promoted", model="", append=False)
-    assert registry.promote_run(None, config)["promoted"] is promoted and len(told) == 2  # once is enough
+    assert promote.promote_run(None, config)["promoted"] is promoted and len(told) == 2  # once is enough
 
 
 def test_the_job_refuses_where_the_run_was_not_measured_as_the_config_says(root, monkeypatch):
@@ -141,7 +142,7 @@ def test_the_job_refuses_where_the_run_was_not_measured_as_the_config_says(root,
     for module, name in ((generate, "generate"), (evaluate, "evaluate")):
         monkeypatch.setattr(module, name, lambda spark, config: None)
     with pytest.raises(UserError, match="split 'train' and 'test'"):
-        registry.promote_run(None, make_config(root, run="better", promote={"model": "digits"}))
+        promote.promote_run(None, make_config(root, run="better", promote={"model": "digits"}))
 
 
 def test_promoting_twice_changes_nothing(root):
@@ -172,7 +173,7 @@ def test_a_run_leads_to_its_config_code_data_and_figures(root):
 
 
 def test_code_version_names_the_commit(tmp_path):
-    version = registry.code_version()
+    version = code_version()
     head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
     assert version.startswith("0.1.0") and (head.returncode != 0 or head.stdout[:12] in version)
 
