@@ -19,10 +19,10 @@ PARTITIONS = 2
 def bare(job: dict) -> dict:
     import tensorflow as tf
 
-    from gan_spark import images, trainer
+    from gan_spark import images, loading
     from gan_spark.store import Run
 
-    model = trainer.load_model(job["run"], 1, Run(job["run"]).record())
+    model = loading.load_model(job["run"], 1, Run(job["run"]).record())
     sample = tf.function(model.generate)
 
     def batch(first: int) -> int:

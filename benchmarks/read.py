@@ -46,9 +46,9 @@ def training(made, url: str, steps: int = 30) -> float:
     """Images a second of the DCGAN's step, on one batch that is in memory already."""
     import tensorflow as tf
 
-    from gan_spark import dataset, trainer
+    from gan_spark import dataset, loading
 
-    model = trainer.build(made.model)
+    model = loading.build(made.model)
     batch = next(iter(dataset.batches(url, "train", BATCH)))
     step = tf.function(lambda: model.train_step([batch]))
     step()

@@ -26,11 +26,11 @@ def bare(job: dict) -> dict:
     import numpy as np
     import tensorflow as tf
 
-    from gan_spark import images, launch, trainer
+    from gan_spark import images, launch, loading
 
     launch.set_threads(1)
     pixels = images.to_unit(common.read_idx(job["data"], "train")[0])
-    model = trainer.build(common.config("lake", job["data"]).model)
+    model = loading.build(common.config("lake", job["data"]).model)
     rng = np.random.default_rng(0)
 
     @tf.function

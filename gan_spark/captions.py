@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from . import dataset, evaluate, generate, images, lake, schema, shapes, trainer
+from . import dataset, evaluate, generate, images, lake, loading, schema, shapes
 from .config import Config, UserError
 from .store import Run
 
@@ -75,7 +75,7 @@ def matches(caption: str, indices: np.ndarray) -> np.ndarray:
 
 def _read(url: str, step: int, record: dict, batch_size: int, rows: Iterator) -> Iterator[dict[str, np.ndarray]]:
     """Counts of images, of those with all attributes right, and of those with each right, by kind."""
-    read = trainer.compiled(trainer.load_model(url, step, record).read)
+    read = loading.compiled(loading.load_model(url, step, record).read)
     counts = {kind: np.zeros(2 + len(shapes.ATTRIBUTES), np.int64) for kind in KINDS}
     while chunk := [row for _, row in zip(range(batch_size), rows)]:
         found = read(images.to_unit(np.stack([images.decode_png(row["image"]) for row in chunk]))).numpy()

@@ -14,7 +14,7 @@ import pandas as pd
 import tensorflow as tf
 from pyspark import Broadcast
 
-from . import dataset, images, lake, networks, schema, tables, trainer
+from . import dataset, images, lake, loading, networks, schema, tables, trainer
 from .config import Config, Dream, UserError
 from .models.blocks import layers_of
 from .store import Run
@@ -83,7 +83,7 @@ def _network(kind: str, name: str, weights: str | Broadcast = "") -> tf.keras.Mo
 def activations(source: tuple, layers: tuple[str, ...]) -> Callable[[tf.Tensor], list[tf.Tensor]]:
     """A function from images in [-1, 1] to the outputs of the layers. `UserError` where one does not exist."""
     if source[0] == "run":
-        network = trainer.load_model(*source[1:]).network
+        network = loading.load_model(*source[1:]).network
         layers_of(network, layers, tf.zeros([1, *network.input_shape[1:]]))
         return lambda x: layers_of(network, layers, x)
     network = _network(*source)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from . import dataset as datasets
-from . import features, generate, images, lake, models, schema, tracking, trainer
+from . import features, generate, images, lake, loading, models, schema, tracking
 from .config import Config, UserError
 from .store import Run
 
@@ -329,7 +329,7 @@ def held_out(frame, run_url: str, step: int, manifest: schema.Manifest, batch_si
     def partial(rows: Iterator) -> Iterator[tuple[int, dict[str, float]]]:
         import tensorflow as tf
 
-        compute = trainer.compiled(trainer.load_model(run_url, step, record).held_out)
+        compute = loading.compiled(loading.load_model(run_url, step, record).held_out)
         count, sums = 0, {}
         while chunk := [row for _, row in zip(range(batch_size), rows)]:
             batch = datasets.unpack({name: [row[name] for row in chunk] for name in columns}, manifest)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from . import images, lake, models, schema, trainer
+from . import images, lake, loading, models, schema, trainer
 from .config import Config, Train, UserError
 from .store import Run
 
@@ -102,7 +102,7 @@ def _build(network: Network):
     import tensorflow as tf
 
     if network.kind == "lenet":
-        model = trainer.load_model(network.run, network.step, network.record)
+        model = loading.load_model(network.run, network.step, network.record)
 
         @tf.function(reduce_retracing=True)
         def lenet(pixels):

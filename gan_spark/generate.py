@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import functions as F
 
-from . import dataset, images, lake, models, registry, schema, tables, tracking, trainer
+from . import dataset, images, lake, loading, models, registry, schema, tables, tracking
 from .config import Config, Generate, UserError
 from .store import Run
 
@@ -157,7 +157,7 @@ def taken_by(record: dict) -> tuple[str, ...]:
     model = models.find(table["name"])
     if not issubclass(model, models.GenerativeModel):
         raise UserError(f"run {record['config']['run']!r}: model {table['name']!r} does not generate images")
-    return model.takes(trainer.model_config(table))
+    return model.takes(loading.model_config(table))
 
 
 def generated(rows, run: Run, options: Generate, step: int | None = None):
@@ -178,8 +178,8 @@ def generated(rows, run: Run, options: Generate, step: int | None = None):
 def _generate(url: str, step: int, record: dict, batch_size: int, part: str, frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
     import tensorflow as tf
 
-    model = trainer.load_model(url, step, record)
-    sample = trainer.compiled(model.generate)
+    model = loading.load_model(url, step, record)
+    sample = loading.compiled(model.generate)
     takes = taken_by(record)
     manifest, seeds, named, made, shape = None, [], [], [], None
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from . import dataset, generate, images, lake, schema, tables, trainer
+from . import dataset, generate, images, lake, loading, schema, tables
 from .config import Config, Inpaint, UserError
 from .store import Run
 
@@ -207,7 +207,7 @@ def filled(original: np.ndarray, made: np.ndarray, mask: np.ndarray, blend: str)
 
 
 def _inpaint(url: str, step: int, record: dict, options: Inpaint, manifest: schema.Manifest, fillings, frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-    model = trainer.load_model(url, step, record)
+    model = loading.load_model(url, step, record)
     for frame in frames:
         for start in range(0, len(frame), options.batch_size):
             rows = frame.iloc[start : start + options.batch_size].to_dict("records")

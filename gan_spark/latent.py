@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 
-from . import features, generate, images, lake, models, schema, trainer
+from . import features, generate, images, lake, loading, models, schema
 from .config import Config, UserError
 from .store import Run
 
@@ -17,7 +17,7 @@ def latent(spark, config: Config) -> dict:
     options, run, url = config.latent, Run.of(config), lake.table_url(config)
     record = run.record()
     step = generate.checkpoint(run, config.generate)
-    model = trainer.load_model(run.url, step, record)
+    model = loading.load_model(run.url, step, record)
     if not hasattr(model, "decode"):
         names = sorted(name for name, each in models.MODELS.items() if hasattr(each, "decode"))
         raise UserError(f"run {run.url}: model {config.model.name!r} has no latent space to walk through (those that have: {', '.join(names)})")

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from conftest import make_config
-from gan_spark import generate, images, lake as lakes, tables, trainer
+from gan_spark import generate, images, lake as lakes, loading, tables, trainer
 from gan_spark.config import UserError, replaced
 from gan_spark.store import Run
 
@@ -27,7 +27,7 @@ def pngs(spark, config, partitions):
 def test_the_same_seed_is_the_same_image_for_any_partitioning_and_in_this_process(spark, run):
     one, seven = pngs(spark, run, 1), pngs(spark, run, 7)
     assert len(one) == 50 and one == seven
-    model = trainer.load_model(Run.of(run).url, 4, Run.of(run).record())
+    model = loading.load_model(Run.of(run).url, 4, Run.of(run).record())
     seeds = np.resize(np.arange(7, 57), 64).reshape(4, 16)
     local = np.concatenate([images.to_pixels(tf.function(model.generate)({}, tf.constant(part, tf.int64))) for part in seeds])
     different = [seed for seed, image in zip(range(7, 57), local) if images.encode_png(image) != one[seed]]

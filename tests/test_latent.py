@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import make_config
 
-from gan_spark import images, latent, lake as lakes, trainer
+from gan_spark import images, lake as lakes, latent, loading, trainer
 from gan_spark.config import UserError
 
 
@@ -24,7 +24,7 @@ def test_paths_begin_and_end_at_the_images_of_their_seeds(spark, lake, digits, m
     result = latent.latent(spark, config)
     sheet = images.decode_png(lakes.read_bytes(result["paths"]))
     assert sheet.shape == (2 * 18 + 2, 4 * 18 + 2, 1)
-    built = trainer.load_model(result["run"], result["step"], latent.Run(result["run"]).record())
+    built = loading.load_model(result["run"], result["step"], latent.Run(result["run"]).record())
     ends = images.to_pixels(built.generate({}, np.arange(5, 9)))
     for place, expected in zip(((2, 2), (2, 56), (20, 2), (20, 56)), ends):
         np.testing.assert_allclose(sheet[place[0] : place[0] + 16, place[1] : place[1] + 16].astype(int), expected.astype(int), atol=1)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from conftest import MODEL_CONFIGS, USED_MODELS, make_batch, make_inputs, make_model
-from gan_spark import models, trainer
+from gan_spark import loading, models
 from gan_spark.config import UserError
 from gan_spark.models import losses
 from gan_spark.models.blocks import BatchNorm, pyramid
@@ -147,9 +147,9 @@ def test_a_checkpoint_brings_back_everything(name, tmp_path):
     model.train_step([make_batch(name)] * model.batches_per_step)
     tf.train.Checkpoint(model=model).write(str(tmp_path / "checkpoint"))
     other = build(name)
-    assert trainer.checksum(other) != trainer.checksum(model)
+    assert loading.checksum(other) != loading.checksum(model)
     tf.train.Checkpoint(model=other).read(str(tmp_path / "checkpoint")).assert_existing_objects_matched()
-    assert trainer.checksum(other) == trainer.checksum(model)
+    assert loading.checksum(other) == loading.checksum(model)
 
 
 def test_an_unknown_model_names_the_nearest():

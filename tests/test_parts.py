@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import make_config
 
-from gan_spark import dataset, generate, images, ingest, lake as lakes, parts, schema, tables, trainer
+from gan_spark import dataset, generate, images, ingest, lake as lakes, loading, parts, schema, tables, trainer
 from gan_spark.config import UserError
 from gan_spark.store import Run
 
@@ -178,7 +178,7 @@ def test_an_ssgan_is_a_stage_of_a_spark_ml_pipeline(spark, lake, tmp_path):
     answers = PipelineModel.load(str(tmp_path / "pipeline")).transform(test.union(bad))
     kept = {row["id"]: row for row in answers.collect()}
     assert kept["null"]["prediction"] is None and kept["text"]["probability"] is None
-    model = trainer.load_model(run, 4, Run(run).record())
+    model = loading.load_model(run, 4, Run(run).record())
     for id in [*list(kept)[:5], "tall"]:
         shown = images.resize(tall, 16, 16, "pad") if id == "tall" else pixels(kept[id])  # as the dataset was made
         expected = model.classify(images.to_unit(shown[None])).numpy()[0]

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from conftest import MODEL_CONFIGS, make_config
-from gan_spark import lake as lakes, launch, models, trainer
+from gan_spark import lake as lakes, launch, loading, models, trainer
 from gan_spark.config import Train, UserError
 from gan_spark.store import Run
 
@@ -171,29 +171,29 @@ def test_a_run_that_is_built_on_another_resumes_after_that_one_went_on(tmp_path)
     second = dataclasses.replace(second, model=dataclasses.replace(second.model, pretrained="first"))
     Run.of(first).start({"config": {"model": MODEL_CONFIGS["srgan"], "uses": {}}, "dataset": {}})
     with pytest.raises(UserError, match="model.pretrained = 'first': run .* has no whole checkpoint yet"):
-        trainer.used_runs(second)
+        loading.used_runs(second)
     checkpoint_of(Run.of(first), 4)
-    record = {"config": {"uses": trainer.used_runs(second)}, "dataset": {}}
+    record = {"config": {"uses": loading.used_runs(second)}, "dataset": {}}
     assert record["config"]["uses"]["pretrained"]["step"] == 4
     Run.of(second).start(record)
     for step in (6, 8):
         checkpoint_of(Run.of(first), step)
-    assert trainer.used_runs(second) == record["config"]["uses"]
-    Run.of(second).check({"config": {"uses": trainer.used_runs(second)}, "dataset": {}}, {})
+    assert loading.used_runs(second) == record["config"]["uses"]
+    Run.of(second).check({"config": {"uses": loading.used_runs(second)}, "dataset": {}}, {})
     checkpoint_of(Run.of(first), 10)  # the checkpoint of step 4 is gone
     with pytest.raises(UserError, match="second was started with checkpoint 4 of .*first, which is gone .there are: 6, 8, 10., and has none of its own"):
-        trainer.used_runs(second)
+        loading.used_runs(second)
     checkpoint_of(Run.of(second), 1)  # it holds what it was started with
-    assert trainer.used_runs(second) == record["config"]["uses"]
+    assert loading.used_runs(second) == record["config"]["uses"]
 
 
 def test_a_run_that_was_removed_and_trained_again_is_loaded_again(monkeypatch):
     built = []
     monkeypatch.setattr(launch, "set_threads", lambda threads: None)
-    monkeypatch.setattr(trainer, "build", lambda config, uses: built.append(config) or object())
-    monkeypatch.setattr(trainer, "restore", lambda *arguments: None)
-    monkeypatch.setattr(trainer, "_loaded", {})
+    monkeypatch.setattr(loading, "build", lambda config, uses: built.append(config) or object())
+    monkeypatch.setattr(loading, "restore", lambda *arguments: None)
+    monkeypatch.setattr(loading, "_loaded", {})
     record = {"config": {"model": MODEL_CONFIGS["dcgan"], "uses": {}}, "created": "2024-01-01T00:00:00+00:00"}
-    first = trainer.load_model("file:///runs/r", 4, record)
-    assert trainer.load_model("file:///runs/r", 4, dict(record)) is first and len(built) == 1
-    assert trainer.load_model("file:///runs/r", 4, {**record, "created": "2024-01-02T00:00:00+00:00"}) is not first and len(built) == 2
+    first = loading.load_model("file:///runs/r", 4, record)
+    assert loading.load_model("file:///runs/r", 4, dict(record)) is first and len(built) == 1
+    assert loading.load_model("file:///runs/r", 4, {**record, "created": "2024-01-02T00:00:00+00:00"}) is not first and len(built) == 2

@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 from conftest import MODEL_CONFIGS, make_batch, make_config
 
-from gan_spark import lake as lakes, trainer
+from gan_spark import lake as lakes, loading, trainer
 from gan_spark.config import UserError
 from gan_spark.models import srgan
-from gan_spark.models.srgan import SRGAN, Config
+from gan_spark.models.srgan import Config, SRGAN
 from gan_spark.store import Run
 
 
@@ -129,9 +129,9 @@ def test_a_run_starts_from_another_and_looks_through_a_third(spark, lake, digits
     second = make_config(lake, "srgan", run="sr-gan", train={"steps": 1})
     second = dataclasses.replace(second, model=dataclasses.replace(second.model, pretrained="sr-resnet", content="run", content_run="sr-features", content_layer="conv2", rate=0.0))
     with pytest.raises(UserError, match="no such layer"):
-        trainer.build(dataclasses.replace(second.model, content_layer="nothing"), uses=trainer.used_runs(second)).content(tf.zeros([1, 16, 16, 1]), tf.zeros([1, 16, 16, 1]))
+        loading.build(dataclasses.replace(second.model, content_layer="nothing"), uses=loading.used_runs(second)).content(tf.zeros([1, 16, 16, 1]), tf.zeros([1, 16, 16, 1]))
     with pytest.raises(UserError, match="model.content_run = 'sr-resnet': expected the run of a lenet, found srgan"):
-        trainer.used_runs(dataclasses.replace(second, model=dataclasses.replace(second.model, content_run="sr-resnet")))
+        loading.used_runs(dataclasses.replace(second, model=dataclasses.replace(second.model, content_run="sr-resnet")))
     wider = dataclasses.replace(second, run="sr-wider", model=dataclasses.replace(second.model, width=2 * second.model.width))
     with pytest.raises(UserError, match="model.pretrained: its generator has other layers than this one"):
         trainer.train(spark, wider)
@@ -142,18 +142,18 @@ def test_a_run_starts_from_another_and_looks_through_a_third(spark, lake, digits
     assert not lakes.exists(Run.of(nowhere).url)
     half = dataclasses.replace(second, run="sr-half", train=dataclasses.replace(second.train, precision="mixed_bfloat16"))
     assert np.isfinite(trainer.train(spark, half)["content"])
-    uses = trainer.used_runs(second)
+    uses = loading.used_runs(second)
     assert uses["pretrained"]["step"] == 4 and uses["content_run"]["url"] == Run.of(classifier).url
     trainer.train(spark, second)  # at a rate of 0, so it stays where it started
-    end, start = (trainer.build(each.model, uses=trainer.used_runs(each)) for each in (second, first))
-    trainer.restore(end, Run.of(second)), trainer.restore(start, Run.of(first))
+    end, start = (loading.build(each.model, uses=loading.used_runs(each)) for each in (second, first))
+    loading.restore(end, Run.of(second)), loading.restore(start, Run.of(first))
     learnt = start.sampler.get_weights()
     assert float(np.abs(learnt[-2]).max() + np.abs(learnt[-1]).max()) > 0  # it had learnt something
     for variable, value in zip(end.generator.weights, learnt):
         if variable.trainable:
             np.testing.assert_array_equal(variable.numpy(), value)
-    table = trainer.load_model(Run.of(second).url, 1, Run.of(second).record()).generate({"image": make_batch("srgan")["image"]}, None)
+    table = loading.load_model(Run.of(second).url, 1, Run.of(second).record()).generate({"image": make_batch("srgan")["image"]}, None)
     assert table.shape == (8, 16, 16, 1)
     with pytest.raises(UserError, match="no run at .*nowhere"):
-        trainer.used_runs(dataclasses.replace(second, model=dataclasses.replace(second.model, pretrained="nowhere")))
+        loading.used_runs(dataclasses.replace(second, model=dataclasses.replace(second.model, pretrained="nowhere")))
     assert lakes.exists(Run.of(first).url)

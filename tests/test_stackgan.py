@@ -8,7 +8,7 @@ import tensorflow as tf
 from conftest import MODEL_CONFIGS, make_batch, make_model
 from pyspark.sql import functions as F
 
-from gan_spark import captions, dataset, generate, images, ingest, lake as lakes, models, schema, shapes, sources, trainer
+from gan_spark import captions, dataset, generate, images, ingest, lake as lakes, loading, models, schema, shapes, sources, trainer
 from gan_spark.config import Ingest, UserError, parse
 from gan_spark.models import losses, stackgan, stackgan1, stackgan2, text
 from gan_spark.models.attributes import indices
@@ -272,9 +272,9 @@ def test_from_captions_to_judged_pictures(spark, lake, pictures):
     trainer.train(spark, shapes_config(lake, "attributes", "shapes-reader"))
     config = shapes_config(lake, "stackgan1", "shapes-stage1", text="captions", encoder="shapes-text")
     trainer.train(spark, config)
-    encoder = trainer.build(shapes_config(lake).model)
-    trainer.restore(encoder, Run.of(shapes_config(lake)))
-    stage1 = trainer.load_model(Run.of(config).url, 3, Run.of(config).record())
+    encoder = loading.build(shapes_config(lake).model)
+    loading.restore(encoder, Run.of(shapes_config(lake)))
+    stage1 = loading.load_model(Run.of(config).url, 3, Run.of(config).record())
     for variable, value in zip(stage1.encoder.variables, encoder.variables):
         np.testing.assert_array_equal(variable, value)  # frozen, and restored
 
@@ -329,7 +329,7 @@ def test_both_stages_on_precomputed_embeddings(spark, lake, tmp_path):
     rows = spark.read.parquet(result["table"]).orderBy("seed").collect()
     assert len(rows) == 5 and images.decode_png(rows[0]["image"]).shape == (64, 64, 3)
     assert {row["input"] for row in rows} <= {id for id, _, _ in drawn}
-    first, second = (trainer.load_model(Run.of(config).url, 3, Run.of(config).record()) for config in configs.values())
+    first, second = (loading.load_model(Run.of(config).url, 3, Run.of(config).record()) for config in configs.values())
     for variable, value in zip(second.stage1.variables, first.variables):
         np.testing.assert_array_equal(variable, value)
     stored = spark.read.parquet(*dataset.files(lakes.dataset_url(configs["stackgan2"]), "train")).withColumn("seed", F.xxhash64("id").bitwiseAND(2**62 - 1))

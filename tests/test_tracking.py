@@ -4,7 +4,7 @@ import pytest
 from mlflow import MlflowClient
 
 from conftest import make_config
-from gan_spark import evaluate, generate, trainer
+from gan_spark import evaluate, generate, loop, trainer
 from gan_spark.config import UserError
 from gan_spark.store import Run
 from gan_spark.tracking import Tracker
@@ -50,7 +50,7 @@ def test_a_run_that_goes_on_is_the_same_one_and_one_that_fails_is_told_to_have(s
 
     longer = make_config(lake, run="tracked-twice", tracking=tracking, train={"steps": 8})
     with monkeypatch.context() as patch, pytest.raises(trainer.TrainingStopped):
-        patch.setattr(trainer, "_problem", stop)
+        patch.setattr(loop, "_problem", stop)
         trainer.train(spark, longer)
     client = MlflowClient(tracking_uri=tracking["uri"])
     experiment = client.get_experiment_by_name("gan_spark").experiment_id

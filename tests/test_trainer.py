@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 from conftest import MODEL_CONFIGS, ROOT, USED_MODELS, make_batch, make_config, write_config
-from gan_spark import diary, images, lake as lakes, launch, models, schema, trainer
+from gan_spark import diary, images, lake as lakes, launch, loading, loop, models, schema, trainer
 from gan_spark.config import Train, UserError
 from gan_spark.store import Run
 
@@ -37,14 +37,14 @@ def identical(team: launch.Team, configs: dict) -> dict:
     sums = {}
     for name, values in configs.items():
         uses = {field: {"model": configs[other], "uses": {}} for field, other in USED_MODELS.get(name, {}).items()}
-        model = trainer.build(models.find(name).Config(**values), team, uses=uses)
+        model = loading.build(models.find(name).Config(**values), team, uses=uses)
         team.broadcast(model.state())
         step = tf.function(model.train_step)
         for _ in range(3):
             step([make_batch(name, seed=team.rank)] * model.batches_per_step)
             model.step.assign_add(1)
-        trainer.average_statistics(model, team)
-        sums[name] = (trainer.checksum(model), float(tf.reduce_mean(model.normal([100]))))
+        loop.average_statistics(model, team)
+        sums[name] = (loading.checksum(model), float(tf.reduce_mean(model.normal([100]))))
     return sums
 
 
@@ -136,14 +136,14 @@ def test_a_finished_run_is_not_trained_again_and_a_longer_one_goes_on(spark, lak
 
 def test_the_same_seed_trains_the_same_model_up_to_the_order_of_rows(spark, lake, digits):
     """Weights start equal for equal seeds and differ for others."""
-    a, b, c = (trainer.build(make_config(lake).model, seed=seed) for seed in (1, 1, 2))
-    assert trainer.checksum(a) == trainer.checksum(b) != trainer.checksum(c)
+    a, b, c = (loading.build(make_config(lake).model, seed=seed) for seed in (1, 1, 2))
+    assert loading.checksum(a) == loading.checksum(b) != loading.checksum(c)
 
 
 @pytest.mark.parametrize("rank", [0, 3])
 def test_the_highest_seed_builds_a_model(lake, rank):
     config = make_config(lake, train={"seed": 2**31 - 1})
-    built = trainer.build(config.model, launch.Team(rank, 4), config.train.seed)
+    built = loading.build(config.model, launch.Team(rank, 4), config.train.seed)
     assert np.isfinite(built.normal([4])).all()
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from pyspark.ml import PipelineModel
 
 from conftest import make_config
-from gan_spark import ingest, models, schema, trainer
+from gan_spark import ingest, loading, models, schema, trainer
 from gan_spark.config import UserError, parse
 from gan_spark.ml import transfer
 from gan_spark.store import Run
@@ -63,7 +63,7 @@ def test_its_weights_are_a_featurizers(spark, fine):
     network = tf.keras.applications.MobileNetV2(weights=None, include_top=False, pooling="avg", input_shape=(32, 32, 3))
     network.load_weights(result["weights"].removeprefix("file://"))
     run = Run(result["run"])
-    trained = trainer.load_model(run.url, run.preferred(), run.record()).network
+    trained = loading.load_model(run.url, run.preferred(), run.record()).network
     assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), trained.get_weights()))
     with pytest.raises(UserError, match="has no images|no dataset"):
         transfer.featurize(spark, parse({**json.loads(json.dumps({"run": "x", "dataset": "none", "lake": lake}))}, models.config_class))

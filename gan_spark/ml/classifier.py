@@ -12,7 +12,7 @@ from pyspark.ml.param.shared import HasInputCol, HasPredictionCol, HasProbabilit
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql import functions as F
 
-from .. import images, lake, trainer
+from .. import images, lake, loading, trainer
 from ..config import UserError
 from ..sources import folder
 from ..store import Run
@@ -68,7 +68,7 @@ class ImageClassifier(columns.CountsRejected, Transformer, HasInputCol, HasPredi
 def _classify(value: tuple[str, int, dict]) -> Callable[[np.ndarray], np.ndarray]:
     import tensorflow as tf
 
-    apply = tf.function(trainer.load_model(*value).classify, reduce_retracing=True)
+    apply = tf.function(loading.load_model(*value).classify, reduce_retracing=True)
     return lambda pixels: apply(tf.constant(images.to_unit(pixels))).numpy()
 
 

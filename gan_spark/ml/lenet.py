@@ -16,8 +16,9 @@ import numpy as np
 from pyspark.sql import functions as F
 from tqdm import tqdm
 
-from .. import dataset, lake, schema, tables, trainer
+from .. import dataset, lake, schema, tables
 from ..config import Config, LeNet, UserError, resolved
+from ..record import describe
 from ..store import Run
 from . import columns
 
@@ -107,7 +108,7 @@ def train(spark, config: Config) -> dict:
     if options.batch_size % cores:
         raise UserError(f"lenet.batch_size = {options.batch_size} does not divide by the session's {cores} cores, which take an equal share each")
     model_table = {"name": MODEL, "shape": list(manifest.shape), "classes": len(manifest.classes), "hidden": options.hidden}
-    record = trainer.describe(config, url, manifest, {"model": model_table, "lenet": resolved(options)})
+    record = describe(config, url, manifest, {"model": model_table, "lenet": resolved(options)})
     run.check(record, {"lenet": resolved(LeNet())})
     run.start(record)
 

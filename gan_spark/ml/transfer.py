@@ -13,7 +13,7 @@ from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.functions import vector_to_array
 from pyspark.sql import functions as F
 
-from .. import dataset, images, lake, schema, tables, trainer
+from .. import dataset, images, lake, loading, schema, tables, trainer
 from ..config import Config, UserError, replaced
 from ..sources import folder
 from ..store import Run
@@ -87,7 +87,7 @@ def agreement(frame, classes: tuple[str, ...]) -> dict:
 def export(run: Run) -> str:
     """Writes the network's weights, without the head, to `<run>/network.h5`; its URL."""
     record, step = run.record(), run.preferred()
-    network = trainer.load_model(run.url, step, record).network
+    network = loading.load_model(run.url, step, record).network
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "network.h5")
         network.save_weights(path)
