@@ -79,7 +79,8 @@ def config(lake: str, path: str, run: str = "run", **sections: dict):
 
 def ingested(spark, made) -> str:
     """URL of the config's dataset, which is written unless the lake has it."""
-    from gan_spark import ingest, lake, schema
+    from gan_spark import lake
+    from gan_spark.data import ingest, schema
 
     url = lake.dataset_url(made)
     if not lake.exists(lake.join(url, schema.MANIFEST)):

@@ -18,10 +18,10 @@ PARTITIONS = 2
 def bare(job: dict) -> dict:
     import numpy as np
 
-    from gan_spark import launch
+    from gan_spark import process
     from gan_spark.ml import carry
 
-    launch.set_threads(1)
+    process.set_threads(1)
     wanted = carry.Network(job["network"], weights="")
     apply = carry._apply(wanted, wanted.whole("").get_weights())
     images = common.read_idx(job["data"], "t10k")[0][: job["images"]]
@@ -43,11 +43,11 @@ def by_row(network: str):
 
     @F.udf("array<float>")
     def apply(image):
-        from gan_spark import launch, networks
+        from gan_spark import networks, process
         from gan_spark.ml import carry, columns
 
         if "model" not in held:
-            launch.set_threads(1)
+            process.set_threads(1)
             held["model"] = carry.Network(network, weights="").whole("")
         pixels = carry.fitted(network, columns.pixels(image)).astype("float32")
         return held["model"].predict(networks.preprocess(network)(pixels[None]), verbose=0)[0].tolist()

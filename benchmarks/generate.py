@@ -19,8 +19,9 @@ PARTITIONS = 2
 def bare(job: dict) -> dict:
     import tensorflow as tf
 
-    from gan_spark import images, loading
-    from gan_spark.store import Run
+    from gan_spark.data import images
+    from gan_spark.runs import loading
+    from gan_spark.runs.store import Run
 
     model = loading.load_model(job["run"], 1, Run(job["run"]).record())
     sample = tf.function(model.generate)
@@ -39,8 +40,8 @@ def bare(job: dict) -> dict:
 def on_spark(spark, made, images: int) -> dict:
     from pyspark.sql import functions as F
 
-    from gan_spark.generate import generated
-    from gan_spark.store import Run
+    from gan_spark.runs.store import Run
+    from gan_spark.sampling.generate import generated
 
     def action(count: int) -> int:
         seeds = spark.range(0, count, 1, PARTITIONS).withColumnRenamed("id", "seed")
@@ -60,8 +61,9 @@ def main() -> None:
     arguments = common.arguments(parser)
     if arguments.images % 1024:
         parser.error(f"--images {arguments.images}: expected a multiple of 1,024")
-    from gan_spark import job, trainer
-    from gan_spark.store import Run
+    from gan_spark import job
+    from gan_spark.runs.store import Run
+    from gan_spark.training import driver
 
     with common.lake(arguments) as lake:
         spark = job.session("benchmark: generate")
@@ -70,7 +72,7 @@ def main() -> None:
             train={"steps": 1, "launcher": "local", "threads": 1}, generate={"batch_size": BATCH},
         )  # fmt: skip
         common.ingested(spark, made)
-        trainer.train(spark, made)
+        driver.train(spark, made)
         seconds, sizes = {"two tasks": [], "bare loop": []}, set()
 
         def timed(name: str, result: dict) -> float:

@@ -22,7 +22,7 @@ ROW_GROUP_MB = 1  # What gan_spark's ingest chooses for these images.
 
 
 def unischema_of_fashion():
-    from gan_spark import schema
+    from gan_spark.data import schema
 
     return schema.unischema(schema.Manifest(28, 28, 1, "raw", tuple("0123456789"), {}, 0, "", {}, ""))
 
@@ -82,7 +82,8 @@ def seconds(function, *arguments) -> float:
 
 def main() -> None:
     arguments = common.arguments(common.parser(__doc__))
-    from gan_spark import ingest, job
+    from gan_spark import job
+    from gan_spark.data import ingest
 
     with common.lake(arguments) as lake:
         spark = job.session("benchmark: ingest")

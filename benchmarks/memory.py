@@ -8,7 +8,7 @@ The heap still in use after a full collection at the end is given beside it. Row
 with ids of their own; half of them are the test split; as many images are generated and evaluated. Training is cut to a few steps of a
 small DCGAN, since its length is no matter here.
 
-Input buffers: growth of a process's RSS while it reads `gan_spark.dataset.batches`, over what it is with TensorFlow and
+Input buffers: growth of a process's RSS while it reads `gan_spark.data.reader.batches`, over what it is with TensorFlow and
 Petastorm loaded: once through the 300,000 images, and twice through 6,000 random RGB images of 128x128 in the
 largest row groups that ingest makes.
 
@@ -128,7 +128,10 @@ def drive(job: dict) -> dict:
     """Runs `job["step"]` as the driver of an application of its own."""
     from pyspark.sql import SparkSession
 
-    from gan_spark import evaluate, generate, ingest, trainer
+    from gan_spark.data import ingest
+    from gan_spark.quality import evaluate
+    from gan_spark.sampling import generate
+    from gan_spark.training import driver
 
     os.environ["PYSPARK_PYTHON"] = sys.executable
     spark = (
@@ -138,7 +141,7 @@ def drive(job: dict) -> dict:
         .getOrCreate()
     )  # fmt: skip
     spark.sparkContext.setLogLevel("ERROR")
-    steps = {"ingest": ingest.ingest, "train": trainer.train, "generate": generate.generate, "evaluate": evaluate.evaluate}
+    steps = {"ingest": ingest.ingest, "train": driver.train, "generate": generate.generate, "evaluate": evaluate.evaluate}
     steps[job["step"]](spark, config(job["lake"], job["rows"]))
     machine = spark.sparkContext._jvm.java.lang
     machine.System.gc()
@@ -189,9 +192,10 @@ def noise(lake: str, rows: int) -> str:
     import numpy as np
     import pandas as pd
 
-    from gan_spark import images, ingest, job
+    from gan_spark import job
     from gan_spark import lake as paths
     from gan_spark.config import parse
+    from gan_spark.data import images, ingest
 
     def draw(frames):
         for frame in frames:
@@ -218,16 +222,17 @@ def consume(job: dict) -> dict:
     import pyarrow.parquet  # noqa: F401
     import tensorflow as tf
 
-    from gan_spark import dataset, launch
+    from gan_spark import process
+    from gan_spark.data import reader
 
-    launch.set_threads(1)
+    process.set_threads(1)
     for _ in tf.data.Dataset.range(10).map(lambda x: x + 1).prefetch(1):  # The runtime is up.
         pass
     before = psutil.Process().memory_info().rss
     peak = Peak(os.getpid(), tree=False)
     peak.start()
     read = 0
-    for batch in dataset.batches(job["url"], "train", BATCH):
+    for batch in reader.batches(job["url"], "train", BATCH):
         read += len(batch["image"])
         if read >= job["images"]:
             break
@@ -240,9 +245,9 @@ def row_group_mb(url: str) -> float:
     """Of the largest row group, uncompressed."""
     import pyarrow.parquet as pq
 
-    from gan_spark import dataset
+    from gan_spark.data import splits
 
-    files = [pq.ParquetFile(name.removeprefix("file://")).metadata for name in dataset.files(url, "train")]
+    files = [pq.ParquetFile(name.removeprefix("file://")).metadata for name in splits.files(url, "train")]
     return round(max(file.row_group(i).total_byte_size for file in files for i in range(file.num_row_groups)) / 2**20, 1)
 
 
@@ -253,7 +258,7 @@ def main() -> None:
     parser.add_argument("--noise", type=int, default=6000, help="images of 128x128 (default: %(default)s)")
     arguments = common.arguments(parser)
     from gan_spark import lake as paths
-    from gan_spark.store import Run
+    from gan_spark.runs.store import Run
 
     peaks = {step: {} for step in STEPS}
     with common.lake(arguments) as lake, tempfile.TemporaryDirectory(prefix="gan-spark-cluster-") as folder:

@@ -1,7 +1,7 @@
 """Reading: the training input pipeline against Petastorm's row reader, and against the training that it feeds.
 
 Both sides read the 60,000 training images of Fashion-MNIST from the same dataset, over and over, after a start
-that is not counted. The pipeline is `gan_spark.dataset.batches` for one rank: shuffled float batches of 64 with labels.
+that is not counted. The pipeline is `gan_spark.data.reader.batches` for one rank: shuffled float batches of 64 with labels.
 The row reader is `petastorm.make_reader` with its defaults (10 threads) on the same two columns: rows of uint8, in
 no batches, not scaled. TensorFlow has one thread, as a rank has.
 
@@ -18,9 +18,9 @@ BATCH = 64
 
 def pipeline(url: str, images: int) -> float:
     """Images a second."""
-    from gan_spark import dataset
+    from gan_spark.data import reader
 
-    stream = iter(dataset.batches(url, "train", BATCH))
+    stream = iter(reader.batches(url, "train", BATCH))
     for batch in itertools.islice(stream, 100):
         pass
     start = time.perf_counter()
@@ -46,10 +46,11 @@ def training(made, url: str, steps: int = 30) -> float:
     """Images a second of the DCGAN's step, on one batch that is in memory already."""
     import tensorflow as tf
 
-    from gan_spark import dataset, loading
+    from gan_spark.data import reader
+    from gan_spark.runs import loading
 
     model = loading.build(made.model)
-    batch = next(iter(dataset.batches(url, "train", BATCH)))
+    batch = next(iter(reader.batches(url, "train", BATCH)))
     step = tf.function(lambda: model.train_step([batch]))
     step()
     start = time.perf_counter()
@@ -63,9 +64,9 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--images", type=int, default=600_000, help="that the pipeline is timed on; the row reader is timed on a tenth (default: %(default)s)")
     arguments = common.arguments(parser)
-    from gan_spark import job, launch
+    from gan_spark import job, process
 
-    launch.set_threads(1)
+    process.set_threads(1)
     with common.lake(arguments) as lake:
         made = common.config(lake, common.training_only(arguments.data, lake))
         spark = job.session("benchmark: read")

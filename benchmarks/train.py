@@ -1,7 +1,7 @@
 """Training: one rank on Spark against a bare loop in memory, and two ranks against one.
 
 Images a second after the first step, of the DCGAN at 64 images a rank and one TensorFlow thread a rank.
-  one rank     gan_spark.trainer on Spark with Horovod, reading with Petastorm; it samples and saves only at the end
+  one rank     gan_spark.training on Spark with Horovod, reading with Petastorm; it samples and saves only at the end
   bare loop    a process of its own: all images a float array in memory, batches by fancy indexing, the same step function
   two ranks    as one rank, with 64 images on each rank (weak scaling)
   two bare loops   two such processes at once, that share nothing: what two cores of this machine can give
@@ -26,9 +26,11 @@ def bare(job: dict) -> dict:
     import numpy as np
     import tensorflow as tf
 
-    from gan_spark import images, launch, loading
+    from gan_spark import process
+    from gan_spark.data import images
+    from gan_spark.runs import loading
 
-    launch.set_threads(1)
+    process.set_threads(1)
     pixels = images.to_unit(common.read_idx(job["data"], "train")[0])
     model = loading.build(common.config("lake", job["data"]).model)
     rng = np.random.default_rng(0)
@@ -49,13 +51,13 @@ def bare(job: dict) -> dict:
 
 def on_spark(spark, lake: str, path: str, workers: int, batch: int, steps: int) -> dict:
     from gan_spark import lake as paths
-    from gan_spark import trainer
-    from gan_spark.store import Run
+    from gan_spark.runs.store import Run
+    from gan_spark.training import driver
 
     train = {"steps": steps, "batch_size": batch, "workers": workers, "threads": 1, "log_every": steps, "sample_every": steps, "checkpoint_every": steps}
     made = common.config(lake, path, run="benchmark", train=train)
     paths.remove(Run.of(made).url)  # Or the trainer would go on from its checkpoint.
-    return trainer.train(spark, made)
+    return driver.train(spark, made)
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ def _java_home(_) -> None:
 
 
 def _bigdl_jars(_) -> None:
-    from .ml.lenet import jars
+    from .ml.bigdl import jars
 
     print(",".join(jars()))
 
@@ -66,31 +66,31 @@ def _reference(_) -> None:
 
 
 def _download(arguments) -> None:
-    from .downloads import download
+    from .data.downloads import download
 
     print("\n".join(download(arguments.name, arguments.folder)))
 
 
 def _runs(arguments) -> None:
-    from . import registry
+    from .runs import catalogue
 
-    _print(registry.runs(arguments.lake), arguments.json)
+    _print(catalogue.runs(arguments.lake), arguments.json)
 
 
 def _show(arguments) -> None:
-    from . import registry
+    from .runs import catalogue
 
-    _print(registry.lineage(arguments.lake, arguments.run), arguments.json)
+    _print(catalogue.lineage(arguments.lake, arguments.run), arguments.json)
 
 
 def _promote(arguments) -> None:
-    from . import registry
+    from .runs import registry
 
     _print(registry.promote(arguments.lake, arguments.run, arguments.model, arguments.if_better), arguments.json)
 
 
 def _rollback(arguments) -> None:
-    from . import registry
+    from .runs import registry
 
     _print(registry.rollback(arguments.lake, arguments.model), arguments.json)
 

@@ -2,8 +2,12 @@
 
 import logging
 
-from . import evaluate, generate, ingest, lake, schema, trainer
+from . import lake
 from .config import Config, differences, resolved
+from .data import ingest, schema
+from .quality import evaluate
+from .sampling import generate
+from .training import driver
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +21,7 @@ def pipeline(spark, config: Config) -> dict:
     else:
         ingested = ingest.ingest(spark, config)
     evaluate.check(config)  # What would fail at the end is told before a training is paid for.
-    trained = trainer.train(spark, config)
+    trained = driver.train(spark, config)
     generated = generate.generate(spark, config)
     measured = evaluate.evaluate(spark, config)
     return {**ingested, **trained, **generated, **measured}

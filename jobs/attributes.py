@@ -3,7 +3,7 @@
 import sys
 
 from gan_spark import job
-from gan_spark.captions import attributes
+from gan_spark.quality.attributes import attributes
 
 if __name__ == "__main__":
     sys.exit(job.main(attributes, __doc__))

@@ -3,7 +3,7 @@
 import sys
 
 from gan_spark import job
-from gan_spark.evaluate import evaluate
+from gan_spark.quality.evaluate import evaluate
 
 if __name__ == "__main__":
     sys.exit(job.main(evaluate, __doc__))

@@ -3,7 +3,7 @@
 import sys
 
 from gan_spark import job
-from gan_spark.ml.transfer import featurize
+from gan_spark.ml.featurize import featurize
 
 if __name__ == "__main__":
     sys.exit(job.main(featurize, __doc__))

@@ -3,7 +3,7 @@
 import sys
 
 from gan_spark import job
-from gan_spark.ml.transfer import finetune
+from gan_spark.ml.finetune import finetune
 
 if __name__ == "__main__":
     sys.exit(job.main(finetune, __doc__))

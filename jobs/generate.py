@@ -3,7 +3,7 @@
 import sys
 
 from gan_spark import job
-from gan_spark.generate import generate
+from gan_spark.sampling.generate import generate
 
 if __name__ == "__main__":
     sys.exit(job.main(generate, __doc__))

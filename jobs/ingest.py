@@ -3,7 +3,7 @@
 import sys
 
 from gan_spark import job
-from gan_spark.ingest import ingest
+from gan_spark.data.ingest import ingest
 
 if __name__ == "__main__":
     sys.exit(job.main(ingest, __doc__))

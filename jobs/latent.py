@@ -3,7 +3,7 @@
 import sys
 
 from gan_spark import job
-from gan_spark.latent import latent
+from gan_spark.sampling.latent import latent
 
 if __name__ == "__main__":
     sys.exit(job.main(latent, __doc__))

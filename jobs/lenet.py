@@ -3,7 +3,7 @@
 import sys
 
 from gan_spark import job
-from gan_spark.ml import lenet
+from gan_spark.ml import bigdl
 
 if __name__ == "__main__":
-    sys.exit(job.main(lenet.lenet, __doc__, jars=lenet.jars))
+    sys.exit(job.main(bigdl.lenet, __doc__, jars=bigdl.jars))

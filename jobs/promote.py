@@ -3,7 +3,7 @@
 import sys
 
 from gan_spark import job
-from gan_spark.promote import promote_run
+from gan_spark.quality.promote import promote_run
 
 if __name__ == "__main__":
     sys.exit(job.main(promote_run, __doc__))

@@ -3,7 +3,7 @@
 import sys
 
 from gan_spark import job
-from gan_spark.report import report
+from gan_spark.quality.report import report
 
 if __name__ == "__main__":
     sys.exit(job.main(report, __doc__))

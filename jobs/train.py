@@ -3,7 +3,7 @@
 import sys
 
 from gan_spark import job
-from gan_spark.trainer import train
+from gan_spark.training.driver import train
 
 if __name__ == "__main__":
     sys.exit(job.main(train, __doc__))

@@ -25,16 +25,16 @@ config = load("../conf/fashion-cgan.toml", settings, config_class)
 
 # COMMAND ----------
 
-from gan_spark.ingest import ingest
-from gan_spark.trainer import train
+from gan_spark.data.ingest import ingest
+from gan_spark.training.driver import train
 
 ingested = ingest(spark, config)
 trained = train(spark, config)
 
 # COMMAND ----------
 
-from gan_spark.generate import generate
-from gan_spark.report import picture
+from gan_spark.quality.report import picture
+from gan_spark.sampling.generate import generate
 
 generated = generate(spark, config)
 displayHTML(picture(generated["grid"]))
@@ -47,7 +47,7 @@ displayHTML(picture(generated["grid"]))
 
 # COMMAND ----------
 
-from gan_spark.evaluate import evaluate
+from gan_spark.quality.evaluate import evaluate
 
 measured = evaluate(spark, config)
 {key: measured[key] for key in ("class_agreement", "classifier_accuracy", "fid", "fid_floor") if key in measured}

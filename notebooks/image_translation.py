@@ -25,8 +25,8 @@ config = load("../conf/fashion-cyclegan.toml", settings, config_class)
 
 # COMMAND ----------
 
-from gan_spark.ingest import ingest
-from gan_spark.trainer import train
+from gan_spark.data.ingest import ingest
+from gan_spark.training.driver import train
 
 ingested = ingest(spark, config)
 trained = train(spark, config)
@@ -39,8 +39,8 @@ trained = train(spark, config)
 
 # COMMAND ----------
 
-from gan_spark.generate import generate
-from gan_spark.report import picture
+from gan_spark.quality.report import picture
+from gan_spark.sampling.generate import generate
 
 generated = generate(spark, config)
 displayHTML(picture(generated["grid"], 720))

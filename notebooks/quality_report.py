@@ -20,14 +20,14 @@ config = load(f"../conf/{dbutils.widgets.get('config')}", settings, config_class
 
 # COMMAND ----------
 
-from gan_spark.registry import runs
+from gan_spark.runs.catalogue import runs
 
 found = runs(config.lake)
 display(spark.createDataFrame([(row["run"], row["model"], row["dataset"], row["step"], row["fid"], row["promoted"]) for row in found], "run string, model string, dataset string, step long, fid double, promoted string"))
 
 # COMMAND ----------
 
-from gan_spark.evaluate import evaluate
+from gan_spark.quality.evaluate import evaluate
 
 measured = evaluate(spark, config)
 measured
@@ -35,7 +35,7 @@ measured
 # COMMAND ----------
 
 from gan_spark import lake
-from gan_spark.report import report
+from gan_spark.quality.report import report
 
 page = report(spark, config)["report"]
 displayHTML(lake.read_bytes(page).decode())

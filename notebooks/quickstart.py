@@ -29,7 +29,7 @@ config = load("../conf/quickstart.toml", settings, config_class)
 
 # COMMAND ----------
 
-from gan_spark.ingest import ingest
+from gan_spark.data.ingest import ingest
 
 ingested = ingest(spark, config)
 display(spark.read.parquet(ingested["dataset"]).groupBy("split", "label").count().orderBy("split", "label"))
@@ -42,7 +42,7 @@ display(spark.read.parquet(ingested["dataset"]).groupBy("split", "label").count(
 
 # COMMAND ----------
 
-from gan_spark.trainer import train
+from gan_spark.training.driver import train
 
 trained = train(spark, config)
 trained
@@ -54,8 +54,8 @@ trained
 
 # COMMAND ----------
 
-from gan_spark.generate import generate
-from gan_spark.report import picture
+from gan_spark.quality.report import picture
+from gan_spark.sampling.generate import generate
 
 generated = generate(spark, config)
 displayHTML(picture(generated["grid"]))

@@ -35,8 +35,8 @@ stage1 = load("../conf/shapes-stackgan1.toml", [*common, f"train.steps={dbutils.
 
 # COMMAND ----------
 
-from gan_spark.ingest import ingest
-from gan_spark.trainer import train
+from gan_spark.data.ingest import ingest
+from gan_spark.training.driver import train
 
 ingest(spark, encoder)
 matched = train(spark, encoder)
@@ -59,8 +59,8 @@ trained
 
 # COMMAND ----------
 
-from gan_spark.generate import generate
-from gan_spark.report import picture
+from gan_spark.quality.report import picture
+from gan_spark.sampling.generate import generate
 
 generated = generate(spark, stage1)
 displayHTML(picture(generated["grid"]))

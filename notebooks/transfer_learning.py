@@ -24,7 +24,7 @@ config = load("../conf/flowers-featurize.toml", settings, config_class)
 
 # COMMAND ----------
 
-from gan_spark.ingest import ingest
+from gan_spark.data.ingest import ingest
 
 ingested = ingest(spark, config)
 images = spark.read.parquet(ingested["dataset"])
@@ -38,7 +38,7 @@ display(images.groupBy("split", "label").count())
 
 # COMMAND ----------
 
-from gan_spark.ml.transfer import featurize
+from gan_spark.ml.featurize import featurize
 
 fitted = featurize(spark, config)
 fitted["accuracy"]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gan_spark import config, ingest, job, models
-from gan_spark.ml import lenet
+from gan_spark import config, job, models
+from gan_spark.data import ingest
+from gan_spark.ml import bigdl
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -76,7 +77,7 @@ def make_inputs(name: str, size: int) -> dict:
 
 @pytest.fixture(scope="session")
 def spark():
-    session = job.session("tests", lenet.jars())
+    session = job.session("tests", bigdl.jars())
     yield session
     session.stop()
 

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-
 from conftest import MODEL_CONFIGS, make_batch
-from gan_spark import diary, models
+
+from gan_spark import models
 from gan_spark.models import aids, dcgan, losses
 from gan_spark.models.blocks import InstanceNorm, falling_rate
+from gan_spark.training import collapse
 
 
 def build(**changes):
@@ -161,7 +162,7 @@ def test_the_rate_falls_to_nothing():
 
 
 def test_the_monitor_names_the_aids_of_a_discriminator_that_is_never_wrong():
-    monitor = diary.Monitor(dcgan.Config())
+    monitor = collapse.Monitor(dcgan.Config())
     assert [monitor.losses(step, {"d_loss": loss}) for step, loss in enumerate([0.01, 0.01, 0.5, 0.01, 0.01])] == [None] * 5
     warning = monitor.losses(5, {"d_loss": 0.01})
     assert warning.startswith("step 5: the discriminator's loss was under 0.05 3 times") and "model.real_target" in warning and "model.spectral_norm" in warning
@@ -169,15 +170,15 @@ def test_the_monitor_names_the_aids_of_a_discriminator_that_is_never_wrong():
 
 
 def test_the_monitor_sees_images_become_alike():
-    monitor = diary.Monitor(dcgan.Config())
+    monitor = collapse.Monitor(dcgan.Config())
     various = np.random.default_rng(0).integers(0, 256, [64, 8, 8, 1], np.uint8)
     alike = np.repeat(various[:1], 64, axis=0)
     assert monitor.variety(1, various) is None
     warning = monitor.variety(2, alike)
     assert "the generator may have collapsed" in warning and "model.minibatch" in warning and "model.feature_matching" in warning
-    assert diary.Monitor(models.find("vae").Config()).variety(1, alike) is None  # alike from the start: nothing fell
+    assert collapse.Monitor(models.find("vae").Config()).variety(1, alike) is None  # alike from the start: nothing fell
 
 
 def test_a_model_without_a_discriminator_is_never_warned_of_its_loss():
-    monitor = diary.Monitor(models.find("vae").Config())
+    monitor = collapse.Monitor(models.find("vae").Config())
     assert [monitor.losses(step, {"negative_elbo": 0.0}) for step in range(5)] == [None] * 5

@@ -10,10 +10,13 @@ import time
 
 import psutil
 import pytest
-
 from conftest import ROOT
-from gan_spark import job, lake as lakes, registry, schema
-from gan_spark.store import Run
+
+from gan_spark import job
+from gan_spark import lake as lakes
+from gan_spark.data import schema
+from gan_spark.runs import registry
+from gan_spark.runs.store import Run
 
 SMALL = {
     "ingest.height": 16, "ingest.width": 16, "model.image_size": 16, "model.width": 4, "train.steps": 400, "train.batch_size": 16, "train.checkpoint_every": 200,

@@ -7,11 +7,11 @@ import tarfile
 
 import numpy as np
 import pytest
-
-from gan_spark import sources
-from gan_spark.config import Ingest, UserError
-from gan_spark.sources import cifar10
 from test_sources import rows
+
+from gan_spark.config import Ingest, UserError
+from gan_spark.data import sources
+from gan_spark.data.sources import cifar10
 
 
 def cifar_images(count: int, seed: int = 0) -> np.ndarray:

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-
 from conftest import make_batch, make_model
+
 from gan_spark import models
 from gan_spark.config import UserError
 from gan_spark.models.classifier import transformed

@@ -8,10 +8,11 @@ import sys
 import time
 
 import pytest
-
 from conftest import ROOT, make_config, write_config
-from gan_spark import job, lake as lakes
-from gan_spark.store import Run
+
+from gan_spark import job
+from gan_spark import lake as lakes
+from gan_spark.runs.store import Run
 
 
 def start(command, environment, pattern, log):

@@ -8,9 +8,9 @@ import tomllib
 
 import pytest
 import yaml
+from conftest import ROOT
 from databricks.bundles.jobs import Job
 
-from conftest import ROOT
 from gan_spark import config, models
 
 BUNDLE = yaml.safe_load((ROOT / "databricks.yml").read_text())

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gan_spark import dataset, images, ingest, lake, schema, sources
+from gan_spark import lake
 from gan_spark.config import Ingest, UserError
+from gan_spark.data import images, ingest, reader, schema, sources, splits
 
 ROWS = 240
 
@@ -52,7 +53,7 @@ def seen(batches) -> list[tuple[bytes, int]]:
 
 
 def test_batches_have_their_shape_and_range(unique):
-    for batch in take(dataset.batches(unique, "train", 7), 3):
+    for batch in take(reader.batches(unique, "train", 7), 3):
         assert batch.keys() == {"image", "label"}
         assert (batch["image"].shape, batch["image"].dtype) == ((7, 8, 8, 1), np.float32)
         assert (batch["label"].shape, batch["label"].dtype) == ((7,), np.int32)
@@ -61,68 +62,68 @@ def test_batches_have_their_shape_and_range(unique):
 
 def test_no_tuning_thread_holds_up_the_end(unique):
     """It sleeps for up to a minute, and dropping an iterator waits for it: every rank did so at the end of a job."""
-    assert dataset.batches(unique, "train", 8).options().autotune.enabled is False
+    assert reader.batches(unique, "train", 8).options().autotune.enabled is False
 
 
 def test_each_image_comes_with_its_label_and_every_image_comes(unique, labels):
-    rows = seen(take(dataset.batches(unique, "train", 16, shuffle_buffer=32), 60))
+    rows = seen(take(reader.batches(unique, "train", 16, shuffle_buffer=32), 60))
     assert all(labels.get(image) == label for image, label in rows)
     assert {image for image, _ in rows} == labels.keys()
     assert {label for _, label in rows} == {0, 1, 2}
 
 
 def test_batches_of_another_split_hold_none_of_train(unique, labels):
-    rows = seen(take(dataset.batches(unique, "test", 8, shuffle_buffer=16), 30))
+    rows = seen(take(reader.batches(unique, "test", 8, shuffle_buffer=16), 30))
     assert len({image for image, _ in rows}) == ROWS - len(labels)
     assert not {image for image, _ in rows} & labels.keys()
 
 
 def test_a_batch_may_be_larger_than_the_split(unique, labels):
-    (batch,) = take(dataset.batches(unique, "train", ROWS + 100), 1)
+    (batch,) = take(reader.batches(unique, "train", ROWS + 100), 1)
     assert {image for image, _ in seen([batch])} <= labels.keys()
 
 
 def test_ranks_share_the_images_out(unique, labels):
     shares = []
     for rank in range(2):
-        rows = seen(take(dataset.batches(unique, "train", 16, rank, 2, shuffle_buffer=32), 50))
+        rows = seen(take(reader.batches(unique, "train", 16, rank, 2, shuffle_buffer=32), 50))
         shares.append({image for image, _ in rows})
     assert not shares[0] & shares[1]
     assert shares[0] | shares[1] == labels.keys()
 
 
 def test_seeds_give_other_orders(unique):
-    first, second = (seen(take(dataset.batches(unique, "train", 16, seed=seed), 2)) for seed in (1, 2))
+    first, second = (seen(take(reader.batches(unique, "train", 16, seed=seed), 2)) for seed in (1, 2))
     assert first != second
 
 
 def row_groups(url: str) -> int:
-    return sum(pq.ParquetFile(lake.filesystem(name)[1]).num_row_groups for name in dataset.files(url, "train"))
+    return sum(pq.ParquetFile(lake.filesystem(name)[1]).num_row_groups for name in splits.files(url, "train"))
 
 
 def test_more_ranks_than_row_groups_are_refused(unique):
     groups = row_groups(unique)
-    dataset.check_shards(unique, "train", groups)
+    reader.check_shards(unique, "train", groups)
     with pytest.raises(UserError, match=f"{groups} row groups in split 'train' for {groups + 1} workers; ingest it again with ingest.planned_workers = {groups + 1}"):
-        dataset.batches(unique, "train", 16, 0, groups + 1)
+        reader.batches(unique, "train", 16, 0, groups + 1)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_an_empty_split_is_refused(unique, ranks):
     with pytest.raises(UserError, match="its split 'validation' has no images"):
-        dataset.batches(unique, "validation", 16, 0, ranks)
+        reader.batches(unique, "validation", 16, 0, ranks)
 
 
 def test_a_missing_dataset_is_refused(tmp_path):
     url = lake.to_url(str(tmp_path / "none"))
     with pytest.raises(UserError, match=f"^no dataset at {url}: expected _gan_spark.json there; make it with jobs/ingest.py"):
-        dataset.batches(url, "train", 16)
+        reader.batches(url, "train", 16)
 
 
 def test_a_reader_leaves_an_unfinished_replacement_alone(tmp_path):
     (tmp_path / ".d.old").mkdir()
     with pytest.raises(UserError, match="^no dataset at .*/d: .*one died while it replaced this dataset, whose former state it will put back"):
-        dataset.batches(lake.to_url(str(tmp_path / "d")), "train", 16)
+        reader.batches(lake.to_url(str(tmp_path / "d")), "train", 16)
     assert os.listdir(tmp_path) == [".d.old"]
 
 
@@ -130,12 +131,12 @@ def test_a_reader_leaves_an_unfinished_replacement_alone(tmp_path):
 def test_a_damaged_manifest_is_refused(tmp_path, text):
     (tmp_path / "_gan_spark.json").write_text(text)
     with pytest.raises(UserError, match="_gan_spark.json cannot be understood .*; ingest it again"):
-        dataset.batches(lake.to_url(str(tmp_path)), "train", 16)
+        reader.batches(lake.to_url(str(tmp_path)), "train", 16)
 
 
 def test_a_manifest_of_another_size_is_noticed(unique):
     manifest = schema.read_manifest(unique)
-    with open(lake.filesystem(dataset.files(unique, "train")[0])[1], "rb") as stream:
+    with open(lake.filesystem(splits.files(unique, "train")[0])[1], "rb") as stream:
         column = pq.read_table(stream)["image"].to_pylist()
     assert schema.unpack(column, manifest.shape, "raw").shape == (len(column), 8, 8, 1)
     with pytest.raises(ValueError, match=r"bytes for \d+ arrays of \(8, 9, 1\); the dataset is not what its manifest says"):
@@ -165,7 +166,7 @@ def test_the_pickled_schema_is_not_read(unique, labels, tmp_path):
         petastorm.make_reader(url, reader_pool_type="dummy")
     assert os.path.exists(mark), "the planted schema should run where it is unpickled"
     os.remove(mark)
-    rows = seen(take(dataset.batches(url, "train", 16), 3))
+    rows = seen(take(reader.batches(url, "train", 16), 3))
     assert all(labels.get(image) == label for image, label in rows)
     assert not os.path.exists(mark)
 
@@ -182,7 +183,7 @@ def groups(*sizes: int):
 
 def shuffle(sizes, batch_size: int, pool_size: int, seed: int = 0) -> np.ndarray:
     """[batches, batch_size] of row numbers."""
-    made = [batch["image"] for batch in dataset.shuffled(groups(*sizes), batch_size, pool_size, np.random.default_rng(seed))]
+    made = [batch["image"] for batch in reader.shuffled(groups(*sizes), batch_size, pool_size, np.random.default_rng(seed))]
     assert all(len(each) == batch_size for each in made)
     return np.array(made).reshape(-1, batch_size)
 
@@ -213,7 +214,7 @@ def test_less_than_a_batch_gives_none(sizes):
 
 
 def test_columns_stay_together():
-    for batch in dataset.shuffled(groups(*[100] * 10), 16, 128, np.random.default_rng(0)):
+    for batch in reader.shuffled(groups(*[100] * 10), 16, 128, np.random.default_rng(0)):
         np.testing.assert_array_equal(batch["image"] // 100, batch["label"])
 
 
@@ -241,7 +242,7 @@ def test_the_pool_is_bounded():
             drawn += 40
             yield {"image": np.arange(start, start + 40)}
 
-    stream = dataset.shuffled(endless(), 16, 128, np.random.default_rng(0))
+    stream = reader.shuffled(endless(), 16, 128, np.random.default_rng(0))
     held = []
     for given, _ in enumerate(itertools.islice(stream, 300)):
         held.append(drawn - 16 * given)
@@ -250,6 +251,6 @@ def test_the_pool_is_bounded():
 
 
 def test_arrow_and_pool_agree_on_types():
-    (batch,) = dataset.shuffled(iter([{"image": np.zeros((4, 2, 2, 1), np.uint8), "label": np.zeros(4, np.int32)}]), 4, 4, np.random.default_rng(0))
+    (batch,) = reader.shuffled(iter([{"image": np.zeros((4, 2, 2, 1), np.uint8), "label": np.zeros(4, np.int32)}]), 4, 4, np.random.default_rng(0))
     assert (batch["image"].dtype, batch["image"].shape, batch["label"].dtype) == (np.uint8, (4, 2, 2, 1), np.int32)
     assert pa.array(batch["label"]).type == pa.int32()

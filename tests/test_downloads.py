@@ -11,9 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from gan_spark import downloads, lake
+from gan_spark import lake
 from gan_spark.config import UserError
-from gan_spark.downloads import Remote, download, fetch
+from gan_spark.data import downloads
+from gan_spark.data.downloads import Remote, download, fetch
 
 DATA = bytes(range(256)) * 300
 

@@ -7,9 +7,12 @@ import pytest
 import tensorflow as tf
 from conftest import make_config
 
-from gan_spark import dream, images, lake as lakes, trainer
+from gan_spark import lake as lakes
 from gan_spark.config import Dream, UserError
-from gan_spark.store import Run
+from gan_spark.data import images
+from gan_spark.runs.store import Run
+from gan_spark.sampling import dream
+from gan_spark.training import driver
 
 
 def bright(x):
@@ -80,7 +83,7 @@ def test_one_seed_is_one_dream():
 @pytest.fixture(scope="module")
 def config(spark, lake, digits):
     classifier = make_config(lake, "lenet", run="dreamer", train={"steps": 30, "log_every": 30, "checkpoint_every": 30})
-    trainer.train(spark, classifier)
+    driver.train(spark, classifier)
     return make_config(lake, run="dreams", dream={"network": "run", "run": "dreamer", "layers": ("conv2",), "octaves": 2, "iterations": 6, "images": 5, "continuity": 0.01, "l2": 0.0})
 
 
@@ -136,7 +139,7 @@ def test_what_is_wrong_is_told_before_any_task_starts(spark, config, values, mes
 
 
 def test_a_run_that_is_no_classifier_is_refused(spark, lake, config):
-    trainer.train(spark, make_config(lake, "vae", run="no-dreamer", train={"steps": 1}))
+    driver.train(spark, make_config(lake, "vae", run="no-dreamer", train={"steps": 1}))
     with pytest.raises(UserError, match="dream.run = 'no-dreamer': expected the run of a lenet, found 'vae'"):
         dream.dream(spark, changed(config, run="no-dreamer"))
     assert Run.of(config).url.endswith("dreams")

@@ -6,11 +6,19 @@ from collections import Counter
 
 import numpy as np
 import pytest
-
 from conftest import make_config
-from gan_spark import evaluate, features, generate, images, lake as lakes, promote, registry, schema, tables, trainer
+
+from gan_spark import features
+from gan_spark import lake as lakes
 from gan_spark.config import Train, UserError, replaced
-from gan_spark.evaluate import Moments
+from gan_spark.data import images, schema
+from gan_spark.lake import tables
+from gan_spark.quality import evaluate, promote, statistics
+from gan_spark.quality.statistics import Moments
+from gan_spark.runs import catalogue, registry
+from gan_spark.runs.store import Run
+from gan_spark.sampling import generate
+from gan_spark.training import driver
 
 
 def normal(count, mean, deviation, seed=0):
@@ -30,9 +38,9 @@ def test_frechet_distance_of_known_gaussians():
     """|m1 - m2|^2 + sum (s1 - s2)^2 for diagonal covariances."""
     diagonal = lambda mean, deviations: Moments(2, np.array(mean), np.diag(np.square(deviations)))
     a, b = diagonal([0.0, 1.0], [1.0, 2.0]), diagonal([3.0, 1.0], [2.0, 0.5])
-    assert evaluate.frechet_distance(a, b) == pytest.approx(9 + 1 + 2.25)
-    assert evaluate.frechet_distance(b, a) == pytest.approx(9 + 1 + 2.25)
-    assert evaluate.frechet_distance(a, a) == pytest.approx(0, abs=1e-12)
+    assert statistics.frechet_distance(a, b) == pytest.approx(9 + 1 + 2.25)
+    assert statistics.frechet_distance(b, a) == pytest.approx(9 + 1 + 2.25)
+    assert statistics.frechet_distance(a, a) == pytest.approx(0, abs=1e-12)
 
 
 def test_frechet_distance_matches_scipys_matrix_root_and_bears_singular_covariances():
@@ -41,22 +49,22 @@ def test_frechet_distance_matches_scipys_matrix_root_and_bears_singular_covarian
     x, y = normal(50, 0, 1, 1) @ np.array([[1, 0.5, 0], [0, 1, 0], [0, 0.3, 2]]), normal(60, 1, 1.5, 2)
     a, b = Moments.of(x), Moments.of(y)
     expected = np.square(a.mean - b.mean).sum() + np.trace(a.covariance + b.covariance - 2 * sqrtm(a.covariance @ b.covariance).real)
-    assert evaluate.frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
+    assert statistics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
     flat = Moments.of(x * [1, 1, 0])
-    assert evaluate.frechet_distance(flat, flat) == pytest.approx(0, abs=1e-8)
+    assert statistics.frechet_distance(flat, flat) == pytest.approx(0, abs=1e-8)
 
 
 def test_kernel_distance_is_unbiased_and_sees_a_shift():
-    same = np.mean([evaluate.kernel_distance(normal(50, 0, 1, 2 * i), normal(50, 0, 1, 2 * i + 1)) for i in range(200)])
+    same = np.mean([statistics.kernel_distance(normal(50, 0, 1, 2 * i), normal(50, 0, 1, 2 * i + 1)) for i in range(200)])
     assert abs(same) < 0.02
     # E k(x, y) = E (x.y / 3 + 1)^3 by hand for points: k(x, x') = 8 and k(x, y) = 1 for x = (3, 0, 0)... of one direction.
     x, y = np.tile([[np.sqrt(3.0), 0, 0]], [4, 1]), np.tile([[0, np.sqrt(3.0), 0]], [4, 1])
-    assert evaluate.kernel_distance(x, y) == pytest.approx(8 + 8 - 2)
+    assert statistics.kernel_distance(x, y) == pytest.approx(8 + 8 - 2)
 
 
 def test_inception_score_ends():
     sure = np.repeat(np.eye(4), 5, axis=0)
-    score = lambda p: evaluate.inception_score(Moments.of(p), Moments.of(np.sum(p * np.log(np.clip(p, 1e-300, None)), 1, keepdims=True)))
+    score = lambda p: statistics.inception_score(Moments.of(p), Moments.of(np.sum(p * np.log(np.clip(p, 1e-300, None)), 1, keepdims=True)))
     assert score(sure) == pytest.approx(4.0)
     assert score(np.full([20, 4], 0.25)) == pytest.approx(1.0)
     assert score(np.tile([[1.0, 0, 0, 0]], [20, 1])) == pytest.approx(1.0)
@@ -98,7 +106,7 @@ def measured(spark, lake, digits):
         lake, run="measured", train={"steps": 2}, generate={"images": 90, "batch_size": 32},
         evaluate={"classifier_steps": 150, "classifier_batch": 32, "sample": 80, "kid_subset_size": 40, "kid_subsets": 5},
     )  # fmt: skip
-    trainer.train(spark, config)
+    driver.train(spark, config)
     generate.generate(spark, config)
     return config, evaluate.evaluate(spark, config)
 
@@ -124,7 +132,7 @@ def test_fid_through_spark_is_fid_of_all_features_at_once(spark, digits, measure
     fake = spark.read.parquet(lakes.table_url(config)).toPandas()
     x, _ = apply(schema.unpack(real["image"], manifest.shape, "raw"))
     y, _ = apply(np.stack([images.decode_png(png) for png in fake["image"]]))
-    assert result["fid"] == pytest.approx(evaluate.frechet_distance(Moments.of(x), Moments.of(y)), rel=1e-3)
+    assert result["fid"] == pytest.approx(statistics.frechet_distance(Moments.of(x), Moments.of(y)), rel=1e-3)
 
 
 @pytest.mark.parametrize("wanted", [10_000, 60])
@@ -146,7 +154,7 @@ def test_a_sample_is_of_features_by_id_the_same_ones_for_any_partitioning(spark,
 def test_the_classifier_is_shared_by_configs_that_train_otherwise(spark, measured, monkeypatch):
     """It is there, so that it is not trained again, nor refused, whatever their section [train] says."""
     config, result = measured
-    monkeypatch.setattr(trainer, "train", None)
+    monkeypatch.setattr(driver, "train", None)
     network = features.network(spark, replaced(config, train={"seed": 5, "workers": 2, "launcher": "spark", "precision": "mixed_bfloat16", "shuffle_buffer": 7, "validate_every": 1}))
     assert network.name == result["features"] and network.step == 150
 
@@ -154,7 +162,7 @@ def test_the_classifier_is_shared_by_configs_that_train_otherwise(spark, measure
 def test_the_classifier_is_trained_by_settings_of_its_own(spark, measured, monkeypatch):
     config = replaced(measured[0], train={"seed": 5, "precision": "mixed_bfloat16", "workers": 3, "launcher": "spark", "threads": 2, "restarts": 7, "start_timeout": 9, "keep": 8}, evaluate={"classifier_steps": 3, "classifier_batch": 33})
     told = []
-    monkeypatch.setattr(trainer, "train", lambda spark, given: told.append(given))
+    monkeypatch.setattr(driver, "train", lambda spark, given: told.append(given))
     with pytest.raises(UserError, match="no run at"):
         features.network(spark, config)
     assert told[0].train == Train(steps=3, batch_size=33, checkpoint_every=3, sample_every=3, workers=3, launcher="spark", threads=2, restarts=7, start_timeout=9)
@@ -165,7 +173,7 @@ def test_a_classifier_that_another_config_left_half_trained_is_begun_again(spark
     config = replaced(measured[0], evaluate={"classifier_steps": 4, "classifier_batch": 32})
     whole = lakes.read_json(features.network(spark, measured[0]).run + "/config.json")
     fingerprint = schema.read_manifest(lakes.dataset_url(config)).fingerprint
-    run = features.Run(lakes.join(lakes.to_url(config.lake), "runs", f"lenet-digits-{fingerprint[:8]}-4-32"))
+    run = Run(lakes.join(lakes.to_url(config.lake), "runs", f"lenet-digits-{fingerprint[:8]}-4-32"))
     whole["config"]["train"] |= {"workers": 2, "seed": 7}
     run.start(whole)
     network = features.network(spark, config)
@@ -174,16 +182,16 @@ def test_a_classifier_that_another_config_left_half_trained_is_begun_again(spark
 
 def test_a_classifier_that_another_job_trains_meanwhile_is_left_alone(spark, measured, monkeypatch):
     config = replaced(measured[0], evaluate={"classifier_steps": 2, "classifier_batch": 32})
-    train, placed = trainer.train, []
+    train, placed = driver.train, []
 
     def train_two(spark, given):
-        monkeypatch.setattr(trainer, "train", train)
+        monkeypatch.setattr(driver, "train", train)
         placed.append(features.network(spark, config))  # the other job's, from its beginning to its end
         return train(spark, given)
 
-    monkeypatch.setattr(trainer, "train", train_two)
+    monkeypatch.setattr(driver, "train", train_two)
     ours = features.network(spark, config)
-    assert ours == placed[0] and ours.record["created"] == features.Run(ours.run).record()["created"]
+    assert ours == placed[0] and ours.record["created"] == Run(ours.run).record()["created"]
     assert ours.record["config"]["run"] == ours.run.rsplit("/", 1)[1]
     assert [name for name in lakes.filesystem(lakes.to_url(config.lake))[0].ls(f"{config.lake}/runs", detail=False) if f"{ours.run.rsplit('/', 1)[1]}." in name] == []
 
@@ -211,7 +219,7 @@ def test_a_table_is_measured_by_the_run_and_step_of_its_rows(spark, measured):
         pass
     again = evaluate.evaluate(spark, mixed)
     assert again["report"] == f"{lakes.table_url(mixed)}.quality.json"
-    assert lakes.table_url(mixed) in registry.lineage(config.lake, config.run)["quality"]  # wherever it lies
+    assert lakes.table_url(mixed) in catalogue.lineage(config.lake, config.run)["quality"]  # wherever it lies
     assert {key: again[key] for key in ("run", "step", "generated_images")} == {key: result[key] for key in ("run", "step", "generated_images")}
     assert again["fid"] == pytest.approx(result["fid"], rel=1e-3)
     assert generate.images_of(spark, replaced(mixed, generate={"checkpoint": 1})).count() == 20
@@ -223,7 +231,7 @@ def test_the_promoted_version_is_measured_again_to_be_compared(spark, lake, meas
     """It was measured on the dataset as it was before an ingest."""
     config, result = measured
     other = replaced(make_config(lake, run="other"), train={"steps": 4}, generate=vars(config.generate), evaluate=vars(config.evaluate), promote={"model": "compared"})
-    trainer.train(spark, other)
+    driver.train(spark, other)
     generate.generate(spark, other)
     fid = evaluate.evaluate(spark, other)["fid"]
     registry.promote(lake, "measured", "compared")

@@ -5,17 +5,22 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
-
 from conftest import make_config
-from gan_spark import generate, images, lake as lakes, loading, tables, trainer
+
+from gan_spark import lake as lakes
 from gan_spark.config import UserError, replaced
-from gan_spark.store import Run
+from gan_spark.data import images
+from gan_spark.lake import tables
+from gan_spark.runs import loading
+from gan_spark.runs.store import Run
+from gan_spark.sampling import generate
+from gan_spark.training import driver
 
 
 @pytest.fixture(scope="module", params=["dcgan", "vae"])
 def run(request, spark, lake, digits):
     config = make_config(lake, model=request.param, run=f"generates-{request.param}", generate={"images": 50, "batch_size": 16, "first_seed": 7})
-    trainer.train(spark, config)
+    driver.train(spark, config)
     return config
 
 
@@ -70,6 +75,6 @@ def test_a_table_that_a_killed_job_had_displaced_is_put_back_by_one_that_fails(s
 
 def test_a_classifier_generates_nothing(spark, lake, digits):
     config = make_config(lake, model="lenet", run="classifies", train={"steps": 1})
-    trainer.train(spark, config)
+    driver.train(spark, config)
     with pytest.raises(UserError, match="model 'lenet' does not generate images"):
         generate.generate(spark, config)

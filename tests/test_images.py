@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gan_spark.images import BadImage, convert, decode, decode_png, encode_png, grid, resize, to_pixels, to_unit
+from gan_spark.data.images import (
+    BadImage,
+    convert,
+    decode,
+    decode_png,
+    encode_png,
+    grid,
+    resize,
+    to_pixels,
+    to_unit,
+)
 
 COLOUR = (200, 60, 30)
 

@@ -11,12 +11,13 @@ import petastorm
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import make_config
 from PIL import Image
 from pyspark.sql import functions as F
 
-from conftest import make_config
-from gan_spark import ingest, lake, schema, sources
+from gan_spark import lake
 from gan_spark.config import Ingest, UserError, replaced
+from gan_spark.data import ingest, schema, sources
 
 CONFIG = Ingest(source="table", height=8, width=8, validation=0.2, test=0.2, planned_workers=2, label_column="label")
 COLUMNS = ["id", "image", "split", "label"]

@@ -7,8 +7,11 @@ import pytest
 import tensorflow as tf
 from conftest import make_config, make_model
 
-from gan_spark import images, inpaint, lake as lakes, schema, trainer
+from gan_spark import lake as lakes
 from gan_spark.config import Inpaint, UserError
+from gan_spark.data import images, schema
+from gan_spark.sampling import inpaint
+from gan_spark.training import driver
 
 MANIFEST = schema.Manifest(16, 16, 1, "raw", (), {}, 0, "", {}, "")
 
@@ -123,7 +126,7 @@ def test_poisson_editing_takes_gradients_and_not_values():
 @pytest.fixture(scope="module")
 def config(spark, lake, digits):
     config = make_config(lake, run="mends", train={"steps": 2, "checkpoint_every": 2}, inpaint={"images": 6, "batch_size": 4, "iterations": 3, "draws": 20, "starts": 2})
-    trainer.train(spark, config)
+    driver.train(spark, config)
     return config
 
 
@@ -175,7 +178,7 @@ def test_masks_from_a_table_choose_the_images(spark, config, tmp_path):
 
 def test_only_a_dcgan_mends(spark, lake, digits):
     config = make_config(lake, "vae", run="mends-not", train={"steps": 1})
-    trainer.train(spark, config)
+    driver.train(spark, config)
     with pytest.raises(UserError, match="expected a dcgan to inpaint with, found 'vae'"):
         inpaint.inpaint(spark, config)
     with pytest.raises(UserError, match="no run at .*never-trained"):

@@ -7,10 +7,12 @@ import subprocess
 import sys
 
 import pytest
-
 from conftest import ROOT, make_config, write_config
-from gan_spark import job, lake as lakes, trainer
+
+from gan_spark import job
+from gan_spark import lake as lakes
 from gan_spark.pipeline import pipeline
+from gan_spark.training import driver
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def run(capsys, step, *arguments):
 
 
 def test_dry_run_prints_the_resolved_config_and_does_nothing(capsys, toml):
-    code = job.main(trainer.train, "A job.", ["--config", toml, "--set", "train.steps=7", "--set", "run=other", "--dry-run"])
+    code = job.main(driver.train, "A job.", ["--config", toml, "--set", "train.steps=7", "--set", "run=other", "--dry-run"])
     config = json.loads(capsys.readouterr().out)
     assert code == 0
     assert config["train"]["steps"] == 7 and config["run"] == "other" and config["model"]["average"] == 0.999
@@ -60,7 +62,7 @@ def test_help_says_what_the_job_does(name):
 def test_a_wrong_request_is_one_clear_error_with_exit_code_2_and_writes_nothing(capsys, spark, digits, toml, lake, changes, message):
     before = sorted(os.listdir(lake))
     arguments = [part for change in changes.split() for part in ("--set", change)]
-    code, _, errors = run(capsys, trainer.train, "--config", toml, "--set", "run=wrong", *arguments)
+    code, _, errors = run(capsys, driver.train, "--config", toml, "--set", "run=wrong", *arguments)
     assert code == 2
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert re.search(message, line)
@@ -68,9 +70,9 @@ def test_a_wrong_request_is_one_clear_error_with_exit_code_2_and_writes_nothing(
 
 
 def test_missing_and_unknown_arguments_exit_with_2(capsys, toml):
-    assert run(capsys, trainer.train)[0] == 2
-    assert run(capsys, trainer.train, "--config", toml, "--sett", "a=b")[0] == 2
-    assert run(capsys, trainer.train, "--config", "/nowhere.toml")[0] == 2
+    assert run(capsys, driver.train)[0] == 2
+    assert run(capsys, driver.train, "--config", toml, "--sett", "a=b")[0] == 2
+    assert run(capsys, driver.train, "--config", "/nowhere.toml")[0] == 2
 
 
 def test_an_unforeseen_failure_exits_with_1(capsys, spark, toml):
@@ -82,8 +84,8 @@ def test_an_unforeseen_failure_exits_with_1(capsys, spark, toml):
 
 
 def test_a_resume_with_another_config_lists_the_differences(capsys, spark, digits, toml):
-    assert run(capsys, trainer.train, "--config", toml, "--set", "run=resumed")[0] == 0
-    code, _, errors = run(capsys, trainer.train, "--config", toml, "--set", "run=resumed", "--set", "model.width=8", "--set", "train.seed=1")
+    assert run(capsys, driver.train, "--config", toml, "--set", "run=resumed")[0] == 0
+    code, _, errors = run(capsys, driver.train, "--config", toml, "--set", "run=resumed", "--set", "model.width=8", "--set", "train.seed=1")
     assert code == 2
     assert "exists with another config" in errors and "config.model.width: was 4, is 8; config.train.seed: was 0, is 1" in errors
 

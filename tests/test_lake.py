@@ -11,6 +11,7 @@ import pytest
 
 from gan_spark import lake
 from gan_spark.config import UserError
+from gan_spark.lake import files, swap
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -259,7 +260,7 @@ def test_a_new_folder_does_not_stay_where_the_other_could_not_be_put_in_place(ro
 ])  # fmt: skip
 def test_what_another_job_puts_there_meanwhile_stays_and_nothing_of_this_one(tmp_path, monkeypatch, there, left):
     """The other's folder appears after the first is displaced: before the second is, or after where it is the second itself."""
-    root, displace = lake.to_url(str(tmp_path)), lake._displace
+    root, displace = lake.to_url(str(tmp_path)), swap._displace
     for url in both(root):
         put(url, a=b"old")
 
@@ -272,7 +273,7 @@ def test_what_another_job_puts_there_meanwhile_stays_and_nothing_of_this_one(tmp
             displace(url)
 
     moves = stage_both(root)
-    monkeypatch.setattr(lake, "_displace", meanwhile)
+    monkeypatch.setattr(swap, "_displace", meanwhile)
     with pytest.raises(UserError, match=f"/{there} is there, and was not a moment ago: another job writes it at the same time.*run this one again"):
         lake.replace_all(moves)
     assert shown(root) == left
@@ -282,7 +283,7 @@ def test_a_folder_is_not_moved_into_another(root):
     put(lake.join(root, "d"), a=b"1")
     put(lake.join(root, "e"), a=b"2")
     with pytest.raises(UserError, match="/e is there"):
-        lake._move(lake.join(root, "d"), lake.join(root, "e"))
+        swap._move(lake.join(root, "d"), lake.join(root, "e"))
     assert content(root) == {"d/sub/a": b"1", "e/sub/a": b"2"}
 
 
@@ -345,7 +346,7 @@ def test_the_memory_lake_is_fsspec_own(root):
 @pytest.fixture
 def store(monkeypatch) -> str:
     """A folder in memory that the lake takes for one on an object store."""
-    monkeypatch.setattr(lake, "_OBJECT_STORES", ("memory",))
+    monkeypatch.setattr(files, "_OBJECT_STORES", ("memory",))
     url = f"memory://lake-{uuid.uuid4().hex}"
     yield url
     lake.remove(url)
@@ -418,7 +419,7 @@ def test_two_folders_whose_replacement_dies_on_a_store_are_recovered_together(st
 
 @pytest.mark.parametrize("there, left", [("d", {"d/sub/b": b"theirs"}), (".d.old", {"d/sub/a": b"old", ".d.old/sub/b": b"theirs"})])
 def test_a_store_does_not_mix_a_folder_into_that_of_another_job(store, monkeypatch, there, left):
-    url, displace = lake.join(store, "d"), lake._displace
+    url, displace = lake.join(store, "d"), swap._displace
     put(url, a=b"old")
 
     def meanwhile(url):
@@ -429,7 +430,7 @@ def test_a_store_does_not_mix_a_folder_into_that_of_another_job(store, monkeypat
             displace(url)
 
     made = staged(url, c=b"new")
-    monkeypatch.setattr(lake, "_displace", meanwhile)
+    monkeypatch.setattr(swap, "_displace", meanwhile)
     with pytest.raises(UserError, match=f"/{there} is there, .*another job writes it"):
         lake.replace(made, url)
     found = shown(store)

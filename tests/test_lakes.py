@@ -10,11 +10,11 @@ import sys
 
 import psutil
 import pytest
-
 from conftest import ROOT, make_config, write_config
-from gan_spark import lake
-from gan_spark.store import Run
 from test_trainer import ranks_of, wait_for
+
+from gan_spark import lake
+from gan_spark.runs.store import Run
 
 PACKAGES = "org.apache.hadoop:hadoop-aws:3.3.4,io.delta:delta-core_2.12:2.4.0"
 
@@ -69,7 +69,11 @@ def answer(job: subprocess.Popen, folder) -> dict:
 # Jobs that append and overwrite, in one session.
 TABLES = """
 import json, sys
-from gan_spark import config, generate, ingest, job, models, schema, tables, trainer
+from gan_spark import config, job, models
+from gan_spark.data import ingest, schema
+from gan_spark.lake import tables
+from gan_spark.sampling import generate
+from gan_spark.training import driver
 
 def change(*overrides, path=sys.argv[1]):
     return config.load(path, overrides, models.config_class)
@@ -81,11 +85,13 @@ for more in ("generate.images=60",), ("generate.images=60",), ("generate.images=
     table = tables.read(spark, result["table"])
     made.append([result["images"], table.count(), table.select("seed").distinct().count()])
 before = spark.read.format("delta").option("versionAsOf", 0).load(result["table"]).count()
-rejects = ingest.ingest(spark, change("dataset=photos", "ingest.source=folder", f"ingest.path={sys.argv[2]}"))["rejects"]
-ingest.ingest(spark, change("dataset=photos", "ingest.source=folder", f"ingest.path={sys.argv[2]}"))
+photos = change("dataset=photos", "ingest.source=folder", f"ingest.path={sys.argv[2]}")
+rejects = ingest.ingest(spark, photos)["rejects"]
+ingest.ingest(spark, photos)
 rejected = [row.id for row in tables.read(spark, rejects).collect()]
 far = ingest.ingest(spark, change("dataset=far-photos", "ingest.source=folder", "ingest.path=s3a://lake/photos"))
-far = [far["rows"], [row.id for row in tables.read(spark, far["rejects"]).collect()], schema.read_manifest(far["dataset"]).classes]
+far_rejected = [row.id for row in tables.read(spark, far["rejects"]).collect()]
+far = [far["rows"], far_rejected, schema.read_manifest(far["dataset"]).classes]
 versions = spark.sql(f"describe history delta.`{rejects}`").count()
 refused = []
 for overrides in ("tables=parquet",), ("tables=parquet", "generate.append=true"):
@@ -94,12 +100,15 @@ for overrides in ("tables=parquet",), ("tables=parquet", "generate.append=true")
     except config.UserError as error:
         refused.append(str(error))
 added = []
-for path, *calls in (sys.argv[3], ("label=3", "images=5"), ("label=7", "images=5")), (sys.argv[4], ("images=5",), ("images=8",)):
-    trainer.train(spark, change(path=path))
+by_label, by_seed = (("label=3", "images=5"), ("label=7", "images=5")), (("images=5",), ("images=8",))
+for path, calls in (sys.argv[3], by_label), (sys.argv[4], by_seed):
+    driver.train(spark, change(path=path))
     for call in calls:
-        result = generate.generate(spark, change("generate.append=true", *(f"generate.{each}" for each in call), path=path))
+        options = (f"generate.{option}" for option in call)
+        result = generate.generate(spark, change("generate.append=true", *options, path=path))
         added.append([result["images"], tables.read(spark, result["table"]).count()])
-print(json.dumps({"made": made, "far": far, "added": added, "before": before, "rejected": rejected, "versions": versions, "refused": refused}))
+names = ("made", "far", "added", "before", "rejected", "versions", "refused")
+print(json.dumps({name: globals()[name] for name in names}))
 """
 
 
@@ -158,7 +167,7 @@ def digits_folder(tmp_path):
     """A folder of a few digits as PNG."""
     from sklearn.datasets import load_digits
 
-    from gan_spark import images
+    from gan_spark.data import images
 
     folder = tmp_path / "photos"
     folder.mkdir()

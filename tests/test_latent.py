@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 from conftest import make_config
 
-from gan_spark import images, lake as lakes, latent, loading, trainer
+from gan_spark import lake as lakes
 from gan_spark.config import UserError
+from gan_spark.data import images
+from gan_spark.runs import loading
+from gan_spark.sampling import latent
+from gan_spark.training import driver
 
 
 def test_a_path_goes_round_and_not_through():
@@ -20,7 +24,7 @@ def test_a_path_goes_round_and_not_through():
 def test_paths_begin_and_end_at_the_images_of_their_seeds(spark, lake, digits, model):
     config = make_config(lake, model, run=f"walks-{model}", train={"steps": 2}, generate={"first_seed": 5})
     config = dataclasses.replace(config, latent=dataclasses.replace(config.latent, paths=2, steps=4))
-    trainer.train(spark, config)
+    driver.train(spark, config)
     result = latent.latent(spark, config)
     sheet = images.decode_png(lakes.read_bytes(result["paths"]))
     assert sheet.shape == (2 * 18 + 2, 4 * 18 + 2, 1)
@@ -32,7 +36,7 @@ def test_paths_begin_and_end_at_the_images_of_their_seeds(spark, lake, digits, m
 
 def test_arithmetic_names_the_seeds_and_refuses_other_classes(spark, lake, digits):
     config = make_config(lake, run="walks-arithmetic", train={"steps": 2}, evaluate={"classifier_steps": 3, "classifier_batch": 16})
-    trainer.train(spark, config)
+    driver.train(spark, config)
     asked = dataclasses.replace(config, latent=dataclasses.replace(config.latent, arithmetic=("8", "3", "1")))
     result = latent.latent(spark, asked)
     assert set(result["seeds"]) == {"8", "3", "1"} and all(len(each) == 3 for each in result["seeds"].values())
@@ -43,6 +47,6 @@ def test_arithmetic_names_the_seeds_and_refuses_other_classes(spark, lake, digit
 
 def test_a_model_without_latents_says_which_have_them(spark, lake, digits):
     config = make_config(lake, "cgan", run="walks-not", train={"steps": 1})
-    trainer.train(spark, config)
+    driver.train(spark, config)
     with pytest.raises(UserError, match=r"model 'cgan' has no latent space to walk through \(those that have: dcgan, vae, wgan_gp\)"):
         latent.latent(spark, config)

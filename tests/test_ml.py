@@ -15,9 +15,17 @@ from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import functions as F
 
-from gan_spark import images, schema
 from gan_spark.config import UserError
-from gan_spark.ml import DeepImageFeaturizer, DeepImagePredictor, KerasImageFileTransformer, KerasTransformer, carry, columns, register_keras_image_udf
+from gan_spark.data import images, schema
+from gan_spark.ml import (
+    DeepImageFeaturizer,
+    DeepImagePredictor,
+    KerasImageFileTransformer,
+    KerasTransformer,
+    carry,
+    columns,
+    register_keras_image_udf,
+)
 
 # Workers cannot import this module, so the loader below travels by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

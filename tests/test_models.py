@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-
 from conftest import MODEL_CONFIGS, USED_MODELS, make_batch, make_inputs, make_model
-from gan_spark import loading, models
+
+from gan_spark import models
 from gan_spark.config import UserError
 from gan_spark.models import losses
 from gan_spark.models.blocks import BatchNorm, pyramid
+from gan_spark.runs import loading
 
 GENERATIVE = [name for name, model in models.MODELS.items() if issubclass(model, models.GenerativeModel)]
 

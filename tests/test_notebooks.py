@@ -6,10 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 from sklearn.datasets import load_digits
-
-from conftest import ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
 LOCAL = "train.launcher=local;train.batch_size=8;train.log_every=1;train.checkpoint_every=4;train.sample_every=4;ingest.planned_workers=1"

@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 from conftest import make_config
 
-from gan_spark import dataset, generate, images, ingest, lake as lakes, loading, parts, schema, tables, trainer
+from gan_spark import lake as lakes
 from gan_spark.config import UserError
-from gan_spark.store import Run
+from gan_spark.data import images, ingest, parts, reader, schema, splits
+from gan_spark.lake import tables
+from gan_spark.runs import loading
+from gan_spark.runs.store import Run
+from gan_spark.sampling import generate
+from gan_spark.training import driver
 
 
 def write(spark, lake, name, **options):
@@ -62,7 +67,7 @@ def test_no_training_image_is_in_both_domains_and_every_test_image_is(spark, rec
 
 def test_a_batch_holds_both_domains(recoloured):
     url, _ = recoloured
-    batch = next(iter(dataset.batches(url, "train", 32, parts=("a", "b"))))
+    batch = next(iter(reader.batches(url, "train", 32, parts=("a", "b"))))
     assert batch["a"]["image"].shape == batch["b"]["image"].shape == (32, 16, 16, 1)
     assert float(batch["a"]["image"].numpy().mean()) < -0.2 and float(batch["b"]["image"].numpy().mean()) > 0.2  # inverted
 
@@ -105,21 +110,21 @@ def test_parts_that_cannot_be_made_are_refused(spark, lake, options, message):
 
 def test_a_model_that_reads_parts_says_how_to_ingest_them(spark, lake, digits):
     with pytest.raises(UserError, match=r"model 'cyclegan' reads a, b; dataset .* has image, label: ingest it with ingest.parts = 'classes'"):
-        trainer.train(spark, make_config(lake, "cyclegan", run="no-parts"))
+        driver.train(spark, make_config(lake, "cyclegan", run="no-parts"))
 
 
 def test_a_translation_says_which_image_it_is_of_and_is_compared_with_the_truth(spark, lake, recoloured):
-    from gan_spark import evaluate
+    from gan_spark.quality import evaluate
 
     url, _ = recoloured
     config = dataclasses.replace(make_config(lake, "cyclegan", run="translates", generate={"images": 40, "batch_size": 16, "part": "a"}), dataset="digits-recoloured")
-    trainer.train(spark, config)
+    driver.train(spark, config)
     answer = generate.generate(spark, config)
     made = spark.read.parquet(answer["table"]).collect()
     found = rows(spark, url)
     assert answer["images"] == len(made) == 40
     assert {found[row["input"]]["part"] for row in made} == {"a"} and {found[row["input"]]["split"] for row in made} == {"test"}
-    real = spark.read.parquet(*dataset.files(url, "test", "b"))
+    real = spark.read.parquet(*splits.files(url, "test", "b"))
     manifest = schema.read_manifest(url)
     pairs = evaluate.paired(real, spark.read.parquet(answer["table"]), "b")
     errors = evaluate.pair_errors(pairs, manifest)
@@ -146,7 +151,7 @@ def test_a_translation_says_which_image_it_is_of_and_is_compared_with_the_truth(
 
 def test_a_label_or_each_in_turn(spark, lake, digits):
     config = make_config(lake, "cgan", run="conditional", generate={"images": 20, "batch_size": 16})
-    trainer.train(spark, config)
+    driver.train(spark, config)
     table = spark.read.parquet(generate.generate(spark, config)["table"]).orderBy("seed").collect()
     assert [row["input"] for row in table] == [str(i % 10) for i in range(20)]
     sevens = make_config(lake, "cgan", run="conditional", generate={"images": 20, "batch_size": 16, "label": "7"})
@@ -167,7 +172,7 @@ def test_an_ssgan_is_a_stage_of_a_spark_ml_pipeline(spark, lake, tmp_path):
 
     url, _ = write(spark, lake, "digits-100-labels", parts="labels", labels=100, fit="pad")
     config = dataclasses.replace(make_config(lake, "ssgan", run="classifies-too", train={"steps": 4}), dataset="digits-100-labels")
-    trainer.train(spark, config)
+    driver.train(spark, config)
     run = Run.of(config).url
     test = spark.read.parquet(url).where("split = 'test'").select("id", "image", "label")
     tall = np.random.default_rng(0).integers(0, 256, (24, 12, 1), np.uint8)

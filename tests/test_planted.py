@@ -10,11 +10,12 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
-
 from conftest import ROOT
-from gan_spark import lake, schema
+from PIL import Image
 from test_ingest import png, rejected, stored
+
+from gan_spark import lake
+from gan_spark.data import schema
 
 COLOUR = (200, 60, 30)
 BAD = {

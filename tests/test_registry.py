@@ -7,13 +7,15 @@ import subprocess
 import sys
 
 import pytest
-
 from conftest import ROOT, make_config
-from gan_spark import evaluate, generate, lake as lakes, promote, registry
-from gan_spark.config import UserError
-from gan_spark.store import Run
-from gan_spark.version import code_version
 
+from gan_spark import lake as lakes
+from gan_spark.config import UserError
+from gan_spark.quality import evaluate, promote
+from gan_spark.runs import catalogue, registry
+from gan_spark.runs.store import Run
+from gan_spark.sampling import generate
+from gan_spark.version import code_version
 
 ALIKE = {"features": "lenet (lenet-digits-abc, step 20)", "dataset": "digits", "fingerprint": "abc", "split": "test", "part": "", "generated_images": 60}
 
@@ -164,12 +166,12 @@ def test_rollback_goes_back_step_by_step(root):
 
 def test_a_run_leads_to_its_config_code_data_and_figures(root):
     registry.promote(root, "first", "digits")
-    found = registry.lineage(root, "first")
+    found = catalogue.lineage(root, "first")
     assert found["config"]["train"]["steps"] == 10 and found["gan_spark"] == "0.1.0" and found["fingerprint"] == "abc"
     assert found["checkpoints"] == [10] and found["metrics"] == {"step": 10, "d_loss": 1.5}
     assert list(found["quality"].values()) == [{"fid": 20.0, **ALIKE, "step": 10, "evaluated": "2026-01-01"}] and found["registered"] == ["digits v1"]
     with pytest.raises(UserError, match="no run at .*/none"):
-        registry.lineage(root, "none")
+        catalogue.lineage(root, "none")
 
 
 def test_code_version_names_the_commit(tmp_path):

@@ -8,17 +8,22 @@ import tempfile
 
 import numpy as np
 import pytest
-
 from conftest import make_config
-from gan_spark import evaluate, generate, images, lake as lakes, registry, report, trainer
+
+from gan_spark import lake as lakes
 from gan_spark.config import UserError, replaced
+from gan_spark.data import images, splits
+from gan_spark.quality import evaluate, report
+from gan_spark.runs import registry
+from gan_spark.sampling import generate
+from gan_spark.training import driver
 
 
 @pytest.fixture(scope="module")
 def config(spark, lake, digits):
     """A conditional GAN of a few steps, generated from and measured."""
     made = make_config(lake, "cgan", "reported", train={"steps": 4, "log_every": 1}, generate={"images": 40, "batch_size": 8}, evaluate={"classifier_steps": 20, "kid_subset_size": 10, "kid_subsets": 3})
-    trainer.train(spark, made)
+    driver.train(spark, made)
     generate.generate(spark, made)
     evaluate.evaluate(spark, made)
     return made
@@ -47,10 +52,11 @@ def test_it_needs_nothing_from_elsewhere(page):
 
 
 def test_names_from_the_lake_are_text_and_not_markup():
-    import jinja2
     from importlib import resources
 
-    template = jinja2.Environment(autoescape=True).from_string(resources.files("gan_spark").joinpath("report.html").read_text())
+    import jinja2
+
+    template = jinja2.Environment(autoescape=True).from_string(resources.files("gan_spark.quality").joinpath("report.html").read_text())
     html = template.render(title="t", subtitle="s", cards=[], sections=[], lineage=[("class", "<script>alert(1)</script>")])
     assert "<script>" not in html and "&lt;script&gt;" in html
 
@@ -58,7 +64,7 @@ def test_names_from_the_lake_are_text_and_not_markup():
 def test_the_nearest_are_the_nearest(spark, config):
     record = report.Run.of(config).record()
     manifest = report.schema.read_manifest(record["dataset"]["url"])
-    train = report.schema.unpack([row["image"] for row in spark.read.parquet(*report.dataset.files(record["dataset"]["url"], "train")).collect()], manifest.shape, manifest.encoding)
+    train = report.schema.unpack([row["image"] for row in spark.read.parquet(*splits.files(record["dataset"]["url"], "train")).collect()], manifest.shape, manifest.encoding)
     sheet = images.decode_png(base64.b64decode(report._neighbours(spark, config, record, manifest, train[:2])["data"]))
     expected = []
     for target in train[:2]:

@@ -3,11 +3,14 @@
 import dataclasses
 
 import pytest
-
 from conftest import MODEL_CONFIGS, make_config
-from gan_spark import lake as lakes, launch, loading, models, trainer
-from gan_spark.config import Train, UserError
-from gan_spark.store import Run
+
+from gan_spark import lake as lakes
+from gan_spark import models, process
+from gan_spark.config import Train, UserError, parse
+from gan_spark.runs import loading
+from gan_spark.runs.store import Run
+from gan_spark.training import driver, ranks
 
 
 def ends(monkeypatch, *ways) -> list:
@@ -16,9 +19,9 @@ def ends(monkeypatch, *ways) -> list:
 
     def run(spark, function, job, config):
         begun.append(job)
-        return ways[len(begun) - 1](Run.of(trainer.parse(job["config"], models.config_class)), job)
+        return ways[len(begun) - 1](Run.of(parse(job["config"], models.config_class)), job)
 
-    monkeypatch.setattr(launch, "run", run)
+    monkeypatch.setattr(ranks, "run", run)
     return begun
 
 
@@ -27,17 +30,17 @@ def checkpoint_of(run: Run, step: int) -> None:
 
 
 def no_slots(run, job):
-    raise launch.NoSlots("no slots")
+    raise ranks.NoSlots("no slots")
 
 
 def no_slots_for_a_run_that_another_trains(run, job):
     run.start({})
-    raise launch.NoSlots("no slots")
+    raise ranks.NoSlots("no slots")
 
 
 def no_slots_for_a_run_that_has_a_checkpoint(run, job):
     checkpoint_of(run, 2)
-    raise launch.NoSlots("no slots")
+    raise ranks.NoSlots("no slots")
 
 
 def another_user_error(run, job):
@@ -46,7 +49,7 @@ def another_user_error(run, job):
 
 def a_user_error_of_a_rank(run, job):
     run.append_metrics({"event": "error", "owner": job["owner"], "wrong": "the dataset was replaced", "error": "rank 1: UserError: the dataset was replaced"})
-    raise launch.RankFailure("a rank failed")
+    raise ranks.RankFailure("a rank failed")
 
 
 def a_user_error_of_a_rank_that_began(run, job):
@@ -55,15 +58,15 @@ def a_user_error_of_a_rank_that_began(run, job):
 
 
 def no_network(run, job):
-    raise launch.NoNetwork("no route")
+    raise ranks.NoNetwork("no route")
 
 
 @pytest.mark.parametrize("way, stays", [(no_slots, False), (no_slots_for_a_run_that_another_trains, True), (no_slots_for_a_run_that_has_a_checkpoint, True), (another_user_error, False), (a_user_error_of_a_rank, False), (a_user_error_of_a_rank_that_began, True), (no_network, True)])
 def test_only_a_run_that_never_began_is_removed(spark, lake, digits, monkeypatch, way, stays):
     config = make_config(lake, run=way.__name__.replace("_", "-"))
     begun = ends(monkeypatch, way)
-    with pytest.raises((UserError, launch.NoNetwork), match="^(no slots|the dataset was replaced|no route)$"):
-        trainer.train(spark, config)
+    with pytest.raises((UserError, ranks.NoNetwork), match="^(no slots|the dataset was replaced|no route)$"):
+        driver.train(spark, config)
     assert len(begun) == 1 and lakes.exists(Run.of(config).url) == stays
 
 
@@ -71,8 +74,8 @@ def test_a_run_that_was_there_before_stays_where_it_gets_no_slots(spark, lake, d
     config = make_config(lake, run="was-there")
     Run.of(config).append_metrics({"event": "none"})
     ends(monkeypatch, no_slots)
-    with pytest.raises(launch.NoSlots):
-        trainer.train(spark, config)
+    with pytest.raises(ranks.NoSlots):
+        driver.train(spark, config)
     assert lakes.exists(Run.of(config).url)
 
 
@@ -87,12 +90,12 @@ def test_a_job_whose_run_was_taken_over_stops_for_good(spark, lake, digits, monk
         try:
             taken_over(run, job)
         except RuntimeError as error:
-            raise launch.RankFailure(str(error)) from error
+            raise ranks.RankFailure(str(error)) from error
 
     config = make_config(lake, run="taken-over", train={"restarts": 2})
     begun = ends(monkeypatch, fails, fails, fails)
-    with pytest.raises(trainer.TrainingStopped, match="taken-over was taken over by another job, or removed, .*One job at a time can train a run"):
-        trainer.train(spark, config)
+    with pytest.raises(driver.TrainingStopped, match="taken-over was taken over by another job, or removed, .*One job at a time can train a run"):
+        driver.train(spark, config)
     assert len(begun) == 1 and Run.of(config).is_owner(owners[0])
 
 
@@ -100,18 +103,18 @@ def test_what_other_jobs_failed_of_is_not_told_as_the_reason(spark, lake, digits
     def fails(run, job):
         run.append_metrics({"event": "error", "rank": 0, "attempt": 0, "owner": "another", "error": "rank 0: of the other job"})
         run.append_metrics({"event": "error", "rank": 0, "attempt": 0, "owner": job["owner"], "error": "rank 0: of this job"})
-        raise launch.RankFailure("failed")
+        raise ranks.RankFailure("failed")
 
     ends(monkeypatch, fails)
-    with pytest.raises(launch.RankFailure, match="the last one: rank 0: of this job$"):
-        trainer.train(spark, make_config(lake, run="two-fail", train={"restarts": 0}))
+    with pytest.raises(ranks.RankFailure, match="the last one: rank 0: of this job$"):
+        driver.train(spark, make_config(lake, run="two-fail", train={"restarts": 0}))
 
 
 @pytest.mark.parametrize(
     "wait, error, message",
     [
-        ("wait_for_initial_registration", launch.NoSlots, "train.workers = 2: not that many free task slots in train.start_timeout = 9 s"),
-        ("wait_for_task_to_task_address_updates", launch.NoNetwork, r"train.workers = 2: .*start_timeout = 9 s \(Timed out waiting for Spark tasks to update task-to-task addresses\): a network problem between executors"),
+        ("wait_for_initial_registration", ranks.NoSlots, "train.workers = 2: not that many free task slots in train.start_timeout = 9 s"),
+        ("wait_for_task_to_task_address_updates", ranks.NoNetwork, r"train.workers = 2: .*start_timeout = 9 s \(Timed out waiting for Spark tasks to update task-to-task addresses\): a network problem between executors"),
     ],
 )
 def test_what_horovod_waited_for_in_vain_is_told_apart(monkeypatch, wait, error, message):
@@ -134,7 +137,7 @@ def test_what_horovod_waited_for_in_vain_is_told_apart(monkeypatch, wait, error,
 
     monkeypatch.setattr(horovod.spark, "run", run)
     with pytest.raises(error, match=message):
-        launch.run(Session, None, None, Train(workers=2, start_timeout=9))
+        ranks.run(Session, None, None, Train(workers=2, start_timeout=9))
 
 
 def test_a_rank_that_timed_out_itself_is_a_failure_of_the_rank(monkeypatch):
@@ -148,18 +151,18 @@ def test_a_rank_that_timed_out_itself_is_a_failure_of_the_rank(monkeypatch):
         raise RuntimeError("rank 0: Timed out waiting for Spark tasks to start")
 
     monkeypatch.setattr(horovod.spark, "run", run)
-    with pytest.raises(launch.RankFailure):
-        launch.run(Session, None, None, Train(workers=2))
+    with pytest.raises(ranks.RankFailure):
+        ranks.run(Session, None, None, Train(workers=2))
 
 
 def test_a_best_checkpoint_from_later_is_not_what_is_compared_with(spark, lake, digits):
     """It is damaged where training begins before it."""
     config = make_config(lake, "lenet", run="best-is-lost", train={"steps": 4, "validate_every": 2, "checkpoint_every": 2})
-    trainer.train(spark, config)
+    driver.train(spark, config)
     run = Run.of(config)
     lakes.remove(run.path("checkpoints", "step-00000004"))
     run.save_best({"step": 4, "accuracy": 2.0})
-    trainer.train(spark, config)
+    driver.train(spark, config)
     assert run.best()["step"] == 4 and run.best()["accuracy"] <= 1 and run.checkpoints() == [2, 4]
 
 
@@ -189,7 +192,7 @@ def test_a_run_that_is_built_on_another_resumes_after_that_one_went_on(tmp_path)
 
 def test_a_run_that_was_removed_and_trained_again_is_loaded_again(monkeypatch):
     built = []
-    monkeypatch.setattr(launch, "set_threads", lambda threads: None)
+    monkeypatch.setattr(process, "set_threads", lambda threads: None)
     monkeypatch.setattr(loading, "build", lambda config, uses: built.append(config) or object())
     monkeypatch.setattr(loading, "restore", lambda *arguments: None)
     monkeypatch.setattr(loading, "_loaded", {})

@@ -7,12 +7,12 @@ import subprocess
 import numpy as np
 import pyspark
 import pytest
-
 from conftest import ROOT
-from gan_spark import job
-from gan_spark.ml import lenet
-from gan_spark.store import Run
 from test_lenet import lenet_config
+
+from gan_spark import job
+from gan_spark.ml import bigdl
+from gan_spark.runs.store import Run
 
 JAR = ROOT / "target" / "scala-2.12" / "gan-spark_2.12-0.1.0.jar"
 
@@ -23,12 +23,12 @@ def submit(*arguments: str) -> subprocess.CompletedProcess:
     java, spark = job.java_home(), os.path.dirname(pyspark.__file__)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYSPARK_")} | ({"JAVA_HOME": java} if java else {})
     environment |= {"SPARK_HOME": spark, "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_CONF_DIR": str(ROOT / "conf")}
-    command = [os.path.join(spark, "bin", "spark-submit"), "--master", "local[2]", "--class", "ganspark.Score", "--jars", ",".join(lenet.jars()), str(JAR), *arguments]
+    command = [os.path.join(spark, "bin", "spark-submit"), "--master", "local[2]", "--class", "ganspark.Score", "--jars", ",".join(bigdl.jars()), str(JAR), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 def test_scala_predicts_what_python_predicts(spark, lake, digits, tmp_path):
-    trained = lenet.lenet(spark, lenet_config(lake, run="scala", epochs=1))
+    trained = bigdl.lenet(spark, lenet_config(lake, run="scala", epochs=1))
     prefix = f"{trained['run']}/checkpoints/step-00000001/checkpoint"
     assert Run(trained["run"]).checkpoints() == [1]
     done = submit("--model", prefix, "--shape", "16,16,1", "--input", f"{digits}/split=test", "--output", str(tmp_path / "scored"))

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gan_spark import lake, sources
+from gan_spark import lake
 from gan_spark.config import Ingest, UserError
-from gan_spark.sources import folder
+from gan_spark.data import sources
+from gan_spark.data.sources import folder
 
 
 def rows(spark, config: Ingest) -> tuple[sources.Source, dict]:

@@ -7,11 +7,13 @@ import pytest
 import tensorflow as tf
 from conftest import MODEL_CONFIGS, make_batch, make_config
 
-from gan_spark import lake as lakes, loading, trainer
+from gan_spark import lake as lakes
 from gan_spark.config import UserError
 from gan_spark.models import srgan
-from gan_spark.models.srgan import Config, SRGAN
-from gan_spark.store import Run
+from gan_spark.models.srgan import SRGAN, Config
+from gan_spark.runs import loading
+from gan_spark.runs.store import Run
+from gan_spark.training import driver
 
 
 def build(**changes):
@@ -122,10 +124,10 @@ def test_sizes_that_cannot_be_enlarged_to_are_refused(changes):
 
 def test_a_run_starts_from_another_and_looks_through_a_third(spark, lake, digits):
     classifier = make_config(lake, "lenet", run="sr-features", train={"steps": 2})
-    trainer.train(spark, classifier)
+    driver.train(spark, classifier)
     first = make_config(lake, "srgan", run="sr-resnet", train={"steps": 4})
     first = dataclasses.replace(first, model=dataclasses.replace(first.model, adversarial="none"))
-    trainer.train(spark, first)
+    driver.train(spark, first)
     second = make_config(lake, "srgan", run="sr-gan", train={"steps": 1})
     second = dataclasses.replace(second, model=dataclasses.replace(second.model, pretrained="sr-resnet", content="run", content_run="sr-features", content_layer="conv2", rate=0.0))
     with pytest.raises(UserError, match="no such layer"):
@@ -134,17 +136,17 @@ def test_a_run_starts_from_another_and_looks_through_a_third(spark, lake, digits
         loading.used_runs(dataclasses.replace(second, model=dataclasses.replace(second.model, content_run="sr-resnet")))
     wider = dataclasses.replace(second, run="sr-wider", model=dataclasses.replace(second.model, width=2 * second.model.width))
     with pytest.raises(UserError, match="model.pretrained: its generator has other layers than this one"):
-        trainer.train(spark, wider)
+        driver.train(spark, wider)
     assert not lakes.exists(Run.of(wider).url)  # so that its name is free for the config that fits
     nowhere = dataclasses.replace(second, run="sr-nowhere", model=dataclasses.replace(second.model, content="vgg19", content_weights="/nowhere.h5"))
     with pytest.raises(UserError, match="^file:///nowhere.h5: no such file"):
-        trainer.train(spark, nowhere)
+        driver.train(spark, nowhere)
     assert not lakes.exists(Run.of(nowhere).url)
     half = dataclasses.replace(second, run="sr-half", train=dataclasses.replace(second.train, precision="mixed_bfloat16"))
-    assert np.isfinite(trainer.train(spark, half)["content"])
+    assert np.isfinite(driver.train(spark, half)["content"])
     uses = loading.used_runs(second)
     assert uses["pretrained"]["step"] == 4 and uses["content_run"]["url"] == Run.of(classifier).url
-    trainer.train(spark, second)  # at a rate of 0, so it stays where it started
+    driver.train(spark, second)  # at a rate of 0, so it stays where it started
     end, start = (loading.build(each.model, uses=loading.used_runs(each)) for each in (second, first))
     loading.restore(end, Run.of(second)), loading.restore(start, Run.of(first))
     learnt = start.sampler.get_weights()

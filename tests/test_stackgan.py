@@ -8,12 +8,17 @@ import tensorflow as tf
 from conftest import MODEL_CONFIGS, make_batch, make_model
 from pyspark.sql import functions as F
 
-from gan_spark import captions, dataset, generate, images, ingest, lake as lakes, loading, models, schema, shapes, sources, trainer
+from gan_spark import lake as lakes
+from gan_spark import models
 from gan_spark.config import Ingest, UserError, parse
+from gan_spark.data import images, ingest, schema, shapes, sources, splits
 from gan_spark.models import losses, stackgan, stackgan1, stackgan2, text
 from gan_spark.models.attributes import indices
-from gan_spark.store import Run
-
+from gan_spark.quality import attributes
+from gan_spark.runs import loading
+from gan_spark.runs.store import Run
+from gan_spark.sampling import generate
+from gan_spark.training import driver
 
 # --- pictures --------------------------------------------------------------------------
 
@@ -268,10 +273,10 @@ def test_stages_that_do_not_fit_are_refused():
 
 def test_from_captions_to_judged_pictures(spark, lake, pictures):
     """Encoder, stage I on its run, a picture for a caption, and the judge; every seed the same for any partitioning."""
-    trainer.train(spark, shapes_config(lake))
-    trainer.train(spark, shapes_config(lake, "attributes", "shapes-reader"))
+    driver.train(spark, shapes_config(lake))
+    driver.train(spark, shapes_config(lake, "attributes", "shapes-reader"))
     config = shapes_config(lake, "stackgan1", "shapes-stage1", text="captions", encoder="shapes-text")
-    trainer.train(spark, config)
+    driver.train(spark, config)
     encoder = loading.build(shapes_config(lake).model)
     loading.restore(encoder, Run.of(shapes_config(lake)))
     stage1 = loading.load_model(Run.of(config).url, 3, Run.of(config).record())
@@ -282,10 +287,10 @@ def test_from_captions_to_judged_pictures(spark, lake, pictures):
     rows = spark.read.parquet(result["table"]).collect()
     truth = {row["caption"] for row in spark.read.parquet(pictures).where("split = 'test'").collect()}
     assert len(rows) == 40 and {row["input"] for row in rows} <= truth
-    report = captions.attributes(spark, config)
+    report = attributes.attributes(spark, config)
     assert report["seen"]["images"] + report["heldout"]["images"] == 40 and lakes.exists(report["report"])
     assert {"all", *shapes.ATTRIBUTES} <= report["seen"].keys() and {"all", *shapes.ATTRIBUTES} == report["real"]["heldout"].keys()
-    assert all(report[kind]["all"] <= min(report[kind][name] for name in shapes.ATTRIBUTES) for kind in captions.KINDS)
+    assert all(report[kind]["all"] <= min(report[kind][name] for name in shapes.ATTRIBUTES) for kind in attributes.KINDS)
 
     written = ("a red cross", "one blue circle")
     typed = dataclasses.replace(config, generate=dataclasses.replace(config.generate, captions=written, images=4, table="typed"))
@@ -297,8 +302,8 @@ def test_from_captions_to_judged_pictures(spark, lake, pictures):
     assert tables[0][0] != tables[0][1]
     generate.generate(spark, typed)
     with pytest.raises(UserError, match="table .*typed: its input '(a red cross|one blue circle)' says nothing of place, size, background"):
-        captions.attributes(spark, typed)
-    assert captions.unsaid(None) == list(shapes.ATTRIBUTES) and captions.unsaid("a red cross at the top of a white background") == ["size"]
+        attributes.attributes(spark, typed)
+    assert attributes.unsaid(None) == list(shapes.ATTRIBUTES) and attributes.unsaid("a red cross at the top of a white background") == ["size"]
 
 
 def test_the_judge_counts_what_matches():
@@ -306,9 +311,9 @@ def test_the_judge_counts_what_matches():
     index = [shapes.ATTRIBUTES[name].index(value) for name, value in shapes.understand(said).items() for _ in [0]]
     order = {name: shapes.ATTRIBUTES[name].index(value) for name, value in shapes.understand(said).items()}
     assert len(index) == 5
-    assert captions.matches(said, np.array([order[name] for name in shapes.ATTRIBUTES])).all()
+    assert attributes.matches(said, np.array([order[name] for name in shapes.ATTRIBUTES])).all()
     order["colour"] += 1
-    assert captions.matches(said, np.array([order[name] for name in shapes.ATTRIBUTES])).tolist() == [True, False, True, True, True]
+    assert attributes.matches(said, np.array([order[name] for name in shapes.ATTRIBUTES])).tolist() == [True, False, True, True, True]
 
 
 def test_both_stages_on_precomputed_embeddings(spark, lake, tmp_path):
@@ -323,7 +328,7 @@ def test_both_stages_on_precomputed_embeddings(spark, lake, tmp_path):
         config = dataclasses.replace(config, dataset=f"cub-{side}", ingest=Ingest(**table), generate=dataclasses.replace(config.generate, images=5, split="train"))
         ingest.ingest(spark, config)
         assert schema.read_manifest(lakes.dataset_url(config)).embedding == (10, 8)
-        trainer.train(spark, config)
+        driver.train(spark, config)
         configs[name] = config
     result = generate.generate(spark, configs["stackgan2"])
     rows = spark.read.parquet(result["table"]).orderBy("seed").collect()
@@ -332,7 +337,7 @@ def test_both_stages_on_precomputed_embeddings(spark, lake, tmp_path):
     first, second = (loading.load_model(Run.of(config).url, 3, Run.of(config).record()) for config in configs.values())
     for variable, value in zip(second.stage1.variables, first.variables):
         np.testing.assert_array_equal(variable, value)
-    stored = spark.read.parquet(*dataset.files(lakes.dataset_url(configs["stackgan2"]), "train")).withColumn("seed", F.xxhash64("id").bitwiseAND(2**62 - 1))
+    stored = spark.read.parquet(*splits.files(lakes.dataset_url(configs["stackgan2"]), "train")).withColumn("seed", F.xxhash64("id").bitwiseAND(2**62 - 1))
     row = stored.where(F.col("seed") == rows[0]["seed"]).first()
     given = {"embedding": tf.constant(schema.unpack_arrays([row["embedding"]] * 16, (10, 8), np.float32))}
     made = images.to_pixels(tf.function(second.generate)(given, tf.fill([16], tf.constant(rows[0]["seed"], tf.int64))))

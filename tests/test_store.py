@@ -10,7 +10,7 @@ import pytest
 
 from gan_spark import lake
 from gan_spark.config import UserError
-from gan_spark.store import Run
+from gan_spark.runs.store import Run
 
 
 @pytest.fixture

@@ -1,13 +1,15 @@
 """Runs told to MLflow, in a SQLite store."""
 
 import pytest
+from conftest import make_config
 from mlflow import MlflowClient
 
-from conftest import make_config
-from gan_spark import evaluate, generate, loop, trainer
 from gan_spark.config import UserError
-from gan_spark.store import Run
-from gan_spark.tracking import Tracker
+from gan_spark.quality import evaluate
+from gan_spark.runs.store import Run
+from gan_spark.runs.tracking import Tracker
+from gan_spark.sampling import generate
+from gan_spark.training import driver, loop
 
 
 def files(client: MlflowClient, id: str, path: str = "") -> list[str]:
@@ -24,7 +26,7 @@ def test_training_generation_and_quality_go_to_one_run(spark, lake, digits, tmp_
         (run,) = client.search_runs([client.get_experiment_by_name("gan_spark").experiment_id], "tags.`gan_spark.run` LIKE '%/tracked'")
         return run
 
-    trainer.train(spark, config)
+    driver.train(spark, config)
     run = told()
     assert run.info.status == "FINISHED" and run.info.run_name == "tracked"
     assert run.data.params["model.name"] == "dcgan" and run.data.params["train.steps"] == "4" and run.data.params["dataset.url"] == digits
@@ -43,19 +45,19 @@ def test_a_run_that_goes_on_is_the_same_one_and_one_that_fails_is_told_to_have(s
     tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db"}
     monkeypatch.chdir(tmp_path)
     config = make_config(lake, run="tracked-twice", tracking=tracking)
-    trainer.train(spark, config)
+    driver.train(spark, config)
 
     def stop(*_):
         return "enough"
 
     longer = make_config(lake, run="tracked-twice", tracking=tracking, train={"steps": 8})
-    with monkeypatch.context() as patch, pytest.raises(trainer.TrainingStopped):
+    with monkeypatch.context() as patch, pytest.raises(driver.TrainingStopped):
         patch.setattr(loop, "_problem", stop)
-        trainer.train(spark, longer)
+        driver.train(spark, longer)
     client = MlflowClient(tracking_uri=tracking["uri"])
     experiment = client.get_experiment_by_name("gan_spark").experiment_id
     assert [run.info.status for run in client.search_runs([experiment])] == ["FAILED"]
-    trainer.train(spark, longer)
+    driver.train(spark, longer)
     (run,) = client.search_runs([experiment])
     assert run.info.status == "FINISHED"
     assert [each.step for each in client.get_metric_history(run.info.run_id, "d_loss")] == [2, 4, 6, 8]
@@ -80,5 +82,5 @@ def test_a_server_that_stops_answering_is_not_waited_for_at_every_line(tmp_path,
 
 def test_a_tracker_that_is_not_there_is_told_before_anything_is_written(spark, lake, digits):
     with pytest.raises(UserError, match="tracking.uri = 'nowhere://x'"):
-        trainer.train(spark, make_config(lake, run="untracked", tracking={"uri": "nowhere://x"}))
+        driver.train(spark, make_config(lake, run="untracked", tracking={"uri": "nowhere://x"}))
     assert not Run(f"file://{lake}/runs/untracked").checkpoints()

@@ -13,11 +13,22 @@ import numpy as np
 import psutil
 import pytest
 import tensorflow as tf
+from conftest import (
+    MODEL_CONFIGS,
+    ROOT,
+    USED_MODELS,
+    make_batch,
+    make_config,
+    write_config,
+)
 
-from conftest import MODEL_CONFIGS, ROOT, USED_MODELS, make_batch, make_config, write_config
-from gan_spark import diary, images, lake as lakes, launch, loading, loop, models, schema, trainer
+from gan_spark import lake as lakes
+from gan_spark import models, process
 from gan_spark.config import Train, UserError
-from gan_spark.store import Run
+from gan_spark.data import images, schema
+from gan_spark.runs import loading
+from gan_spark.runs.store import Run
+from gan_spark.training import driver, loop, progress, ranks
 
 # Ranks cannot import this module, so what they run of it travels by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -32,7 +43,7 @@ def rank_images(first: int, count: int) -> np.ndarray:
     return np.random.default_rng(7).uniform(-1, 1, [BATCH, 16, 16, 1]).astype(np.float32)[first : first + count]
 
 
-def identical(team: launch.Team, configs: dict) -> dict:
+def identical(team: process.Team, configs: dict) -> dict:
     """Checksums of every model after 3 steps on data and noise that differ from rank to rank."""
     sums = {}
     for name, values in configs.items():
@@ -48,7 +59,7 @@ def identical(team: launch.Team, configs: dict) -> dict:
     return sums
 
 
-def one_step(team: launch.Team, config) -> list[np.ndarray]:
+def one_step(team: process.Team, config) -> list[np.ndarray]:
     """Weights after one step of SGD on this rank's share of a fixed batch and fixed noise."""
     tf.keras.utils.set_random_seed(0)
     model = models.find(config.name)(config, team.reduce)
@@ -75,14 +86,14 @@ def step_config(case: str):
     return models.find(name).Config(**{**MODEL_CONFIGS[name], **STEPS[case]})
 
 
-def both(team: launch.Team, argument: dict) -> dict:
+def both(team: process.Team, argument: dict) -> dict:
     return {"identical": identical(team, argument["models"]), "steps": {case: one_step(team, step_config(case)) for case in argument["steps"]}}
 
 
 @pytest.fixture(scope="module")
 def two_ranks(spark):
     """What both ranks of one Horovod job computed."""
-    return launch.run(spark, both, {"models": MODEL_CONFIGS, "steps": list(STEPS)}, Train(workers=2))
+    return ranks.run(spark, both, {"models": MODEL_CONFIGS, "steps": list(STEPS)}, Train(workers=2))
 
 
 @pytest.mark.parametrize("name", models.MODELS)
@@ -94,7 +105,7 @@ def test_two_ranks_hold_identical_weights_and_draw_different_noise(two_ranks, na
 
 @pytest.mark.parametrize("case", STEPS)
 def test_two_ranks_of_half_a_batch_step_as_one_process_of_the_whole(two_ranks, case):
-    alone = one_step(launch.Team(), step_config(case))
+    alone = one_step(process.Team(), step_config(case))
     ranks = [result["steps"][case] for result in two_ranks]
     worst = max(float(np.abs(a - b).max()) for a, b in zip(alone, ranks[0]))
     assert all(np.array_equal(a, b) for a, b in zip(*ranks))
@@ -109,7 +120,7 @@ def test_two_ranks_of_half_a_batch_step_as_one_process_of_the_whole(two_ranks, c
 
 def test_a_run_leaves_what_it_promises(spark, lake, digits):
     config = make_config(lake, run="leaves", train={"steps": 5})
-    result = trainer.train(spark, config)
+    result = driver.train(spark, config)
     run = Run.of(config)
     assert result["steps"] == 5 and result["workers"] == 1 and result["run"] == run.url and result["restarts"] == 0
     assert run.checkpoints() == [2, 4, 5]
@@ -126,10 +137,10 @@ def test_a_run_leaves_what_it_promises(spark, lake, digits):
 
 def test_a_finished_run_is_not_trained_again_and_a_longer_one_goes_on(spark, lake, digits):
     config = make_config(lake, run="longer")
-    first = trainer.train(spark, config)
-    again = trainer.train(spark, config)
+    first = driver.train(spark, config)
+    again = driver.train(spark, config)
     assert again["checksum"] == first["checksum"] and again["g_loss"] == first["g_loss"]
-    longer = trainer.train(spark, make_config(lake, run="longer", train={"steps": 6}))
+    longer = driver.train(spark, make_config(lake, run="longer", train={"steps": 6}))
     assert longer["steps"] == 6 and longer["checksum"] != first["checksum"]
     assert [line["step"] for line in Run.of(config).metrics() if line.get("event") == "start"] == [0, 4, 4]
 
@@ -143,7 +154,7 @@ def test_the_same_seed_trains_the_same_model_up_to_the_order_of_rows(spark, lake
 @pytest.mark.parametrize("rank", [0, 3])
 def test_the_highest_seed_builds_a_model(lake, rank):
     config = make_config(lake, train={"seed": 2**31 - 1})
-    built = loading.build(config.model, launch.Team(rank, 4), config.train.seed)
+    built = loading.build(config.model, process.Team(rank, 4), config.train.seed)
     assert np.isfinite(built.normal([4])).all()
 
 
@@ -156,19 +167,19 @@ def test_a_non_finite_loss_stops_with_the_step_and_keeps_the_checkpoint_from_bef
 
     monkeypatch.setattr(models.find("vae"), "train_step", breaks)
     config = make_config(lake, model="vae", run="explodes", train={"steps": 8})
-    with pytest.raises(trainer.TrainingStopped, match="step 4: kl is nan; .*Lower the learning rate"):
-        trainer.train(spark, config)
+    with pytest.raises(driver.TrainingStopped, match="step 4: kl is nan; .*Lower the learning rate"):
+        driver.train(spark, config)
     assert Run.of(config).checkpoints() == [2]
 
 
 def test_ranks_are_told_of_paths_that_are_the_same_in_every_folder(spark, lake, digits, monkeypatch):
     told = []
-    monkeypatch.setattr(launch, "run", lambda spark, function, job, config: told.append(job["config"]) or [])
+    monkeypatch.setattr(ranks, "run", lambda spark, function, job, config: told.append(job["config"]) or [])
     monkeypatch.chdir(os.path.dirname(lake))
     config = make_config(os.path.basename(lake), "srgan", run="relative")
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, content="vgg19", content_weights="vgg19.h5"))
     with pytest.raises(IndexError):
-        trainer.train(spark, config)
+        driver.train(spark, config)
     assert told[0]["lake"] == lakes.to_url(lake) and told[0]["model"]["content_weights"] == lakes.to_url(f"{os.path.dirname(lake)}/vgg19.h5")
 
 
@@ -184,14 +195,14 @@ def test_a_step_that_spoils_the_weights_spoils_no_checkpoint(spark, lake, digits
 
     monkeypatch.setattr(model, "train_step", spoiling)
     config = make_config(lake, run="spoiled", train={"steps": 6, "checkpoint_every": 2, "log_every": 1, "keep": 1})
-    with pytest.raises(trainer.TrainingStopped, match="step 4: this step made weights that are not finite; the last checkpoint is from before"):
-        trainer.train(spark, config)
+    with pytest.raises(driver.TrainingStopped, match="step 4: this step made weights that are not finite; the last checkpoint is from before"):
+        driver.train(spark, config)
     assert Run.of(config).checkpoints() == [2]
 
 
 def test_bfloat16_layers_keep_float32_weights(spark, lake, digits):
     config = make_config(lake, run="bfloat16", train={"precision": "mixed_bfloat16"})
-    result = trainer.train(spark, config)
+    result = driver.train(spark, config)
     assert np.isfinite(result["d_loss"])
     assert tf.keras.mixed_precision.global_policy().name == "float32"
 
@@ -199,7 +210,7 @@ def test_bfloat16_layers_keep_float32_weights(spark, lake, digits):
 def test_more_ranks_than_slots_are_refused_and_nothing_is_written(spark, lake, digits):
     config = make_config(lake, run="refused", train={"launcher": "spark", "workers": 16})
     with pytest.raises(UserError, match="train.workers = 16, but local.* has . task slots"):
-        trainer.train(spark, config)
+        driver.train(spark, config)
     assert not lakes.exists(Run.of(config).url)
 
 
@@ -212,22 +223,22 @@ def test_a_session_that_moves_its_executors_is_refused(spark, lake, digits):
             getConf = staticmethod(Conf)
 
     with pytest.raises(UserError, match="spark.dynamicAllocation.enabled = true: all ranks must run at once"):
-        launch.check(Session, Train(workers=2))
+        ranks.check(Session, Train(workers=2))
 
 
 def test_a_lake_that_workers_cannot_reach_is_told_before_training(spark, lake, digits, tmp_path, monkeypatch):
     train, there = Train(workers=2), f"{digits}/{schema.MANIFEST}"
-    launch.check_reach(spark, train, f"file://{tmp_path}/runs", [there])
+    ranks.check_reach(spark, train, f"file://{tmp_path}/runs", [there])
     assert os.listdir(tmp_path / "runs") == []  # what was tried is gone
     with pytest.raises(UserError, match="worker .*: file:.*/nothing cannot be read .FileNotFoundError.*Every worker must reach the lake"):
-        launch.check_reach(spark, train, f"file://{tmp_path}/runs", [there, f"file://{tmp_path}/nothing"])
+        ranks.check_reach(spark, train, f"file://{tmp_path}/runs", [there, f"file://{tmp_path}/nothing"])
     (tmp_path / "in the way").write_text("")
     with pytest.raises(UserError, match="in the way/.probe-.* cannot be written"):
-        launch.check_reach(spark, train, f"file://{tmp_path}/in the way", [there])
+        ranks.check_reach(spark, train, f"file://{tmp_path}/in the way", [there])
     # A path that is there on both machines, but is not the same folder.
     monkeypatch.setattr(lakes, "exists", lambda url: False)
     with pytest.raises(UserError, match="what it writes to .* is not seen from the driver"):
-        launch.check_reach(spark, train, f"file://{tmp_path}/runs", [there])
+        ranks.check_reach(spark, train, f"file://{tmp_path}/runs", [there])
 
 
 # --- the progress bar ------------------------------------------------------------------
@@ -252,13 +263,13 @@ def test_what_follows_the_metrics_outlives_a_store_that_does_not_answer(lake, mo
     def fails(self, offset):
         raise ConnectionError("503 slow down")
 
-    progress = diary.Progress(run, config)
-    progress.done = Looks()
+    bar = progress.Progress(run, config)
+    bar.done = Looks()
     monkeypatch.setattr(Run, "watch", fails)
-    progress.run()
-    assert progress.bar.n == 2
+    bar.run()
+    assert bar.bar.n == 2
     assert [message for message in caplog.messages if "503 slow down" in message] == [f"run {run.url}: its metrics could not be followed (ConnectionError: 503 slow down); trying on"]
-    progress.bar.close()
+    bar.bar.close()
 
 
 def test_an_error_on_a_rank_is_named_after_the_last_attempt(spark, lake, digits):
@@ -269,8 +280,8 @@ def test_an_error_on_a_rank_is_named_after_the_last_attempt(spark, lake, digits)
     # A file stands where the folder of samples should be.
     with open(lakes.filesystem(run.path("samples"))[1], "w") as out:
         out.write("in the way")
-    with pytest.raises(launch.RankFailure, match="1 attempts failed, the last one: rank 0: .*(FileExistsError|NotADirectoryError)"):
-        trainer.train(spark, config)
+    with pytest.raises(ranks.RankFailure, match="1 attempts failed, the last one: rank 0: .*(FileExistsError|NotADirectoryError)"):
+        driver.train(spark, config)
 
 
 # --- death -----------------------------------------------------------------------------
@@ -284,13 +295,13 @@ def train_command(folder, lake: str, run: str) -> list[str]:
 
 def ranks_of(pid: int) -> list[psutil.Process]:
     found = []
-    for process in psutil.Process(pid).children(recursive=True):
+    for child in psutil.Process(pid).children(recursive=True):
         try:
-            command = process.cmdline()
+            command = child.cmdline()
         except psutil.NoSuchProcess:
             continue
         if "horovod.spark.task.gloo_exec_fn" in command and command[0].endswith(("python", "python3")) and "-m" in command:
-            found.append(process)
+            found.append(child)
     return found
 
 
@@ -327,7 +338,7 @@ def test_a_killed_driver_and_then_a_killed_rank_lose_nothing_but_time(lake, digi
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     psutil.wait_procs(orphans, timeout=60)
-    assert not any(process.is_running() for process in orphans)
+    assert not any(child.is_running() for child in orphans)
     reached = run.checkpoints()[-1]
 
     second = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -8,14 +8,17 @@ import threading
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import make_config
 from PIL import Image
 from pyspark.ml import PipelineModel
 
-from conftest import make_config
-from gan_spark import ingest, loading, models, schema, trainer
+from gan_spark import models
 from gan_spark.config import UserError, parse
-from gan_spark.ml import transfer
-from gan_spark.store import Run
+from gan_spark.data import ingest, schema, splits
+from gan_spark.ml import DeepImageFeaturizer, accuracy, featurize, finetune, predict
+from gan_spark.runs import loading
+from gan_spark.runs.store import Run
+from gan_spark.training import driver
 
 
 def classifier_config(lake: str, run: str = "fine", **sections):
@@ -35,7 +38,7 @@ def fine(spark, tmp_path_factory) -> tuple[str, dict]:
     """(a lake with a fine-tuned run, what the job returned)."""
     lake = str(tmp_path_factory.mktemp("fine"))
     ingest.ingest(spark, classifier_config(lake))
-    return lake, transfer.finetune(spark, classifier_config(lake, finetune={"balance": True}))
+    return lake, finetune.finetune(spark, classifier_config(lake, finetune={"balance": True}))
 
 
 def test_finetune_measures_its_best_checkpoint_on_the_test_split(spark, fine):
@@ -58,7 +61,7 @@ def test_its_weights_are_a_featurizers(spark, fine):
     lake, result = fine
     config = classifier_config(lake, run="features", featurize={"network": "MobileNetV2", "weights": result["weights"], "iterations": 3})
     small = spark.read.parquet(f"{lake}/datasets/digits-32/split=test").limit(6)
-    made = transfer.DeepImageFeaturizer(modelName="MobileNetV2", weights=result["weights"]).transform(small)
+    made = DeepImageFeaturizer(modelName="MobileNetV2", weights=result["weights"]).transform(small)
     assert len(made.first()["features"]) == 1280
     network = tf.keras.applications.MobileNetV2(weights=None, include_top=False, pooling="avg", input_shape=(32, 32, 3))
     network.load_weights(result["weights"].removeprefix("file://"))
@@ -66,33 +69,33 @@ def test_its_weights_are_a_featurizers(spark, fine):
     trained = loading.load_model(run.url, run.preferred(), run.record()).network
     assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), trained.get_weights()))
     with pytest.raises(UserError, match="has no images|no dataset"):
-        transfer.featurize(spark, parse({**json.loads(json.dumps({"run": "x", "dataset": "none", "lake": lake}))}, models.config_class))
+        featurize.featurize(spark, parse({**json.loads(json.dumps({"run": "x", "dataset": "none", "lake": lake}))}, models.config_class))
     assert config.featurize.weights == result["weights"]
 
 
 def test_featurize_saves_a_pipeline_that_scores_again(spark, digits, lake):
     config = parse({"run": "features", "dataset": "digits", "lake": lake, "featurize": {"network": "MobileNetV2", "weights": "", "iterations": 5}}, models.config_class)
     # The whole dataset would take a minute at 224 x 224.
-    transfer_split = transfer._split
+    whole = splits.frame
     try:
-        transfer._split = lambda spark, url, split: transfer_split(spark, url, split).limit(8)
-        result = transfer.featurize(spark, config)
-        again = PipelineModel.load(result["pipeline"]).transform(transfer._split(spark, digits, "test"))
-        assert transfer.agreement(again, schema.read_manifest(digits).classes) == {key: result[key] for key in ("images", "accuracy", "confusion")}
+        splits.frame = lambda spark, url, split: whole(spark, url, split).limit(8)
+        result = featurize.featurize(spark, config)
+        again = PipelineModel.load(result["pipeline"]).transform(splits.frame(spark, digits, "test"))
+        assert accuracy.agreement(again, schema.read_manifest(digits).classes) == {key: result[key] for key in ("images", "accuracy", "confusion")}
     finally:
-        transfer._split = transfer_split
+        splits.frame = whole
     assert result["images"] == 8
 
 
 @pytest.mark.parametrize("labels, expected", [([0, 0, 0, 1], (4 / 6, 2.0, 0.0)), ([0, 1, 2], (1.0, 1.0, 1.0))])
 def test_balanced_weights_make_every_class_count_the_same(spark, labels, expected):
     frame = spark.createDataFrame([(label,) for label in labels], "label int")
-    assert transfer.balanced(frame, 3) == pytest.approx(expected, abs=1e-5)
+    assert finetune.balanced(frame, 3) == pytest.approx(expected, abs=1e-5)
 
 
 def test_agreement_counts_each_pair(spark):
     frame = spark.createDataFrame([(0, 0.0), (0, 1.0), (1, 1.0), (1, None)], "label int, prediction double")
-    assert transfer.agreement(frame, ("a", "b")) == {"images": 3, "accuracy": 2 / 3, "confusion": {"a": {"a": 1, "b": 1}, "b": {"a": 0, "b": 1}}}
+    assert accuracy.agreement(frame, ("a", "b")) == {"images": 3, "accuracy": 2 / 3, "confusion": {"a": {"a": 1, "b": 1}, "b": {"a": 0, "b": 1}}}
 
 
 # --- prediction ------------------------------------------------------------------------
@@ -104,13 +107,13 @@ def png(value: int, side: int = 40) -> bytes:
     return out.getvalue()
 
 
-def predict(spark, lake, source, **more):
-    return transfer.predict(spark, classifier_config(lake, predict={"input": str(source), **more.pop("predict", {})}, **more))
+def predicted(spark, lake, source, **more):
+    return predict.predict(spark, classifier_config(lake, predict={"input": str(source), **more.pop("predict", {})}, **more))
 
 
 def test_one_file(spark, fine, tmp_path):
     (tmp_path / "a.png").write_bytes(png(200))
-    result = predict(spark, fine[0], tmp_path / "a.png", predict={"top": 2})
+    result = predicted(spark, fine[0], tmp_path / "a.png", predict={"top": 2})
     assert [set(each) for each in result["predictions"]] == [{"class", "probability"}] * 2
     assert result["predictions"][0]["probability"] >= result["predictions"][1]["probability"]
 
@@ -119,7 +122,7 @@ def test_a_folder_becomes_a_table_with_null_for_what_cannot_be_read(spark, fine,
     for name, data in {"a.png": png(200), "b/c.png": png(20), "bad.png": b"no image", "cut.png": png(3)[:40], "huge.png": png(9) + bytes(2 * 2**20), "b/_d.png": png(20), ".e/f #%.png": png(20)}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
-    result = predict(spark, fine[0], tmp_path, ingest={"max_file_mb": 1})
+    result = predicted(spark, fine[0], tmp_path, ingest={"max_file_mb": 1})
     assert (result["images"], result["rejected"]) == (4, 3) and sum(result["classes"].values()) == 4
     rows = {row["id"].rsplit("/", 1)[1]: row for row in spark.read.parquet(result["predictions"]).collect()}
     assert {name for name, row in rows.items() if row["class"] is None} == {"bad.png", "cut.png", "huge.png"}
@@ -141,9 +144,9 @@ def test_a_url(spark, fine):
     thread.start()
     try:
         url = f"http://127.0.0.1:{server.server_port}"
-        assert len(predict(spark, fine[0], f"{url}/a.png")["predictions"]) == 3
+        assert len(predicted(spark, fine[0], f"{url}/a.png")["predictions"]) == 3
         with pytest.raises(UserError, match="cannot be fetched"):
-            predict(spark, fine[0], f"{url}/b.png")
+            predicted(spark, fine[0], f"{url}/b.png")
     finally:
         server.shutdown()
         server.server_close()
@@ -153,9 +156,9 @@ def test_wrong_inputs_are_clear_errors(spark, fine, tmp_path, lake, digits):
     (tmp_path / "bad.png").write_bytes(b"no image")
     for source, message in (("", "predict.input is empty"), (tmp_path / "none.png", "no such file or folder"), (tmp_path / "bad.png", "bad.png: not an image")):
         with pytest.raises(UserError, match=message):
-            predict(spark, fine[0], source)
+            predicted(spark, fine[0], source)
     with pytest.raises(UserError, match="expected 'classifier'"):
-        transfer.finetune(spark, make_config(lake, "dcgan"))
+        finetune.finetune(spark, make_config(lake, "dcgan"))
 
 
 # --- early stopping, in the trainer ----------------------------------------------------
@@ -164,9 +167,9 @@ def test_wrong_inputs_are_clear_errors(spark, fine, tmp_path, lake, digits):
 def test_training_stops_when_nothing_gets_better_and_stays_stopped(spark, fine):
     lake, _ = fine
     config = classifier_config(lake, run="still", model={"rate": 0.0, "batch_norm": "frozen", "last_layers": 1}, train={"steps": 40, "validate_every": 2, "patience": 2})
-    result = trainer.train(spark, config)
+    result = driver.train(spark, config)
     assert result["steps"] == 6 and result["best_step"] == 2  # the same at 4 and 6
-    again = trainer.train(spark, config)
+    again = driver.train(spark, config)
     assert again["steps"] == 6 and again["checksum"] == result["checksum"]
 
 
@@ -179,4 +182,4 @@ def test_training_stops_when_nothing_gets_better_and_stays_stopped(spark, fine):
 )
 def test_what_cannot_be_validated_is_a_clear_error(spark, digits, lake, model, train, message):
     with pytest.raises(UserError, match=message):
-        trainer.train(spark, parse({**json.loads(json.dumps(trainer.resolved(make_config(lake, model)))), "train": {"launcher": "local", **train}}, models.config_class))
+        driver.train(spark, parse({**json.loads(json.dumps(driver.resolved(make_config(lake, model)))), "train": {"launcher": "local", **train}}, models.config_class))

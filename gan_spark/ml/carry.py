@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import images, lake, launch, networks
+from .. import lake, networks, process
 from ..config import UserError
+from ..data import images
 
 BATCH = 32  # rows a forward pass, at most
 # Side of the images that each was trained on.
@@ -32,7 +33,7 @@ def carry(spark, value: Any, make: Callable[[Any], Any]) -> Carried:
 @functools.lru_cache(maxsize=4)
 def made(carried: Carried) -> Any:
     """On a worker: the same object for every task of this process."""
-    launch.set_threads(1)
+    process.set_threads(1)
     return carried.make(carried.broadcast.value)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import functions as F
 
-from .. import images
 from ..config import UserError
+from ..data import images
 from . import carry
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,9 @@ from pyspark.ml.param.shared import HasInputCol, HasOutputCol
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql import functions as F
 
-from .. import images, lake, networks
+from .. import lake, networks
 from ..config import UserError
+from ..data import images
 from . import carry, columns
 
 

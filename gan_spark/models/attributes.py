@@ -8,7 +8,7 @@ import dataclasses
 import tensorflow as tf
 
 from ..config import option
-from ..shapes import ATTRIBUTES
+from ..data.shapes import ATTRIBUTES
 from .base import TrainedModel
 from .blocks import pyramid
 

@@ -5,7 +5,7 @@ class are to be found by each other among
 all of their rank's share of the batch. `encode` is what the text-to-image models use.
 
 Differences: the loss is a cross-entropy over cosines (Radford et al., 2021; arXiv 2103.00020), which spreads the embeddings,
-where the paper's hinge over inner products stops at a margin and leaves them along few directions (docs/results.md); the images'
+where the paper's hinge over inner products stops at a margin and leaves them along few directions (docs/trials.md); the images'
 features are learnt with the texts', by a small convolutional network, where the paper takes GoogLeNet's; GRU cells; widths
 are config values.
 """

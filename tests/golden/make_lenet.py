@@ -10,19 +10,20 @@ from pathlib import Path
 
 import numpy as np
 
-from gan_spark import dataset, job, lake, schema
-from gan_spark.ml import columns, lenet
-from gan_spark.store import Run
+from gan_spark import job, lake
+from gan_spark.data import schema, splits
+from gan_spark.ml import bigdl, columns
+from gan_spark.runs.store import Run
 
 if __name__ == "__main__":
     run, url = Run(lake.to_url(sys.argv[1])), lake.to_url(sys.argv[2])
-    spark = job.session("golden", lenet.jars())
-    lenet.start(spark)
+    spark = job.session("golden", bigdl.jars())
+    bigdl.start(spark)
     shape = schema.read_manifest(url).shape
-    rows = spark.read.parquet(*dataset.files(url, "test")).orderBy("id").limit(12).collect()
+    rows = spark.read.parquet(*splits.files(url, "test")).orderBy("id").limit(12).collect()
     with run.checkpoint() as (_, prefix):
         files = {kind: base64.b64encode(Path(f"{prefix}.{kind}").read_bytes()).decode() for kind in ("bigdl", "bin")}
-        model = lenet.load(prefix)
+        model = bigdl.load(prefix)
     pixels = np.stack([columns.pixels(row["image"]) for row in rows])
     scores = model.forward(pixels.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - np.float32(1))
     golden = {

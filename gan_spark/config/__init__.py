@@ -1,0 +1,23 @@
+"""Run configs: the errors, the options, the sections, and the loader that checks them."""
+
+from .errors import NotFetched, UserError
+from .loader import differences, leaves, load, parse, replaced, resolved
+from .options import option
+from .sections import (
+    Config,
+    Dream,
+    Evaluate,
+    Featurize,
+    Finetune,
+    Generate,
+    Ingest,
+    Inpaint,
+    Latent,
+    LeNet,
+    Predict,
+    Promote,
+    Tracking,
+    Train,
+)
+
+__all__ = ["Config", "Dream", "Evaluate", "Featurize", "Finetune", "Generate", "Ingest", "Inpaint", "Latent", "LeNet", "NotFetched", "Predict", "Promote", "Tracking", "Train", "UserError", "differences", "leaves", "load", "option", "parse", "replaced", "resolved"]

@@ -1,0 +1,178 @@
+"""Run configs: TOML read strictly into frozen dataclasses.
+
+An unknown key, a wrong type or a value out of range is a `UserError` that
+names the key, what was given, what is allowed and the nearest right spelling.
+"""
+
+import dataclasses
+import difflib
+import os
+import re
+import tomllib
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .sections import Config
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def load(path: str, overrides: Sequence[str] = (), model_config: Callable[[str], type] | None = None) -> Config:
+    """Reads `path`, applies `key.sub=value` overrides, checks everything.
+
+    `model_config` gives the Config class for a model's name (`models.config_class`);
+    it is passed in so that this module needs no TensorFlow.
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"config {path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"config {path}: not valid TOML: {error}") from error
+    for override in overrides:
+        _override(table, override)
+    config = parse(table, model_config)
+    if ":/" not in config.lake:
+        _check_lake(config.lake, os.path.abspath(config.lake))
+    return config
+
+
+def parse(table: dict, model_config: Callable[[str], type] | None = None) -> Config:
+    """A checked `Config` from nested dicts; the inverse of `resolved`."""
+    table = dict(table)
+    model = table.pop("model", None)
+    config = _build(Config, table, "")
+    for key in ("run", "dataset"):
+        if not _NAME.fullmatch(getattr(config, key)):
+            raise UserError(f"{key} = {getattr(config, key)!r}: expected letters, digits, '.', '_' and '-', starting with a letter or digit")
+    _check_lake(config.lake, config.lake)
+    if config.ingest.validation + config.ingest.test >= 1:
+        raise UserError(f"ingest.validation + ingest.test = {config.ingest.validation + config.ingest.test:g}: expected less than 1, so that some images are left to train on")
+    for key, size in (("train.batch_size", config.train.batch_size), ("evaluate.classifier_batch", config.evaluate.classifier_batch)):
+        if size % config.train.workers:
+            raise UserError(f"{key} = {size} does not divide by train.workers = {config.train.workers}: each rank takes an equal share")
+    if config.train.launcher == "local" and config.train.workers > 1:
+        raise UserError(f"train.workers = {config.train.workers} with train.launcher = 'local': one process is one worker; use launcher 'spark'")
+    if config.train.patience and not config.train.validate_every:
+        raise UserError(f"train.patience = {config.train.patience} with train.validate_every = 0: expected steps between measures")
+    if model is not None:
+        if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+            raise UserError("model.name: expected the name of a model as a string")
+        config = dataclasses.replace(config, model=_build(model_config(model["name"]), model, "model."))
+    return config
+
+
+def resolved(config: Any) -> dict:
+    """The config as plain, JSON-ready dicts with every default filled in."""
+    return dataclasses.asdict(config)
+
+
+def replaced(config: Config, **sections: dict) -> Config:
+    """`config` with other values in its sections, for instance train={"steps": 3}."""
+    return dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()})
+
+
+def differences(old: dict, new: dict, ignore: Sequence[str] = (), where: str = "") -> list[str]:
+    """'key: was X, is Y' for each leaf that differs, but for those named in `ignore`."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        name = where + key
+        if name in ignore:
+            continue
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, ignore, name + ".")
+        elif _plain(a) != _plain(b):
+            found.append(f"{name}: was {_plain(a)!r}, is {_plain(b)!r}")
+    return found
+
+
+def leaves(value: dict, where: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, text) of each leaf of nested dicts, in order."""
+    for key, each in value.items():
+        if isinstance(each, dict) and each:
+            yield from leaves(each, f"{where}{key}.")
+        else:
+            yield f"{where}{key}", ", ".join(map(str, each)) if isinstance(each, (list, tuple)) else "" if each is None or each == {} else str(each)
+
+
+def _check_lake(lake: str, path: str) -> None:
+    if found := sorted(set(path) & set("#?*[]{}")):
+        raise UserError(f"lake = {lake!r}: expected a path without any of # ? * [ ] {{ }}, which Spark reads as patterns; found {' '.join(found)} in {path}: use another folder")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+class _Given(typing.NamedTuple):
+    """A value of --set that may be meant as text: a run or a class can be called 7, or 2026-11-25."""
+
+    text: str
+    value: Any
+
+
+def _override(table: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override}: expected key=value, for instance train.steps=10")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    if not isinstance(value, (str, list, dict)):
+        value = _Given(text, value)
+    *sections, last = key.split(".")
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise UserError(f"--set {override}: {section} is a value, not a section")
+    table[last] = value
+
+
+def _build(cls: type, table: dict, where: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    types = typing.get_type_hints(cls)
+    values = {}
+    for key, value in table.items():
+        if isinstance(value, _Given):
+            value = value.text if types.get(key) is str else value.value
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1)
+            hint = f"; did you mean {where}{near[0]}?" if near else ""
+            raise UserError(f"{where}{key}: unknown key{hint} (known: {', '.join(fields)})")
+        if dataclasses.is_dataclass(types[key]):
+            if not isinstance(value, dict):
+                raise UserError(f"{where}{key} = {value!r}: expected a section [{where}{key}]")
+            values[key] = _build(types[key], value, f"{where}{key}.")
+        else:
+            values[key] = _checked(f"{where}{key}", value, types[key], fields[key].metadata)
+    missing = [name for name, field in fields.items() if name not in values and field.default is dataclasses.MISSING]
+    if missing:
+        raise UserError(f"{where}{missing[0]}: missing; it has no default")
+    return cls(**values)
+
+
+def _checked(name: str, value: Any, kind: Any, limits: typing.Mapping) -> Any:
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{name} = {value!r}: expected a list of {item.__name__}")
+        return tuple(_checked(f"{name}[{i}]", each, item, limits) for i, each in enumerate(value))
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UserError(f"{name} = {value!r}: expected {kind.__name__}, got {type(value).__name__}")
+    low, high, choices = (limits.get(key) for key in ("low", "high", "choices"))
+    if choices and value not in choices:
+        near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{name} = {value!r}: expected one of {', '.join(map(repr, choices))}{hint}")
+    # Written so that NaN, which compares false with everything, is refused.
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        allowed = " and ".join([f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None))
+        raise UserError(f"{name} = {value!r}: expected {allowed}")
+    return value

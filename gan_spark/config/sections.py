@@ -1,0 +1,224 @@
+"""The sections of a run config, a frozen dataclass each."""
+
+import dataclasses
+from typing import Any
+
+from .options import option
+
+
+@dataclasses.dataclass(frozen=True)
+class Ingest:
+    """What is read, and how it becomes a dataset: `jobs/ingest.py`."""
+
+    source: str = option("digits", "where images come from", choices=("digits", "idx", "folder", "cifar10", "table", "shapes"))
+    path: str = option("", "folder, file or table to read; URL or local path")
+    height: int = option(28, "pixels", low=4, high=4096)
+    width: int = option(28, "pixels", low=4, high=4096)
+    channels: int = option(1, "1 for grey, 3 for RGB", choices=(1, 3))
+    fit: str = option("crop", "how another aspect ratio is made to fit", choices=("crop", "pad", "stretch"))
+    count: int = option(10000, "source 'shapes': how many pictures to compose", low=1)
+    held_out: bool = option(True, "source 'shapes': some combinations of shape and colour are in split test alone; false composes other pictures, of all combinations, for a judge to learn from")
+    classes: tuple[str, ...] = option((), "source 'idx': names of the labels 0, 1, ...; '0' to '9' where none are given")
+    encoding: str = option("auto", "raw pixels, PNG bytes, or PNG from 64 KiB of RGB pixels on", choices=("auto", "raw", "png"))
+    validation: float = option(0.1, "share of the images for validation", low=0.0, high=0.9)
+    test: float = option(0.1, "share for testing, where the source has no test split", low=0.0, high=0.9)
+    planned_workers: int = option(4, "ranks that will read at once; row groups are made small enough for several a rank", low=1, high=4096)
+    max_file_mb: int = option(64, "larger files are rejected", low=1, high=1024)
+    max_megapixels: int = option(64, "images that declare more pixels are rejected unread", low=1, high=1024)
+    id_column: str = option("id", "source 'table': unique string id")
+    image_column: str = option("content", "source 'table': encoded image bytes")
+    label_column: str = option("", "source 'table': class of the image; empty for none")
+    caption_column: str = option("", "source 'table': text about the image, one phrasing a line; empty for none")
+    embedding_column: str = option("", "source 'table': array of numbers, an embedding of the image's text or several end to end; empty for none")
+    parts: str = option("", "what the images are divided into, for models that read two streams", choices=("", "classes", "edges", "recoloured", "labels"))
+    domains: tuple[str, ...] = option((), "parts 'classes': the class that is domain a, and the one that is domain b")
+    labels: int = option(0, "parts 'labels': training images that keep their label, as many of each class", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """How long, how large and on what: `jobs/train.py`, `jobs/finetune.py`."""
+
+    steps: int = option(1000, "global steps", low=1)
+    batch_size: int = option(64, "global batch, shared by all workers", low=1)
+    workers: int = option(1, "Horovod ranks", low=1, high=4096)
+    launcher: str = option("spark", "Horovod on Spark, or this process alone", choices=("spark", "local"))
+    threads: int = option(0, "TensorFlow threads a rank; 0 for spark.task.cpus", low=0, high=256)
+    precision: str = option("float32", "compute type of the layers", choices=("float32", "mixed_bfloat16"))
+    split: str = option("train", "split to train on", choices=("train", "validation", "test"))
+    seed: int = option(0, "of weights, latents and shuffling", low=0, high=2**31 - 1)
+    shuffle_buffer: int = option(8192, "images that a rank shuffles among (at most 48 MiB)", low=1)
+    log_every: int = option(50, "steps", low=1)
+    sample_every: int = option(500, "steps", low=1)
+    checkpoint_every: int = option(500, "steps", low=1)
+    validate_every: int = option(0, "steps between measures on split validation, the best of which keeps its checkpoint; 0 for none", low=0)
+    patience: int = option(0, "measures in a row that are not better, after which training stops; 0 for never", low=0)
+    keep: int = option(3, "newest checkpoints that are kept", low=1)
+    restarts: int = option(2, "times that a failed job starts again from its last checkpoint", low=0, high=100)
+    start_timeout: int = option(120, "seconds to wait for a task slot a rank", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    """What is made, and where it is written: `jobs/generate.py`."""
+
+    images: int = option(64, "how many", low=1)
+    first_seed: int = option(0, "seeds count up from here, one an image; a row of the dataset has its own", low=0, high=2**62)
+    batch_size: int = option(64, "images a forward pass", low=1, high=65536)
+    partitions: int = option(0, "Spark tasks; 0 for the session's parallelism", low=0)
+    checkpoint: int = option(0, "step of the checkpoint; 0 for the newest", low=0)
+    append: bool = option(False, "Delta tables: what the table does not have yet of this run and step is added, and the rest of it stays")
+    label: str = option("", "models that take a label: the class to make; empty for each in turn")
+    split: str = option("test", "models that take an image or text: rows of this split of the dataset", choices=("train", "validation", "test"))
+    part: str = option("", "models that translate: the domain to start from", choices=("", "a", "b"))
+    captions: tuple[str, ...] = option((), "models that take text: these sentences instead of the dataset's")
+    model: str = option("", "name of a registered model, whose promoted version is used instead of the config's run")
+    table: str = option("", "name or URL of the table; empty for the run's (or the registered model's) name")
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """What generated images are compared with, and how: `jobs/evaluate.py`, `jobs/attributes.py`."""
+
+    features: str = option("lenet", "feature network", choices=("lenet", "InceptionV3"))
+    dataset: str = option("", "real images to compare with, whose labels train the lenet classifier; empty for the run's dataset")
+    weights: str = option("imagenet", "InceptionV3: 'imagenet', or a Keras weights file (.h5)")
+    split: str = option("test", "real images to compare with", choices=("train", "validation", "test"))
+    part: str = option("", "real images of this domain alone", choices=("", "a", "b"))
+    batch_size: int = option(100, "images a forward pass", low=1, high=4096)
+    sample: int = option(5000, "about as many images of each side for KID, precision and recall", low=10, high=50000)
+    neighbours: int = option(3, "k of precision and recall", low=1, high=100)
+    kid_subsets: int = option(50, "subsets that KID averages over", low=1, high=1000)
+    kid_subset_size: int = option(1000, "images in a subset", low=2, high=50000)
+    reader: str = option("", "pictures of source 'shapes': run of the attributes model that reads generated ones")
+    classifier_steps: int = option(2000, "steps that trains the lenet classifier", low=1)
+    classifier_batch: int = option(128, "global batch of the lenet classifier", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Latent:
+    """Walks in a generator's latent space: `jobs/latent.py`."""
+
+    paths: int = option(8, "pairs of seeds to go between", low=1, high=100)
+    steps: int = option(9, "images of a path, both ends included", low=2, high=100)
+    arithmetic: tuple[str, ...] = option((), "classes A, B, C of A - B + C; empty for none")
+    exemplars: int = option(3, "images of each class whose latents are averaged", low=1, high=100)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inpaint:
+    """Which holes are filled, and how z is searched for: `jobs/inpaint.py`."""
+
+    mask: str = option("centre", "what is missing: a square, single pixels, or what `masks` says", choices=("centre", "random", "table"))
+    hole: float = option(0.25, "share of the image that is missing, for 'centre' and 'random'", low=0.01, high=0.95)
+    masks: str = option("", "mask 'table': Parquet folder with `id` and `mask`, a PNG of the image's size in which other than 0 is missing")
+    split: str = option("test", "images to mend", choices=("train", "validation", "test"))
+    images: int = option(200, "how many", low=1)
+    batch_size: int = option(25, "images that are searched for at once", low=1, high=4096)
+    draws: int = option(4096, "z that are drawn, among which the search begins", low=1, high=2**20)
+    starts: int = option(8, "how many of the draws that come nearest to an image are searched from", low=1, high=1024)
+    iterations: int = option(200, "steps of Adam on z", low=0)
+    rate: float = option(0.03, "Adam's learning rate", low=0.0, high=1.0)
+    perceptual: float = option(0.1, "lambda, weight of the perceptual loss", low=0.0)
+    window: int = option(7, "side of the window in which pixels near the hole count more", low=1, high=99)
+    blend: str = option("none", "how the hole is filled in: as it is, or by Poisson editing", choices=("none", "poisson"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Dream:
+    """What a network is made to see, and how: `jobs/dream.py`."""
+
+    network: str = option("InceptionV3", "name of a Keras network, a model file (.keras, .h5) in the lake, or 'run'")
+    weights: str = option("imagenet", "Keras network: 'imagenet', a weights file (.h5), or empty for random ones")
+    run: str = option("", "network 'run': name of a lenet's run")
+    layers: tuple[str, ...] = option(("mixed3", "mixed5"), "whose activations are driven up")
+    weights_of_layers: tuple[float, ...] = option((), "one a layer; empty for 1 each")
+    method: str = option("gradient", "ascent by normalised gradients, or L-BFGS", choices=("gradient", "lbfgs"))
+    octaves: int = option(3, "sizes, from small to the image's own", low=1, high=20)
+    octave_scale: float = option(1.4, "between sizes", low=1.01, high=4.0)
+    iterations: int = option(20, "steps of each octave; for L-BFGS evaluations", low=0, high=10000)
+    step: float = option(0.02, "gradient: length of a step, for pixels in [-1, 1]", low=0.0, high=2.0)
+    jitter: int = option(4, "gradient: pixels that the image is shifted by at most before each step", low=0, high=256)
+    continuity: float = option(0.1, "weight of the total variation, with exponent 1.25", low=0.0)
+    l2: float = option(0.02, "weight of the squared image", low=0.0)
+    split: str = option("test", "images to dream on", choices=("train", "validation", "test"))
+    images: int = option(16, "how many", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LeNet:
+    """BigDL's LeNet: `jobs/lenet.py`."""
+
+    epochs: int = option(20, "passes over split train", low=1)
+    batch_size: int = option(512, "global batch; a multiple of the session's cores", low=1)
+    hidden: int = option(100, "units of the hidden layer", low=1)
+    rate: float = option(0.4, "SGD's learning rate", low=0.0, high=10.0)
+    decay: float = option(0.0002, "the rate falls as 1 / (1 + decay * step)", low=0.0)
+    momentum: float = option(0.0, "SGD's", low=0.0, high=0.99)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tracking:
+    """MLflow, told of a run by the jobs that train, generate and evaluate."""
+
+    uri: str = option("", "tracking URI of MLflow, for instance sqlite:///mlflow.db or databricks; empty for none")
+    experiment: str = option("gan_spark", "name of the experiment; on Databricks a path, /Users/...")
+    artifacts: str = option("", "where a new experiment keeps its files; empty for what MLflow chooses")
+
+
+@dataclasses.dataclass(frozen=True)
+class Promote:
+    """`jobs/promote.py`."""
+
+    model: str = option("default", "name of the registered model")
+    only_if_better: bool = option(True, "only where the run's FID is below that of the promoted version, which is measured anew where it was not measured alike")
+
+
+@dataclasses.dataclass(frozen=True)
+class Featurize:
+    """Features of a network and a logistic regression on them: `jobs/featurize.py`."""
+
+    network: str = option("InceptionV3", "name of a Keras network, whose pooled features are classified")
+    weights: str = option("imagenet", "'imagenet', a weights file (.h5) of the network without its top, or empty for random ones")
+    iterations: int = option(20, "of the logistic regression at most", low=1)
+    regularisation: float = option(0.05, "of the logistic regression", low=0.0)
+    elastic_net: float = option(0.3, "share of L1 in it; the rest is L2", low=0.0, high=1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune:
+    """What `jobs/finetune.py` does beside training."""
+
+    balance: bool = option(False, "weigh images so that every class counts the same (sets model.class_weights)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """`jobs/predict.py`."""
+
+    input: str = option("", "an image file, a folder of images, or a URL")
+    top: int = option(3, "classes that are named of a single image", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run, whole. `model` is the `Config` of the model that `model.name` names."""
+
+    run: str = option(dataclasses.MISSING, "name of the run, under which all that comes of it is found")
+    dataset: str = option(dataclasses.MISSING, "name of the dataset that is made or read")
+    model: Any = None
+    lake: str = option("lake", "root of the data lake; URL or local path")
+    tables: str = option("parquet", "format of tables of generated images and of rejects", choices=("parquet", "delta"))
+    ingest: Ingest = Ingest()
+    train: Train = Train()
+    generate: Generate = Generate()
+    evaluate: Evaluate = Evaluate()
+    latent: Latent = Latent()
+    inpaint: Inpaint = Inpaint()
+    dream: Dream = Dream()
+    lenet: LeNet = LeNet()
+    featurize: Featurize = Featurize()
+    finetune: Finetune = Finetune()
+    predict: Predict = Predict()
+    promote: Promote = Promote()
+    tracking: Tracking = Tracking()

@@ -1,0 +1,1 @@
+"""Images in the lake, as datasets: sources, ingest, the schema, and the reader of every rank."""

@@ -1,0 +1,352 @@
+"""DataFrame of images -> Petastorm dataset, and a table of what was rejected and why.
+
+Rows in = rows written + rows in `<dataset>.rejected`. Everything is staged first and put in
+place by renames, so a job that fails leaves the old dataset as it was.
+
+One pass does it all: a task decodes its rows and writes its own Parquet files, and hands the
+driver one line a file. Files of tasks that failed half-way are in no line, and are removed.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import hashlib
+import logging
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark import TaskContext
+from pyspark.sql import functions as F
+
+from .. import lake
+from ..config import Config, Ingest, UserError
+from ..lake import tables
+from . import images, parts, reader, schema, sources
+
+log = logging.getLogger(__name__)
+_FILE_BYTES = 128 * 2**20
+_ROW_GROUP_BYTES = 16 * 2**20
+_ARROW_BYTES = 2**30
+_WRITTEN = "split string, part string, name string, rows long, digest binary"
+_REJECTED = ""  # stands for a split in what tasks report
+
+
+def ingest(spark, config: Config) -> dict:
+    """Reads the config's source into `<lake>/datasets/<dataset>`, replacing what was there."""
+    url = lake.dataset_url(config)
+    lake.tidy(f"{url}.rejected", url)  # Before the source, which may not open.
+    return write(spark, sources.open_source(spark, config.ingest), url, config.ingest, config.tables)
+
+
+def write(spark, source: sources.Source, url: str, config: Ingest, format: str = "parquet") -> dict:
+    """Decodes, splits, shuffles and writes `source`; returns the counts.
+
+    Raises `UserError` where no image at all can be used for training.
+    """
+    from petastorm.etl.dataset_metadata import materialize_dataset
+
+    rejects = f"{url}.rejected"
+    lake.tidy(rejects, url)
+    tables.check(spark, rejects, format)
+    shape = (config.height, config.width, config.channels)
+    encoding = schema.choose_encoding(config.encoding, shape)
+    manifest = schema.Manifest(
+        *shape, encoding, source.classes, {}, 0, "", dataclasses.asdict(config), datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        parts.names(config), source.captioned, source.embedding,
+    )  # fmt: skip
+    row_bytes = int(np.prod(shape)) + 4 * int(np.prod(source.embedding or (0,)))
+    # A task a file: every core decodes. Few files, as Petastorm's metadata takes a task for each.
+    files = max(config.planned_workers, spark.sparkContext.defaultParallelism, math.ceil(source.count * row_bytes / _FILE_BYTES))
+    # Training images of one part, where a source has no split of its own.
+    smallest = source.count * (1.0 - config.validation - config.test) / max(1, len(manifest.parts))
+    group_rows = max(1, min(_ROW_GROUP_BYTES // row_bytes, int(smallest) // (8 * config.planned_workers)))
+    log.info("ingest: about %d images to %s in %d files a split", source.count, url, files)
+
+    staged, staged_rejects = lake.staging(url), lake.staging(rejects)
+    rows = (
+        source.frame.withColumn("order", F.xxhash64("id"))
+        .repartition(files, "order")
+        .sortWithinPartitions("order", "id", F.xxhash64("content", "url"))
+        .drop("order")
+    )
+    with _batches_that_fit(spark, source, config):
+        kept = parts.chosen(source.frame, config, _pixels) if config.parts == "labels" else frozenset()
+    work = functools.partial(_write, config, manifest, kept, staged, staged_rejects, group_rows)
+    factory = None if reader.petastorm_filesystem(staged) is None else functools.partial(reader.petastorm_filesystem, staged)
+    try:
+        with _batches_that_fit(spark, source, config), materialize_dataset(spark, lake.mounted(staged), schema.unischema(manifest), filesystem_factory=factory):
+            written = rows.mapInArrow(work, _WRITTEN).collect()
+            counts = {split: sum(file["rows"] for file in written if file["split"] == split) for split in (*schema.SPLITS, _REJECTED)}
+            _settle(staged, staged_rejects, written)
+            if not counts["train"]:
+                raise UserError(f"no image to train on among {sum(counts.values())}: {_reasons(spark, staged_rejects) or 'the splits leave none'}")
+        rejected = counts.pop(_REJECTED)
+        _check(spark, staged, counts)
+        manifest = dataclasses.replace(manifest, rows=counts, rejected=rejected, fingerprint=_fingerprint(written))
+        schema.write_manifest(staged, manifest)
+        lake.write_bytes(lake.join(staged_rejects, lake.SUCCESS), b"")
+        if format == "delta":
+            tables.write_delta(spark.read.parquet(staged_rejects), rejects, "overwrite")
+            lake.replace(staged, url)
+        else:
+            lake.replace_all({staged_rejects: rejects, staged: url})
+    finally:
+        lake.remove(staged)
+        lake.remove(staged_rejects)
+    return {"dataset": url, "rows": sum(counts.values()), "rejected": rejected, "splits": counts, "rejects": rejects, "fingerprint": manifest.fingerprint}
+
+
+@contextlib.contextmanager
+def _batches_that_fit(spark, source: sources.Source, config: Ingest) -> Iterator[None]:
+    """Where rows hold files, tasks are handed no more of them at once than fit into an Arrow column, which ends at 2 GiB."""
+    key = "spark.sql.execution.arrow.maxRecordsPerBatch"
+    before = spark.conf.get(key)
+    if source.holds_files:
+        most = max(1, _ARROW_BYTES // (config.max_file_mb * 2**20))
+        spark.conf.set(key, str(min(most, int(before)) if int(before) > 0 else most))
+    try:
+        yield
+    finally:
+        spark.conf.set(key, before)
+
+
+def _settle(staged: str, staged_rejects: str, written: list) -> None:
+    """Removes the files of tasks that failed, and sees to it that the table of rejects has a file."""
+    names = {file["name"] for file in written}
+    for folder in (staged, staged_rejects):
+        fs, path = lake.filesystem(folder)
+        for name in fs.find(path):
+            if name.rsplit("/", 1)[1] not in names:
+                fs.rm_file(name)
+    if not any(file["split"] == _REJECTED for file in written):
+        with _File(lake.join(staged_rejects, "part-00000.parquet"), _rejects_schema(), 1) as file:
+            file.flush()
+
+
+def _check(spark, staged: str, counts: dict[str, int]) -> None:
+    """What the tasks say that they wrote is what is there to be read."""
+    found = {row["split"]: row["count"] for row in spark.read.parquet(staged).groupBy("split").count().collect()}
+    if found != {split: count for split, count in counts.items() if count}:
+        raise RuntimeError(f"{counts} rows were written and {found} are to be read: rows were lost, nothing was replaced")
+
+
+def _reasons(spark, staged_rejects: str) -> str:
+    rejects = spark.read.parquet(staged_rejects).groupBy("reason").count().orderBy(F.desc("count"), "reason").limit(3).collect()
+    return "; ".join(f"{row['count']} x {row['reason']}" for row in rejects)
+
+
+def _fingerprint(written: list) -> str:
+    """Of every id, image, label and split, in whatever order and files they are: the sum of the rows' digests."""
+    totals = {}
+    for file in written:
+        if file["split"] != _REJECTED:
+            rows, digest = totals.get((file["split"], file["part"]), (0, 0))
+            totals[file["split"], file["part"]] = rows + file["rows"], digest + int.from_bytes(file["digest"], "big")
+    text = ",".join(f"{split}/{part}:{rows}:{digest % 2**64}" for (split, part), (rows, digest) in sorted(totals.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# --- in tasks --------------------------------------------------------------------------
+
+
+def _rows_schema(manifest: schema.Manifest) -> pa.Schema:
+    fields = [pa.field("id", pa.string(), False), pa.field("image", pa.binary(), False)]
+    fields += [pa.field("label", pa.int32(), False)] * bool(manifest.classes)
+    fields += [pa.field("caption", pa.string(), False)] * manifest.captioned
+    fields += [pa.field("embedding", pa.binary(), False)] * bool(manifest.embedding)
+    return pa.schema(fields)
+
+
+def _rejects_schema() -> pa.Schema:
+    return pa.schema([("id", pa.string()), ("reason", pa.string())])
+
+
+class _File:
+    """A Parquet file of row groups of `group_rows` rows, opened when it has some."""
+
+    def __init__(self, url: str, schema: pa.Schema, group_rows: int):
+        self.url, self.schema, self.group_rows = url, schema, group_rows
+        self.parts, self.held, self.rows, self.digest, self.writer = [], 0, 0, 0, None
+
+    def add(self, table: pa.Table) -> None:
+        self.rows += table.num_rows
+        self.held += table.num_rows
+        self.parts.append(table)
+        while self.held >= self.group_rows:
+            held = pa.concat_tables(self.parts)
+            self._put(held.slice(0, self.group_rows))
+            self.parts, self.held = [held.slice(self.group_rows)], self.held - self.group_rows
+
+    def flush(self) -> None:
+        self._put(pa.concat_tables(self.parts) if self.parts else self.schema.empty_table())
+        self.parts, self.held = [], 0
+
+    def _put(self, table: pa.Table) -> None:
+        if self.writer is None:
+            fs, path = lake.filesystem(self.url)
+            fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            self.stream = fs.open(path, "wb")
+            self.writer = pq.ParquetWriter(self.stream, self.schema, compression="snappy", use_dictionary=["label", "reason"], write_statistics=["id", "label"])
+        self.writer.write_table(table, row_group_size=self.group_rows)
+
+    def __enter__(self) -> "_File":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is None and self.held:
+            self.flush()
+        if self.writer is not None:
+            self.writer.close()
+            self.stream.close()
+
+
+def _write(config: Ingest, manifest: schema.Manifest, kept: frozenset[str], staged: str, staged_rejects: str, group_rows: int, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Writes a partition's images, a file a split and part, and its rejects; gives one row of _WRITTEN for each file."""
+    context = TaskContext.get()
+    # Another attempt at the same partition writes other files.
+    name = f"part-{context.partitionId():05d}-{context.taskAttemptId()}"
+    with contextlib.ExitStack() as stack:
+        files = {}
+
+        def file_of(split: str, part: str) -> _File:
+            if (split, part) not in files:
+                if split == _REJECTED:
+                    made = _File(lake.join(staged_rejects, f"{name}.parquet"), _rejects_schema(), 10_000)
+                else:
+                    folder = [f"split={split}", *([f"part={part}"] if part else [])]
+                    made = _File(lake.join(staged, *folder, f"{name}-{split}{part and '-' + part}.parquet"), _rows_schema(manifest), group_rows)
+                files[split, part] = stack.enter_context(made)
+            return files[split, part]
+
+        previous = None
+        # However many rows Spark hands over at once, only so many are held decoded.
+        most = max(1, _ROW_GROUP_BYTES // math.prod(manifest.shape))
+        for piece in _pieces(batches, most):
+            decoded, previous = _decode(config, manifest, kept, piece, previous)
+            keys = list(zip(decoded["split"].to_pylist(), decoded["part"].to_pylist()))
+            for key in sorted(set(keys)):
+                file = file_of(*key)
+                rows = decoded.filter(pa.array([each == key for each in keys])).select(file.schema.names).cast(file.schema)
+                file.add(rows)
+                if key[0] != _REJECTED:
+                    file.digest += _digest(rows)
+    yield pa.RecordBatch.from_pydict({
+        "split": pa.array([split for split, _ in files], pa.string()),
+        "part": pa.array([part for _, part in files], pa.string()),
+        "name": pa.array([file.url.rsplit("/", 1)[1] for file in files.values()], pa.string()),
+        "rows": pa.array([file.rows for file in files.values()], pa.int64()),
+        "digest": pa.array([(file.digest % 2**64).to_bytes(8, "big") for file in files.values()], pa.binary()),
+    })  # fmt: skip
+
+
+def _pieces(batches: Iterator[pa.RecordBatch], most: int) -> Iterator[pa.RecordBatch]:
+    return (batch.slice(start, most) for batch in batches for start in range(0, batch.num_rows, most))
+
+
+def _digest(table: pa.Table) -> int:
+    rest = zip(*(table[name].to_pylist() for name in table.column_names if name != "image"))
+    total = 0
+    for values, image in zip(rest, table["image"].to_pylist()):
+        row = hashlib.blake2b(repr(values).encode("utf-8", "surrogatepass"), digest_size=8)
+        row.update(image)
+        total += int.from_bytes(row.digest(), "big")
+    return total
+
+
+def _decode(config: Ingest, manifest: schema.Manifest, kept: frozenset[str], batch: pa.RecordBatch, previous: str | None) -> tuple[pa.Table, str | None]:
+    """(table of id, image, label, caption, embedding, split (or _REJECTED), part, reason; the last id that was kept).
+
+    Rows come sorted by a hash of their id, so equal ids are neighbours; `previous` is the id before the batch.
+    """
+    labels = {name: index for index, name in enumerate(manifest.classes)}
+    ids = batch.column("id").to_pylist()
+    if not config.parts and previous not in ids and len(set(ids)) == len(ids) and (table := _whole(batch, config, manifest, labels)) is not None:
+        return table, ids[-1]
+    made = []
+    for row in batch.to_pylist():
+        id, reason = row["id"], row["reason"]
+        label, caption, embedding = labels.get(row["label"], -1), row["caption"], None
+        if id == previous:
+            reason = "duplicate id; the first row with it was kept"
+        elif reason is None:
+            try:
+                if labels and row["label"] not in labels:
+                    raise images.BadImage("no label, in a dataset with labels")
+                if manifest.captioned and not (caption or "").strip():
+                    raise images.BadImage("no caption, in a dataset with captions")
+                if manifest.embedding:
+                    embedding = _embedding(row["embedding"], manifest.embedding)
+                split = _split(id, row["split"], config)
+                for version, part, kept_label, pixels in parts.divide(_pixels(row, config), id, label, row["label"], split, config, kept):
+                    made.append((version, _encoded(pixels, manifest.encoding), kept_label, caption, embedding, split, part, None))
+                previous = id
+            except images.BadImage as error:
+                reason = str(error)
+        if reason is not None:
+            made.append((id, None, label, caption, None, _REJECTED, "", reason))
+    kinds = {"id": pa.string(), "image": pa.binary(), "label": pa.int32(), "caption": pa.string(), "embedding": pa.binary(), "split": pa.string(), "part": pa.string(), "reason": pa.string()}
+    columns = list(zip(*made)) or [()] * len(kinds)
+    return pa.table({name: pa.array(values, kind) for (name, kind), values in zip(kinds.items(), columns)}), previous
+
+
+def _split(id: str, split: str | None, config: Ingest) -> str:
+    """What the source says, less the share of its training images that goes to validation; else the id decides."""
+    if split is None:
+        return schema.split_of(id, config.validation, config.test)
+    return schema.split_of(id, config.validation, 0) if split == "train" else split
+
+
+def _embedding(values: list | None, shape: tuple[int, ...]) -> bytes:
+    if values is None or len(values) != math.prod(shape):
+        raise images.BadImage(f"embedding of {len(values or ())} numbers; expected {math.prod(shape)}, as in the first row")
+    array = np.array(values, np.float32)
+    if not np.isfinite(array).all():
+        raise images.BadImage("embedding with a number that is not finite")
+    return schema.npy_header(shape, np.float32) + array.tobytes()
+
+
+def _whole(batch: pa.RecordBatch, config: Ingest, manifest: schema.Manifest, labels: dict[str, int]) -> pa.Table | None:
+    """What `_decode` gives, without a loop over pixels, where every row already has its pixels in the dataset's shape; else None."""
+    content, size, count = batch.column("content"), math.prod(manifest.shape), batch.num_rows
+    names = batch.column("label").to_pylist()
+    if manifest.encoding != "raw" or manifest.captioned or manifest.embedding or not count:
+        return None
+    if content.null_count or batch.column("reason").null_count < count or (labels and not labels.keys() >= set(names)):
+        return None
+    if any(batch.column(name).to_pylist() != [value] * count for name, value in zip(("height", "width", "channels"), manifest.shape)):
+        return None
+    offsets = np.frombuffer(content.buffers()[1], np.int32)[content.offset : content.offset + count + 1]
+    if (np.diff(offsets) != size).any():
+        return None
+    header = np.frombuffer(schema.npy_header(manifest.shape), np.uint8)
+    stored = np.empty((count, len(header) + size), np.uint8)
+    stored[:, : len(header)] = header
+    stored[:, len(header) :] = np.frombuffer(content.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].reshape(count, size)
+    starts = np.arange(count + 1, dtype=np.int32) * stored.shape[1]
+    splits = [_split(id, split, config) for id, split in zip(batch.column("id").to_pylist(), batch.column("split").to_pylist())]
+    return pa.table({
+        "id": batch.column("id"),
+        "image": pa.Array.from_buffers(pa.binary(), count, [None, pa.py_buffer(starts), pa.py_buffer(stored)]),
+        "label": pa.array([labels.get(name, -1) for name in names], pa.int32()),
+        "split": pa.array(splits, pa.string()),
+        "part": pa.array([""] * count, pa.string()),
+    })  # fmt: skip
+
+
+def _encoded(pixels: np.ndarray, encoding: str) -> bytes:
+    return schema.npy_header(pixels.shape) + pixels.tobytes() if encoding == "raw" else images.encode_png(pixels)
+
+
+def _pixels(row: dict, config: Ingest) -> np.ndarray:
+    height, width, channels = config.height, config.width, config.channels
+    if row["content"] is not None and row["height"] is not None:
+        pixels = np.frombuffer(row["content"], np.uint8).reshape(row["height"], row["width"], row["channels"])
+        if pixels.shape[2] != channels:
+            pixels = images.convert(pixels, channels)
+        return images.resize(pixels, height, width, config.fit)
+    content = row["content"] if row["content"] is not None else sources.folder.read(row["url"], config.max_file_mb)
+    return images.decode(content, height, width, channels, config.fit, config.max_megapixels)

@@ -1,0 +1,122 @@
+"""What a dataset is: a Petastorm Unischema, and a manifest beside its Parquet files.
+
+A small image is stored by Petastorm's own `NdarrayCodec`: an .npy header that is the
+same in every row, then the raw uint8 pixels, row by row. So `make_reader` decodes it with no code
+of this project, and a batch of rows is decoded here by dropping the header.
+A large RGB image is PNG bytes under Petastorm's `CompressedImageCodec`.
+"""
+
+import dataclasses
+import hashlib
+import io
+
+import numpy as np
+
+from .. import lake
+from ..config import UserError
+from .images import decode_png
+
+SPLITS = ("train", "validation", "test")
+MANIFEST = lake.MANIFEST
+_RAW_LIMIT = 64 * 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What `<dataset>/_gan_spark.json` holds."""
+
+    height: int
+    width: int
+    channels: int
+    encoding: str  # "raw" or "png"
+    classes: tuple[str, ...]  # label i is classes[i]; empty for a dataset without labels
+    rows: dict[str, int]  # by split
+    rejected: int
+    fingerprint: str  # of every id, label, split and image; the same rows give the same one
+    ingest: dict  # the ingest section that made it
+    created: str  # UTC, ISO 8601
+    parts: tuple[str, ...] = ()  # what the images are divided into; a folder each in a split
+    captioned: bool = False
+    embedding: tuple[int, ...] = ()  # (how many an image, size of each); empty for none
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.height, self.width, self.channels
+
+
+def read_manifest(url: str) -> Manifest:
+    """The manifest of the dataset at `url`; `UserError` where there is no whole dataset."""
+    try:
+        table = lake.read_json(lake.join(url, MANIFEST))
+        return Manifest(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
+    except FileNotFoundError:
+        died = " again; one died while it replaced this dataset, whose former state it will put back" if lake.exists(lake.displaced(url)) else ""
+        raise UserError(f"no dataset at {url}: expected {MANIFEST} there; make it with jobs/ingest.py{died}") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"dataset {url}: {MANIFEST} cannot be understood ({error}); ingest it again") from None
+
+
+def write_manifest(url: str, manifest: Manifest) -> None:
+    lake.write_json(lake.join(url, MANIFEST), dataclasses.asdict(manifest))
+
+
+def choose_encoding(encoding: str, shape: tuple[int, int, int]) -> str:
+    """`auto` is raw up to 64 KiB an image, and for grey images, which Petastorm's image codec flattens."""
+    if encoding == "png" and shape[2] == 1:
+        raise UserError("ingest.encoding = 'png' with ingest.channels = 1: Petastorm's image codec drops the channel axis of grey images; use 'raw'")
+    if encoding == "auto":
+        return "raw" if shape[2] == 1 or int(np.prod(shape)) <= _RAW_LIMIT else "png"
+    return encoding
+
+
+def split_of(id: str, validation: float, test: float) -> str:
+    """The split of an image by its id alone: the same id falls into the same split in every ingest."""
+    share = int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") / 2**64
+    return "test" if share < test else "validation" if share < test + validation else "train"
+
+
+def npy_header(shape: tuple[int, ...], kind: type = np.uint8) -> bytes:
+    """The bytes that `np.save` puts before the values of an array of `shape`."""
+    out = io.BytesIO()
+    values = np.zeros(shape, kind)
+    np.save(out, values)
+    return out.getvalue()[: -values.nbytes]
+
+
+def unischema(manifest: Manifest):
+    """Petastorm schema of a dataset: `id`, `image`, `split`, and where it has them `label`, `part`, `caption`, `embedding`."""
+    from petastorm.codecs import CompressedImageCodec, NdarrayCodec, ScalarCodec
+    from petastorm.unischema import Unischema, UnischemaField
+    from pyspark.sql.types import IntegerType, StringType
+
+    codec = NdarrayCodec() if manifest.encoding == "raw" else CompressedImageCodec("png")
+    fields = [
+        UnischemaField("id", np.str_, (), ScalarCodec(StringType()), False),
+        UnischemaField("image", np.uint8, manifest.shape, codec, False),
+        UnischemaField("split", np.str_, (), ScalarCodec(StringType()), False),
+    ]
+    if manifest.parts:
+        fields.append(UnischemaField("part", np.str_, (), ScalarCodec(StringType()), False))
+    if manifest.captioned:
+        fields.append(UnischemaField("caption", np.str_, (), ScalarCodec(StringType()), False))
+    if manifest.embedding:
+        fields.append(UnischemaField("embedding", np.float32, manifest.embedding, NdarrayCodec(), False))
+    if manifest.classes:
+        fields.append(UnischemaField("label", np.int32, (), ScalarCodec(IntegerType()), False))
+    return Unischema("Images", fields)
+
+
+def unpack(column, shape: tuple[int, int, int], encoding: str) -> np.ndarray:
+    """Stored `image` values (an iterable of bytes) to uint8 [n, height, width, channels]."""
+    return unpack_arrays(column, shape) if encoding == "raw" else np.stack([decode_png(value) for value in column])
+
+
+def unpack_arrays(column, shape: tuple[int, ...], kind: type = np.uint8) -> np.ndarray:
+    """Values under `NdarrayCodec`, all of one shape and type, to [n, *shape]: the headers are dropped."""
+    header, values = npy_header(shape, kind), list(column)
+    size = len(header) + int(np.prod(shape)) * np.dtype(kind).itemsize
+    rows = np.frombuffer(b"".join(values), np.uint8)
+    if rows.size != len(values) * size:
+        raise ValueError(f"{rows.size} bytes for {len(values)} arrays of {shape}; the dataset is not what its manifest says")
+    stripped = rows.reshape(len(values), size)[:, len(header) :]
+    return (stripped if kind is np.uint8 else np.ascontiguousarray(stripped).view(kind)).reshape(len(values), *shape)

@@ -1,0 +1,23 @@
+"""Readers of what is in the lake, a module each.
+
+Each gives a `Source`: a DataFrame with one row an image *reference*, decoded later in
+Spark tasks. A file in a folder stays a URL until then; rows of an archive carry their pixels.
+What is already known to be unusable carries a `reason` instead. The driver lists names;
+it never holds images (but for the 1,797 packaged digits of 64 bytes).
+"""
+
+from ...config import Ingest, UserError
+from ..downloads import download
+from . import cifar10, digits, folder, idx, shapes, table
+from .rows import Source
+from .table import from_frame
+
+__all__ = ["Source", "download", "from_frame", "open_source"]
+
+
+def open_source(spark, config: Ingest) -> Source:
+    """The source that `config.source` names, looked at but not yet read."""
+    if config.source not in ("digits", "shapes") and not config.path:
+        raise UserError(f"ingest.path is empty: source {config.source!r} needs the folder, file or table to read")
+    readers = {"digits": digits, "idx": idx, "folder": folder, "cifar10": cifar10, "table": table, "shapes": shapes}
+    return readers[config.source].source(spark, config)

@@ -1,0 +1,43 @@
+"""Splits of a dataset: their files, and their rows as arrays."""
+
+import posixpath
+
+import numpy as np
+
+from .. import lake
+from ..config import UserError
+from . import schema
+
+
+def files(url: str, split: str, part: str = "") -> list[str]:
+    """URLs of the Parquet files of a split, or of a part of it, sorted, so that every rank sees the same order."""
+    folder = lake.join(url, f"split={split}", *([f"part={part}"] if part else []))
+    fs, path = lake.filesystem(folder)
+    names = sorted(name for name in fs.find(path) if name.endswith(".parquet"))
+    return [lake.join(folder, posixpath.relpath(name, path)) for name in names]
+
+
+def frame(spark, url: str, split: str, part: str = ""):
+    """DataFrame of a split, or of a part of it; `UserError` where it has no images."""
+    names = files(url, split, part)
+    if not names:
+        where = f"split {split!r}" + (f", part {part!r}," if part else "")
+        raise UserError(f"dataset {url}: its {where} has no images")
+    return spark.read.parquet(*names)
+
+
+def columns(manifest: schema.Manifest) -> list[str]:
+    """What a row holds for a model."""
+    return ["image"] + ["label"] * bool(manifest.classes) + ["caption"] * manifest.captioned + ["embedding"] * bool(manifest.embedding)
+
+
+def unpack(rows: dict, manifest: schema.Manifest) -> dict[str, np.ndarray]:
+    """Stored columns to arrays: image uint8, label int32, caption objects, embedding float32."""
+    made = {"image": schema.unpack(rows["image"], manifest.shape, manifest.encoding)}
+    if manifest.classes:
+        made["label"] = np.asarray(rows["label"], np.int32)
+    if manifest.captioned:
+        made["caption"] = np.asarray(rows["caption"], object)
+    if manifest.embedding:
+        made["embedding"] = schema.unpack_arrays(rows["embedding"], manifest.embedding, np.float32)
+    return made

@@ -1,0 +1,108 @@
+"""Feature networks: what a quality measure looks at images through."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from .. import lake
+from ..config import Config, UserError
+from ..data import images, schema
+from ..runs import loading
+from .classifier import trained_lenet
+
+_functions: dict = {}  # one for each network in this process
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A feature network by reference, small enough to travel in a task's closure; loaded once a Python worker."""
+
+    kind: str  # "lenet" or "InceptionV3"
+    run: str = ""  # lenet: URL of its run
+    step: int = 0
+    record: dict | None = None
+    weights: str = ""  # InceptionV3: "imagenet" or a file's URL
+    arrays: Any = None  # InceptionV3: a broadcast of its weights, so that only the driver fetches them
+
+    @property
+    def name(self) -> str:
+        return f"lenet ({self.run.rsplit('/', 1)[-1]}, step {self.step})" if self.kind == "lenet" else f"InceptionV3 ({self.weights})"
+
+
+def network(spark, config: Config) -> Network:
+    """The network that `config.evaluate` names; a `lenet` is trained first where the dataset has none yet."""
+    manifest = schema.read_manifest(lake.dataset_url(config))
+    check(config, manifest)
+    if config.evaluate.features == "lenet":
+        run = trained_lenet(spark, config, manifest)
+        return Network("lenet", run.url, config.evaluate.classifier_steps, run.record())
+    weights = config.evaluate.weights if config.evaluate.weights == "imagenet" else lake.to_url(config.evaluate.weights)
+    return Network("InceptionV3", weights=weights, arrays=spark.sparkContext.broadcast(_inception(weights).get_weights()))
+
+
+def check(config: Config, manifest: schema.Manifest) -> None:
+    """`UserError` where the network that `config.evaluate` names cannot be had for the dataset."""
+    options, url = config.evaluate, lake.dataset_url(config)
+    if options.features == "lenet":
+        if not manifest.classes:
+            raise UserError(f"evaluate.features = 'lenet': dataset {url} has no labels to train it on; use 'InceptionV3'")
+        if manifest.height != manifest.width:
+            raise UserError(f"evaluate.features = 'lenet': expected square images, dataset {url} holds {manifest.height} x {manifest.width}")
+    elif options.weights != "imagenet" and not lake.exists(lake.to_url(options.weights)):
+        raise UserError(f"evaluate.weights = {options.weights!r}: no such file; expected 'imagenet' or a Keras weights file (.h5) of InceptionV3")
+
+
+def function(network: Network):
+    """uint8 [n, height, width, channels] -> (features [n, d], probabilities [n, classes]), both float64."""
+    key = (network.kind, network.run, network.step, network.weights, (network.record or {}).get("created"))
+    if key not in _functions:
+        _functions[key] = _build(network)
+    return _functions[key]
+
+
+def _build(network: Network):
+    import tensorflow as tf
+
+    if network.kind == "lenet":
+        model = loading.load_model(network.run, network.step, network.record)
+
+        @tf.function(reduce_retracing=True)
+        def lenet(pixels):
+            features, logits = model.network(images.to_unit(pixels), training=False)
+            return features, tf.nn.softmax(logits)
+
+        return _batched(lenet)
+    model = _inception("")
+    model.set_weights(network.arrays.value)
+
+    @tf.function(reduce_retracing=True)
+    def inception(pixels):
+        resized = tf.image.resize(tf.cast(pixels, tf.float32), [299, 299])
+        if resized.shape[-1] == 1:
+            resized = tf.image.grayscale_to_rgb(resized)
+        return model(resized / 127.5 - 1.0, training=False)
+
+    return _batched(inception)
+
+
+def _inception(weights: str):
+    """Keras's InceptionV3 with its pooled features, 2,048 of them, and its class probabilities.
+
+    Its weights are not those of the original FID code (arXiv 1706.08500), so figures compare with
+    each other and not with published ones.
+    """
+    import tensorflow as tf
+
+    from ..networks import load
+
+    model = load("InceptionV3", weights)
+    return tf.keras.Model(model.input, [model.get_layer("avg_pool").output, model.output])
+
+
+def _batched(call):
+    def apply(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        features, probabilities = call(pixels)
+        return features.numpy().astype(np.float64), probabilities.numpy().astype(np.float64)
+
+    return apply

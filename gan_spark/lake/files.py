@@ -1,0 +1,90 @@
+"""Files in the lake: every path is a URL, and one set of calls serves all stores.
+
+`file:`, `hdfs:`, `s3a:` and the rest go through fsspec; `dbfs:` through its mount.
+"""
+
+import json
+import os
+import uuid
+from typing import Any
+
+import fsspec
+
+from ..config import UserError
+
+_OBJECT_STORES = ("s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "wasb", "wasbs")
+
+
+def is_object_store(url: str) -> bool:
+    return url.partition("://")[0] in _OBJECT_STORES
+
+
+def to_url(path: str) -> str:
+    """A URL for `path`: local paths become absolute `file://` URLs, URLs stay as they are."""
+    if "://" in path:
+        return path.rstrip("/")
+    if path.startswith("dbfs:/"):
+        return path.rstrip("/")
+    if path.startswith("file:/"):
+        path = path.removeprefix("file:")
+    return "file://" + os.path.abspath(path)
+
+
+def mounted(url: str) -> str:
+    """The URL by which other than Spark opens `url`: Databricks mounts `dbfs:` at /dbfs on every machine."""
+    return "file:///dbfs/" + url.removeprefix("dbfs:").lstrip("/") if url.startswith("dbfs:/") else url
+
+
+def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec filesystem of `url` and the path inside it."""
+    url = mounted(url)
+    if url.startswith("file:"):
+        # Not through fsspec's parser, to which "::" in a file's name means a chain of filesystems.
+        fs = fsspec.filesystem("file")
+        return fs, fs._strip_protocol(url)
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{url}: no filesystem for this URL: {error}") from error
+    fs.invalidate_cache()  # of listings: other processes write too
+    return fs, path
+
+
+def join(url: str, *parts: str) -> str:
+    return "/".join([url.rstrip("/"), *parts])
+
+
+def exists(url: str) -> bool:
+    fs, path = filesystem(url)
+    return fs.exists(path)
+
+
+def read_bytes(url: str) -> bytes:
+    fs, path = filesystem(url)
+    return fs.cat_file(path)
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Writes the file whole or not at all: under another name first, then renamed; an object store does that by itself."""
+    fs, path = filesystem(url)
+    if is_object_store(url):
+        fs.pipe_file(path, data)
+        return
+    fs.makedirs(os.path.dirname(path), exist_ok=True)
+    part = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex[:8]}"
+    fs.pipe_file(part, data)
+    fs.mv(part, path)
+
+
+def read_json(url: str) -> Any:
+    return json.loads(read_bytes(url))
+
+
+def write_json(url: str, value: Any) -> None:
+    write_bytes(url, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def remove(url: str) -> None:
+    fs, path = filesystem(url)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)

@@ -1,0 +1,172 @@
+"""Replacement of whole folders of the lake, so that a job that dies leaves the old one or the new one.
+
+Object stores have no rename: there a folder is replaced by copies, and is without its MARKERS for as long as that takes.
+"""
+
+import posixpath
+import re
+import time
+import uuid
+
+import fsspec
+
+from ..config import UserError
+from .files import exists, filesystem, is_object_store, join, remove, write_bytes
+
+MANIFEST, SUCCESS = MARKERS = ("_gan_spark.json", "_SUCCESS")  # of a dataset, and of a table, that is whole
+_STALE = 24 * 3600  # seconds without a change, after which what was staged is a dead job's
+
+
+def staging(url: str) -> str:
+    """A URL beside `url` to write to before `replace`."""
+    parent, name = url.rstrip("/").rsplit("/", 1)
+    return f"{parent}/.{name}.{uuid.uuid4().hex[:8]}"
+
+
+def replace(staged: str, url: str) -> None:
+    """Puts the staged folder at `url`; what stood there is kept until the new one is in place."""
+    replace_all({staged: url})
+
+
+def replace_all(moves: dict[str, str]) -> None:
+    """`replace` of several folders (staged: URL) together: where one cannot be put in place, all are put back.
+
+    `UserError` where another job puts one of them in place at the same time; what that job put there stays.
+    """
+    recover(*moves.values())
+    away, placed = [], []
+    try:
+        for url in moves.values():
+            if exists(url):
+                away.append(url)
+                _displace(url)
+        for staged, url in moves.items():
+            placed.append(url)
+            _move(staged, url)
+    except Exception as error:
+        taken = isinstance(error, _Taken)
+        if taken:
+            (placed or away).pop()
+        for url in placed:
+            _unmark_and_remove(url)
+        _put_back(*(url for url in away if not (taken and _is_there(url))))
+        raise
+    _forget(*moves.values())
+
+
+def recover(*urls: str) -> None:
+    """Undoes a `replace_all` of these folders, in its order, that died on its way: all are the old ones again, or all are the new ones."""
+    kept = [url for url in urls if exists(displaced(url))]
+    if kept and (exists(_journal(kept[0])) if is_object_store(kept[0]) else not all(map(exists, urls))):
+        _put_back(*urls)
+    else:
+        _forget(*urls)
+
+
+def tidy(*urls: str) -> None:
+    """For a job that is to write these folders: `recover`, and what jobs that were killed had staged for them is removed."""
+    recover(*urls)
+    for url in urls:
+        parent, name = url.rstrip("/").rsplit("/", 1)
+        fs, path = filesystem(parent)
+        staged = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}")
+        for found in fs.ls(path, detail=False) if fs.exists(path) else ():
+            if staged.fullmatch(posixpath.basename(found.rstrip("/"))) and _is_stale(fs, found):
+                fs.rm(found, recursive=True)
+
+
+def _is_stale(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+    """Whether the folder is a dead job's; False where the filesystem does not tell when its files were changed."""
+    try:
+        return max(fs.modified(name).timestamp() for name in fs.find(path) or [path]) < time.time() - _STALE
+    except (NotImplementedError, OSError):
+        return False
+
+
+def displaced(url: str) -> str:
+    """Where `replace` keeps what stood at `url`."""
+    parent, name = url.rstrip("/").rsplit("/", 1)
+    return f"{parent}/.{name}.old"
+
+
+def _journal(url: str) -> str:
+    """On object stores, what stands beside `displaced(url)` once that is whole: from then on it counts, and not what is at `url`.
+
+    Of several folders the first is the first to have one; when they are in place it is the first to lose it, when they are put back the last.
+    """
+    return f"{displaced(url)}.whole"
+
+
+def _displace(url: str) -> None:
+    if is_object_store(url):
+        _check_free(displaced(url))
+        _copy(url, displaced(url))
+        write_bytes(_journal(url), b"")
+        _unmark_and_remove(url)
+    else:
+        _move(url, displaced(url))
+
+
+def _put_back(*urls: str) -> None:
+    back = [url for url in urls if exists(_journal(url) if is_object_store(url) else displaced(url))]
+    # All before any: one that is missing says that this died on its way.
+    for url in back:
+        _unmark_and_remove(url)
+    for url in reversed(back):
+        if is_object_store(url):
+            _copy(displaced(url), url)
+            remove(_journal(url))
+        else:
+            _move(displaced(url), url)
+    for url in urls:
+        remove(displaced(url))
+
+
+def _forget(*urls: str) -> None:
+    for url in urls:
+        remove(_journal(url))
+    for url in urls:
+        remove(displaced(url))
+
+
+def _unmark_and_remove(url: str) -> None:
+    for name in MARKERS:
+        remove(join(url, name))
+    remove(url)
+
+
+class _Taken(UserError):
+    """Another job has put a folder where this one was about to put its own."""
+
+
+def _is_there(url: str) -> bool:
+    fs, path = filesystem(url)
+    # On an object store a folder that was emptied may still be listed.
+    return bool(fs.find(path)) if is_object_store(url) else fs.exists(path)
+
+
+def _check_free(url: str) -> None:
+    if _is_there(url):
+        raise _Taken(f"{url} is there, and was not a moment ago: another job writes it at the same time. What that job put there stays, and nothing of this one; wait for the other to end, and run this one again")
+
+
+def _move(source: str, target: str) -> None:
+    # A filesystem moves a folder into one that exists.
+    _check_free(target)
+    if is_object_store(source):
+        _copy(source, target)
+        remove(source)
+    else:
+        fs, path = filesystem(source)
+        fs.mv(path, filesystem(target)[1], recursive=True)
+
+
+def _copy(source: str, target: str) -> None:
+    """On an object store; the files that say that a folder is whole come last."""
+    fs, path = filesystem(source)
+    into = filesystem(target)[1]
+    names = fs.find(path)
+    last = [name for name in names if posixpath.basename(name) in MARKERS]
+    for some in ([name for name in names if name not in last], last):
+        if some:
+            fs.copy(some, [into + name.removeprefix(path) for name in some])

@@ -1,0 +1,61 @@
+"""Tables in the lake: folders of Parquet files that are put in place whole, or Delta tables."""
+
+import contextlib
+from collections.abc import Iterator
+
+from .. import lake
+from ..config import UserError
+
+_DELTA = "Delta's jars are not in the session: start it with --packages io.delta:delta-core_2.12:2.4.0, as docs/object-stores.md says"
+
+
+def read(spark, url: str):
+    """DataFrame of the table at `url`; `UserError` where there is none, or where it is not whole."""
+    if not lake.exists(url):
+        raise UserError(f"no generated table at {url}; make it with jobs/generate.py")
+    if is_delta(url):
+        _check_delta(spark, url)
+        return spark.read.format("delta").load(url)
+    if lake.is_object_store(url) and not lake.exists(lake.join(url, lake.SUCCESS)):
+        raise UserError(f"table {url} is not whole (it has no {lake.SUCCESS}): a job is replacing it, or died over it; wait, or run that job again")
+    return spark.read.parquet(url)
+
+
+def is_delta(url: str) -> bool:
+    return lake.exists(lake.join(url, "_delta_log"))
+
+
+def check(spark, url: str, format: str) -> None:
+    """`UserError` where a table of `format` cannot be written to `url`."""
+    if lake.exists(url) and is_delta(url) != (format == "delta"):
+        raise UserError(f"table {url} is {'Delta' if is_delta(url) else 'Parquet'}, and the config says tables = {format!r}: name another table, or remove that one")
+    if format == "delta":
+        _check_delta(spark, url)
+
+
+def _check_delta(spark, url: str) -> None:
+    from py4j.protocol import Py4JJavaError
+
+    try:
+        spark._jvm.org.apache.spark.sql.execution.datasources.DataSource.lookupDataSource("delta", spark._jsparkSession.sessionState().conf())
+    except Py4JJavaError as error:
+        raise UserError(f"table {url}: {_DELTA}") from error
+
+
+@contextlib.contextmanager
+def replacing(frame, url: str) -> Iterator:
+    """Writes `frame` beside `url`, as Parquet, and hands out what was written; puts it at `url` unless that raises."""
+    lake.tidy(url)
+    staged = lake.staging(url)
+    try:
+        frame.write.parquet(staged)
+        lake.write_bytes(lake.join(staged, lake.SUCCESS), b"")  # Not every committer leaves one.
+        yield frame.sparkSession.read.parquet(staged)
+        lake.replace(staged, url)
+    finally:
+        lake.remove(staged)
+
+
+def write_delta(frame, url: str, mode: str) -> None:
+    """One commit; `mode` is "append" or "overwrite", which former versions survive."""
+    frame.write.format("delta").mode(mode).option("overwriteSchema", mode == "overwrite").save(url)

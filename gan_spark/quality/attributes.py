@@ -1,0 +1,90 @@
+"""Do generated pictures show what their captions say? Read by a network that was trained apart from the generator.
+
+The share of images of which all attributes match the caption, and of each attribute, for combinations
+that were trained on and for those that were held out; beside it, how well the reader reads real pictures of both.
+"""
+
+import functools
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+
+from .. import lake
+from ..config import Config, UserError
+from ..data import images, schema, shapes, splits
+from ..runs import loading, registry
+from ..runs.store import Run
+from ..sampling import generate
+from . import evaluate
+
+log = logging.getLogger(__name__)
+KINDS = ("seen", "heldout")
+
+
+def attributes(spark, config: Config) -> dict:
+    """Reads the config's generated table with the run `evaluate.reader`; writes `<table>.attributes.json`."""
+    config = registry.promoted(config)
+    url = lake.table_url(config)
+    if not config.evaluate.reader:
+        raise UserError("evaluate.reader is empty: expected the run of an attributes model; train it with jobs/train.py")
+    run = Run.named(config.lake, config.evaluate.reader)
+    record, steps = run.record(), run.checkpoints()
+    model = record["config"]["model"]
+    if model["name"] != "attributes" or not steps:
+        raise UserError(f"evaluate.reader = {config.evaluate.reader!r}: expected the run of an attributes model with a whole checkpoint, found {model['name']} at {steps or 'no step'}")
+    table = generate.images_of(spark, config).select("run", "step", "input", "image", "height", "width", "channels")
+    first = table.first()
+    expected = (model["image_size"], model["image_size"], model["channels"])
+    if (first["height"], first["width"], first["channels"]) != expected:
+        raise UserError(f"table {url} holds images of {(first['height'], first['width'], first['channels'])}; reader {config.evaluate.reader!r} reads {expected}")
+    if odd := table.select("input").rdd.map(lambda row: row["input"]).filter(lambda caption: bool(unsaid(caption))).take(1):
+        raise UserError(f"table {url}: its input {odd[0]!r} says nothing of {', '.join(unsaid(odd[0]))}; expected captions that name all five attributes, as those of source 'shapes' do")
+    partial = functools.partial(_read, run.url, steps[-1], record, config.evaluate.batch_size)
+    counts = table.select("input", "image").rdd.mapPartitions(partial).treeReduce(lambda a, b: {kind: a[kind] + b[kind] for kind in KINDS})
+    names = ("all", *shapes.ATTRIBUTES)
+    result = {}
+    for kind in KINDS:
+        total, *right = counts[kind].tolist()
+        result[kind] = {"images": total, **{name: round(value / total, 4) for name, value in zip(names, right) if total}}
+    report = {**result, "real": _real(spark, run, steps[-1], record, config.evaluate.batch_size), "table": url, "run": first["run"], "step": first["step"], "reader": run.url}
+    lake.write_json(f"{url}.attributes.json", report)
+    return {**report, "report": f"{url}.attributes.json"}
+
+
+def _real(spark, run: Run, step: int, record: dict, batch_size: int) -> dict:
+    """The reader's own accuracies on pictures of the test split of its dataset."""
+    manifest = schema.read_manifest(record["dataset"]["url"])
+    frame = splits.frame(spark, record["dataset"]["url"], "test")
+    parts = {kind: frame.where(frame["id"].startswith(f"{kind}/")) for kind in KINDS}
+    return {kind: {name: round(value, 4) for name, value in evaluate.held_out(part, run.url, step, manifest, batch_size).items()} for kind, part in parts.items()}
+
+
+def said(caption: str | None) -> dict[str, str]:
+    """The attributes that a caption's first line names."""
+    return shapes.understand((caption or "").strip().partition("\n")[0])
+
+
+def unsaid(caption: str | None) -> list[str]:
+    """The attributes that it does not name."""
+    named = said(caption)
+    return [name for name in shapes.ATTRIBUTES if name not in named]
+
+
+def matches(caption: str, indices: np.ndarray) -> np.ndarray:
+    """Whether each attribute that was read, as an index [attributes], is what the caption, which names them all, says."""
+    wanted = said(caption)
+    return np.array([values[index] == wanted[name] for index, (name, values) in zip(indices, shapes.ATTRIBUTES.items())])
+
+
+def _read(url: str, step: int, record: dict, batch_size: int, rows: Iterator) -> Iterator[dict[str, np.ndarray]]:
+    """Counts of images, of those with all attributes right, and of those with each right, by kind."""
+    read = loading.compiled(loading.load_model(url, step, record).read)
+    counts = {kind: np.zeros(2 + len(shapes.ATTRIBUTES), np.int64) for kind in KINDS}
+    while chunk := [row for _, row in zip(range(batch_size), rows)]:
+        found = read(images.to_unit(np.stack([images.decode_png(row["image"]) for row in chunk]))).numpy()
+        for row, indices in zip(chunk, found):
+            right = matches(row["input"], indices)
+            kind = KINDS[shapes.is_held_out(said(row["input"]))]
+            counts[kind] += np.array([1, right.all(), *right])
+    yield counts

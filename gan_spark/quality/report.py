@@ -1,0 +1,154 @@
+"""One page about a run: what it makes beside what it learnt from, how it got there, and its figures; HTML with everything in it."""
+
+import base64
+import io
+import logging
+from collections.abc import Iterator
+from importlib import resources
+
+import numpy as np
+from pyspark.sql import functions as F
+
+from .. import features, lake
+from ..config import Config, leaves
+from ..data import images, schema, splits
+from ..runs import catalogue, registry
+from ..runs.store import Run
+from ..sampling import generate
+from . import evaluate, statistics
+
+log = logging.getLogger(__name__)
+_SHOWN, _COMPARED, _NEIGHBOURS = 64, 8, 4
+_SAMPLES = 6  # over time
+
+
+def report(spark, config: Config) -> dict:
+    """Writes `<lake>/reports/<run>.html` from the run, its generated table and, where there is one, its evaluation."""
+    import jinja2
+
+    config = registry.promoted(config)
+    run, table = Run.of(config), lake.table_url(config)
+    record = run.record()
+    made = generate.images_of(spark, config)
+    manifest = schema.read_manifest(record["dataset"]["url"])
+    quality = lake.read_json(f"{table}.quality.json") if lake.exists(f"{table}.quality.json") else {}
+    if (quality.get("run"), quality.get("step")) != tuple(made.select("run", "step").first()):
+        quality = {}  # of other images in the table
+    lines = [line for line in run.metrics() if "scalars" in line]
+    shown = [images.decode_png(row["image"]) for row in made.orderBy("seed").limit(_SHOWN).select("image").collect()]
+    split = config.evaluate.split if manifest.rows.get(config.evaluate.split) else "train"
+    files = splits.files(record["dataset"]["url"], split, config.evaluate.part)
+    real = spark.read.parquet(*files).select("id", "image").orderBy(F.xxhash64("id"), "id").limit(_SHOWN).collect()
+    real = schema.unpack([row["image"] for row in real], manifest.shape, manifest.encoding)
+
+    sections = [
+        {"title": "Generated, and real", "pictures": [_picture(images.grid(np.stack(shown)), "generated, seeds in order"), _picture(images.grid(real), f"real, split {split}")]},
+        {"title": "Nearest real images", "text": f"A generated image, then the {_NEIGHBOURS} images of the training split that are nearest to it, pixel by pixel: were they the same, it would have learnt by heart.", "pictures": [_neighbours(spark, config, record, manifest, np.stack(shown[:_COMPARED]))]},
+        {"title": "From fixed seeds, over time", "pictures": list(_samples(run))},
+        {"title": "Losses", "pictures": [_curves(lines)] if lines else []},
+    ]  # fmt: skip
+    if quality.get("features", "").startswith("lenet"):
+        sections.insert(1, {"title": "By class", "text": "What the classifier of the evaluation makes of the generated images.", "rows": by_class(spark, config, made)})
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(resources.files("gan_spark.quality").joinpath("report.html").read_text())
+    url = lake.join(lake.to_url(config.lake), "reports", f"{config.run}.html")
+    steps = f"{lines[-1]['step']:,} steps" if lines else "not trained"
+    html = page.render(
+        title=config.run, subtitle=f"{record['config']['model']['name']} on {record['dataset']['url'].rsplit('/', 1)[1]}, {steps}, {record['created'][:10]}",
+        cards=list(_cards(quality)), sections=[{"text": "", "rows": [], "pictures": [], **section} for section in sections], lineage=list(leaves(catalogue.lineage(config.lake, config.run))),
+    )  # fmt: skip
+    lake.write_bytes(url, html.encode())
+    return {"report": url, "run": run.url, "table": table, "bytes": len(html.encode())}
+
+
+def picture(url: str, width: int = 480) -> str:
+    """An HTML element that shows the PNG at `url`, for a notebook's displayHTML."""
+    return f'<img src="data:image/png;base64,{base64.b64encode(lake.read_bytes(url)).decode()}" width="{width}" style="image-rendering: pixelated">'
+
+
+def _cards(quality: dict) -> Iterator[tuple[str, str, str]]:
+    if not quality:
+        yield "quality", "not measured", "jobs/evaluate.py does"
+        return
+    yield "FID", f"{quality['fid']:.2f}", f"floor {quality['fid_floor']:.2f}: two halves of the real images" if quality.get("fid_floor") is not None else ""
+    yield "KID x 1000", f"{1000 * quality['kid']:.1f}", f"± {1000 * quality['kid_deviation']:.1f}"
+    yield "precision", f"{quality['precision']:.3f}", "generated images that look real"
+    yield "recall", f"{quality['recall']:.3f}", "real images that could be generated"
+    if "class_agreement" in quality:
+        yield "asked for a class", f"{quality['class_agreement']:.1%}", f"given it; real images {quality.get('classifier_accuracy', 0):.1%}"
+
+
+def _picture(pixels: np.ndarray, caption: str, width: int = 440) -> dict:
+    return {"kind": "pixels", "data": base64.b64encode(images.encode_png(pixels)).decode(), "width": min(width, 3 * pixels.shape[1]), "caption": caption}
+
+
+def _samples(run: Run) -> Iterator[dict]:
+    fs, path = lake.filesystem(run.path("samples"))
+    names = sorted(name for name in fs.find(path) if name.endswith(".png")) if fs.exists(path) else []
+    for place in sorted({round(index) for index in np.linspace(0, len(names) - 1, _SAMPLES)}) if names else ():
+        step = int(names[place].rsplit("step-", 1)[1].removesuffix(".png"))
+        yield _picture(images.decode_png(fs.cat_file(names[place])), f"step {step:,}", 290)
+
+
+def _curves(lines: list[dict]) -> dict:
+    """Every scalar of the run's metrics over its steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    names = dict.fromkeys(name for line in lines for name in line["scalars"])
+    for name in names:
+        steps, values = zip(*((line["step"], line[name]) for line in lines if name in line["scalars"]))
+        axes.plot(steps, values, label=name, linewidth=1.2)
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    return {"kind": "curve", "data": base64.b64encode(out.getvalue()).decode(), "width": 900, "caption": ""}
+
+
+def _neighbours(spark, config: Config, record: dict, manifest: schema.Manifest, made: np.ndarray) -> dict:
+    """A sheet with each generated image, uint8 [n, h, w, c], and the training images nearest to it, in a row."""
+    targets = made.reshape(len(made), -1).astype(np.float32)
+
+    def partial(rows: Iterator) -> Iterator[list]:
+        kept = [[] for _ in targets]
+        while chunk := [row["image"] for _, row in zip(range(1024), rows)]:
+            pixels = schema.unpack(chunk, manifest.shape, manifest.encoding)
+            distances = statistics.squared_distances(targets, pixels.reshape(len(chunk), -1).astype(np.float32))
+            for each, row in zip(kept, distances):
+                each += [(float(row[i]), pixels[i].tobytes()) for i in np.argsort(row)[:_NEIGHBOURS]]
+                each[:] = sorted(each)[:_NEIGHBOURS]
+        yield kept
+
+    def merge(a: list, b: list) -> list:
+        return [sorted(x + y)[:_NEIGHBOURS] for x, y in zip(a, b)]
+
+    files = splits.files(record["dataset"]["url"], "train", config.evaluate.part)
+    found = spark.read.parquet(*files).select("image").rdd.mapPartitions(partial).treeReduce(merge)
+    sheet = [image for target, near in zip(made, found) for image in (target, *(np.frombuffer(data, np.uint8).reshape(manifest.shape) for _, data in near))]
+    return _picture(images.grid(np.stack(sheet), 2 * (1 + _NEIGHBOURS)), "generated, then its nearest; two of them a line", 600)
+
+
+def by_class(spark, config: Config, made) -> list[dict]:
+    """For each class: its share of the real test images, of the generated ones by the evaluation's classifier, and, where images were asked for by class, how many of those were given it."""
+    config, manifest = evaluate.check(config)
+    network = features.network(spark, config)
+    classes = set(manifest.classes)
+
+    def partial(rows: Iterator) -> Iterator[tuple]:
+        apply = features.function(network)
+        while chunk := [row for _, row in zip(range(100), rows)]:
+            _, probability = apply(schema.unpack([row["image"] for row in chunk], manifest.shape, "png"))
+            yield from ((row["input"] if row["input"] in classes else None, int(index)) for row, index in zip(chunk, probability.argmax(1)))
+
+    pairs = made.select("input", "image").rdd.mapPartitions(partial).countByValue()
+    real = {row["label"]: row["count"] for row in splits.frame(spark, lake.dataset_url(config), config.evaluate.split).groupBy("label").count().collect()}
+    asked = {name: sum(count for (wanted, _), count in pairs.items() if wanted == name) for name in manifest.classes}
+    rows = []
+    for index, name in enumerate(manifest.classes):
+        found = sum(count for (_, given), count in pairs.items() if given == index)
+        row = {"class": name, "real": f"{real.get(index, 0) / max(sum(real.values()), 1):.1%}", "generated": f"{found / max(sum(pairs.values()), 1):.1%}"}
+        rows.append({**row, "asked for and given": f"{pairs.get((name, index), 0) / asked[name]:.1%}"} if asked[name] else row)
+    return rows
+

@@ -1,0 +1,1 @@
+"""Runs in the lake: their files, their models, their registry."""

@@ -1,0 +1,148 @@
+"""Named models in the lake.
+
+`<lake>/models/<name>.json` lists versions, each a run at a checkpoint with what it measured, which of them is
+promoted, and which were before.
+"""
+
+import dataclasses
+import datetime
+
+from .. import lake
+from ..config import Config, UserError
+from .store import Run
+
+# FIDs compare where these are equal: another network is another scale, and of fewer images it is greater.
+MEASURED = ("features", "dataset", "fingerprint", "split", "part", "generated_images")
+
+
+class Incomparable(UserError):
+    """The run's FID and that of the promoted version were not measured alike."""
+
+
+def names(url: str) -> list[str]:
+    fs, path = lake.filesystem(url)
+    if not fs.exists(path):
+        return []
+    return sorted(entry["name"].rstrip("/").rsplit("/", 1)[1] for entry in fs.ls(path, detail=True))
+
+
+def evaluations(root: str) -> dict[str, list[dict]]:
+    """Reports of `evaluate` by run's name, in the order of their steps and of when they were made."""
+    folder = lake.join(lake.to_url(root), "generated")
+    reports = [lake.read_json(lake.join(folder, name)) for name in names(folder) if name.endswith(".quality.json")]
+    found = {}
+    for report in sorted(reports, key=lambda report: (report["step"], report.get("evaluated", ""))):
+        found.setdefault(report["run"].rsplit("/", 1)[1], []).append(report)
+    return found
+
+
+def _url(root: str, name: str) -> str:
+    return lake.join(lake.to_url(root), "models", f"{name}.json")
+
+
+def models(root: str) -> list[str]:
+    return [name.removesuffix(".json") for name in names(lake.join(lake.to_url(root), "models")) if name.endswith(".json") and not name.startswith(".")]
+
+
+def read(root: str, name: str) -> dict:
+    """{"versions": [{version, run, step, fid, measured, registered}], "promoted": version or 0, "history": [{version, at}]}; empty where there is no such model.
+
+    `measured` is what the FID was measured with, by the names in MEASURED; it and `fid` are None where none was measured.
+    """
+    url = _url(root, name)
+    return lake.read_json(url) if lake.exists(url) else {"versions": [], "promoted": 0, "history": []}
+
+
+def current(root: str, name: str) -> dict | None:
+    """The promoted version of model `name`."""
+    return _promoted(read(root, name))
+
+
+def _promoted(registry: dict) -> dict | None:
+    return next((version for version in registry["versions"] if version["version"] == registry["promoted"]), None)
+
+
+def promote(root: str, run_name: str, name: str = "default", better: bool = False) -> dict:
+    """Registers the run at its preferred checkpoint as a version of model `name`, unless it is one, and promotes it.
+
+    With `better`, only where its FID is below that of the promoted version, or none is promoted. `Incomparable` where the
+    promoted version has no FID that was measured like the run's. Returns
+    {"model", "version", "run", "step", "fid", "promoted": whether it is now the promoted one, "before": the version that was}.
+    """
+    run = Run.named(root, run_name)
+    run.record()
+    step = run.preferred()
+    figures = _figures(root, run_name, step)
+    if better and not figures:
+        raise UserError(f"run {run_name}: no FID was measured at step {step}; generate from that step (generate.checkpoint = {step}) and evaluate it with jobs/evaluate.py")
+    registry = read(root, name)
+    before = _promoted(registry)
+    version = next((each for each in registry["versions"] if (each["run"], each["step"]) == (run_name, step)), None)
+    if version is None:
+        version = {"version": len(registry["versions"]) + 1, "run": run_name, "step": step, "fid": None, "measured": None, "registered": _now()}
+        registry["versions"].append(version)
+    if figures:
+        version |= figures[-1]
+    wins = True
+    if better and before not in (None, version):
+        before |= _alike(root, name, before, version)
+        wins = version["fid"] < before["fid"]
+    if wins and registry["promoted"] != version["version"]:
+        registry["promoted"] = version["version"]
+        registry["history"].append({"version": version["version"], "at": _now()})
+    lake.write_json(_url(root, name), registry)
+    return {"model": name, **{key: version[key] for key in ("version", "run", "step", "fid")}, "promoted": wins, "before": before["version"] if before else 0}
+
+
+def _figures(root: str, name: str, step: int) -> list[dict]:
+    """`fid` and `measured` of the evaluations of a run at a step, oldest first."""
+    reports = [report for report in evaluations(root).get(name, []) if report["step"] == step and report.get("fid") is not None]
+    return [{"fid": report["fid"], "measured": {key: report.get(key) for key in MEASURED}} for report in reports]
+
+
+def _alike(root: str, name: str, before: dict, version: dict) -> dict:
+    """The newest `fid` of the promoted version that was measured like that of `version`, as `_figures` gives it."""
+    figures = _figures(root, before["run"], before["step"])
+    if before["fid"] is not None:  # perhaps of a table that holds other images by now
+        figures.insert(0, {"fid": before["fid"], "measured": before.get("measured") or dict.fromkeys(MEASURED)})
+    wanted = version["measured"]
+    # Without a fingerprint, as old evaluations are, nobody knows which images it was.
+    found = [each for each in figures if each["measured"] == wanted and wanted["fingerprint"]]
+    if found:
+        return found[-1]
+    this, other = (f"run {each['run']} at step {each['step']}" for each in (version, before))
+    if figures:
+        pairs = ((key, wanted[key], figures[-1]["measured"].get(key)) for key in MEASURED)
+        why = "they were not measured alike: " + ", ".join(f"{key} {a!r} and {b!r}" for key, a, b in pairs if a != b or a is None)
+    else:
+        why = "the second was not measured"
+    raise Incomparable(
+        f"model {name!r}: the FIDs of {this}, and of the promoted version {before['version']}, {other}, cannot be compared; {why}. "
+        "Evaluate both alike with jobs/evaluate.py, or promote without --if-better (promote.only_if_better = false)"
+    )
+
+
+def promoted(config: Config) -> Config:
+    """The config with the run and checkpoint of the promoted version of `generate.model`, where it names one."""
+    options = config.generate
+    if not options.model:
+        return config
+    version = current(config.lake, options.model)
+    if version is None:
+        raise UserError(f"generate.model = {options.model!r}: no version of it is promoted in {config.lake} (registered: {', '.join(models(config.lake)) or 'none'})")
+    return dataclasses.replace(config, run=version["run"], generate=dataclasses.replace(options, checkpoint=version["step"], table=options.table or options.model))
+
+
+def rollback(root: str, name: str = "default") -> dict:
+    """Promotes the version that was promoted before the present one."""
+    registry = read(root, name)
+    if len(registry["history"]) < 2:
+        raise UserError(f"model {name!r}: there is no version from before to go back to ({len(registry['versions'])} registered)")
+    registry["history"].pop()
+    registry["promoted"] = registry["history"][-1]["version"]
+    lake.write_json(_url(root, name), registry)
+    return {"model": name, **current(root, name)}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,281 @@
+"""A run in the lake, `<lake>/runs/<run>`:
+
+    best.json                 step and value of the checkpoint that was best on split validation
+    config.json               resolved config, dataset and its fingerprint, versions
+    checkpoints/step-NNNNNNNN TensorFlow checkpoint files and manifest.json, which is written last
+    metrics.jsonl             one JSON object a line, and one for every start
+    samples/step-NNNNNNNN.png images from fixed seeds
+    events/                   TensorBoard
+
+A checkpoint is whole if its manifest is there and every file has the size and SHA-256 sum
+that it names; anything else is passed over, with a warning.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import posixpath
+import re
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+
+from .. import lake
+from ..config import Config, UserError, differences
+
+log = logging.getLogger(__name__)
+
+# What may change between a start and a resume, since none of it changes what is learnt.
+RESUMABLE = (
+    *(f"config.train.{key}" for key in ("steps", "log_every", "sample_every", "checkpoint_every", "keep", "validate_every", "patience", "restarts", "start_timeout", "threads", "launcher")),
+    "config.lenet.epochs",
+    "dataset.fit",  # What it makes of the images, the fingerprint tells.
+)
+_STEP = re.compile(r"step-(\d{8}|[1-9]\d{8,})")
+# Databricks mounts them as folders, to whose files nothing can be appended.
+_NO_APPENDS = ("file:///dbfs/", "file:///Volumes/")
+
+
+class Run:
+    def __init__(self, url: str):
+        self.url = url
+
+    @classmethod
+    def of(cls, config: Config) -> "Run":
+        return cls.named(config.lake, config.run)
+
+    @classmethod
+    def named(cls, root: str, name: str) -> "Run":
+        """The run `name` of the lake at `root`, a path or URL."""
+        return cls(lake.run_url(root, name))
+
+    def path(self, *parts: str) -> str:
+        return lake.join(self.url, *parts)
+
+    # --- identity ---
+
+    def record(self) -> dict:
+        """config.json; `UserError` where there is no such run."""
+        found = self._read("config.json")
+        if found is None:
+            raise UserError(f"no run at {self.url}: expected config.json there; train it with jobs/train.py")
+        return found
+
+    def check(self, record: dict, defaults: dict[str, dict]) -> None:
+        """Refuses to resume a run that was started with another config or dataset, listing the differences.
+
+        `defaults`, by section of the config, stand for options that there were not when the run was started.
+        """
+        found = self._read("config.json")
+        if found is None:
+            return
+        found["config"] |= {name: {**values, **found["config"].get(name, {})} for name, values in defaults.items()}
+        keys = ("config", "dataset")
+        changed = differences({key: found.get(key) for key in keys}, {key: record[key] for key in keys}, RESUMABLE)
+        if changed:
+            raise UserError(f"run {self.url} exists with another config; name another run, or restore these: " + "; ".join(changed))
+
+    def start(self, record: dict) -> str:
+        """Writes config.json if it is not there, and claims the run; returns the token of its new owner."""
+        if self._read("config.json") is None:
+            lake.write_json(self.path("config.json"), record)
+        token = uuid.uuid4().hex
+        lake.write_json(self.path("owner.json"), {"token": token})
+        return token
+
+    def is_owner(self, token: str) -> bool:
+        """Whether no other job has claimed the run since `start` gave `token`, and nobody has removed it."""
+        return (self._read("owner.json") or {}).get("token") == token
+
+    def check_owner(self, token: str) -> None:
+        """Stops a job that was left behind by a dead driver, once another has taken the run over."""
+        if not self.is_owner(token):
+            raise RuntimeError(f"run {self.url} was taken over by another job; this one stops")
+
+    def _read(self, name: str) -> dict | None:
+        """A JSON file of the run, None where it is missing. `lake.exists` would call it missing too where the store does not answer."""
+        try:
+            return lake.read_json(self.path(name))
+        except FileNotFoundError:
+            return None
+
+    # --- checkpoints ---
+
+    def checkpoints(self) -> list[int]:
+        """Steps with a manifest, oldest first."""
+        fs, path = lake.filesystem(self.path("checkpoints"))
+        try:
+            names = [posixpath.basename(name.rstrip("/")) for name in fs.ls(path, detail=False)]
+        except FileNotFoundError:
+            return []
+        found = []
+        for match in filter(None, map(_STEP.fullmatch, names)):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                fs.info(f"{path}/{match[0]}/manifest.json")
+                found.append(int(match[1]))
+        return sorted(found)
+
+    def save_checkpoint(self, step: int, write: Callable[[str], object], keep: int) -> None:
+        """`write(prefix)` makes local files, which are put in the lake; the manifest goes last. All but the newest `keep` and the best are removed.
+
+        Checkpoints of later steps go first, and best.json with them where it names one: the run has gone back before them,
+        which it does where they are damaged, and as the newest they would be kept in place of this one.
+        """
+        best = (self.best() or {}).get("step", 0)
+        if best > step:
+            lake.remove(self.path("best.json"))
+        for later in self.checkpoints():
+            if later > step:
+                self._remove(later)
+        folder = self._checkpoint(step)
+        lake.remove(folder)
+        fs, path = lake.filesystem(folder)
+        fs.makedirs(path, exist_ok=True)
+        files = {}
+        with tempfile.TemporaryDirectory() as temporary:
+            write(os.path.join(temporary, "checkpoint"))
+            for name in sorted(os.listdir(temporary)):
+                local = os.path.join(temporary, name)
+                files[name] = {"bytes": os.path.getsize(local), "sha256": _sha256(local)}
+                fs.put_file(local, f"{path}/{name}")
+        lake.write_json(lake.join(folder, "manifest.json"), {"step": step, "files": files})
+        for old in self.checkpoints()[:-keep]:
+            if old != best:
+                self._remove(old)
+
+    def best(self) -> dict | None:
+        """{"step", the value that it was measured by} of the checkpoint that was best on split validation; None where none was measured."""
+        return self._read("best.json")
+
+    def preferred(self, step: int = 0) -> int:
+        """Step of the checkpoint to use where `step` was asked for: for 0 the best on split validation, or else the newest whole one.
+
+        `UserError` where there is none.
+        """
+        best = self.best()
+        with self.checkpoint(step or (best["step"] if best else 0)) as found:
+            if found is None:
+                raise UserError(f"run {self.url}: no whole checkpoint yet; train it with jobs/train.py")
+            return found[0]
+
+    def save_best(self, best: dict) -> None:
+        lake.write_json(self.path("best.json"), best)
+
+    @contextlib.contextmanager
+    def checkpoint(self, step: int = 0) -> Iterator[tuple[int, str] | None]:
+        """(step, local prefix) of checkpoint `step`, or of the newest whole one for 0; None where there is none."""
+        steps = self.checkpoints()
+        if step and step not in steps:
+            raise UserError(f"run {self.url}: no checkpoint at step {step} (there are: {', '.join(map(str, steps)) or 'none'})")
+        with tempfile.TemporaryDirectory() as temporary:
+            for candidate in [step] if step else reversed(steps):
+                problem = self._fetch(candidate, temporary)
+                if problem is None:
+                    yield candidate, os.path.join(temporary, "checkpoint")
+                    return
+                log.warning("run %s: checkpoint at step %d is damaged (%s) and is passed over", self.url, candidate, problem)
+                if step:
+                    raise UserError(f"run {self.url}: checkpoint at step {step} is damaged: {problem}")
+            yield None
+
+    def _checkpoint(self, step: int) -> str:
+        return self.path("checkpoints", f"step-{step:08d}")
+
+    def _remove(self, step: int) -> None:
+        # The manifest first: a half-removed checkpoint must not look whole.
+        lake.remove(lake.join(self._checkpoint(step), "manifest.json"))
+        lake.remove(self._checkpoint(step))
+
+    def _fetch(self, step: int, temporary: str) -> str | None:
+        """Copies the checkpoint's files to the local folder `temporary`; returns what is damaged about it.
+
+        A store that fails to answer is no damage: its error is raised, and the checkpoint may be whole at the next try.
+        """
+        fs, folder = lake.filesystem(self._checkpoint(step))
+        try:
+            manifest = fs.cat_file(f"{folder}/manifest.json")
+        except FileNotFoundError:
+            return "manifest.json: missing"
+        try:
+            files = {posixpath.basename(name): (expected["bytes"], expected["sha256"]) for name, expected in json.loads(manifest)["files"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"manifest.json: {type(error).__name__}: {error}"
+        for name, (size, digest) in files.items():
+            local = os.path.join(temporary, name)
+            try:
+                fs.get_file(f"{folder}/{name}", local)
+            except FileNotFoundError:
+                return f"{name}: missing"
+            if os.path.getsize(local) != size:
+                return f"{name}: {os.path.getsize(local)} bytes, expected {size}"
+            if _sha256(local) != digest:
+                return f"{name}: another checksum"
+        return None
+
+    # --- what is looked at ---
+
+    def append_metrics(self, *lines: dict) -> None:
+        """Adds lines to metrics.jsonl; where its last one was cut off, on a line of their own.
+
+        Only a local disk appends. Elsewhere the file is written anew, and of two processes that do so at once one loses its lines.
+        """
+        url, data = self.path("metrics.jsonl"), "".join(json.dumps(line) + "\n" for line in lines).encode()
+        local = lake.mounted(url)
+        if not local.startswith("file:") or local.startswith(_NO_APPENDS):
+            try:
+                held = lake.read_bytes(url)
+            except FileNotFoundError:
+                held = b""
+            lake.write_bytes(url, held + _newline_after(held[-1:]) + data)
+            return
+        fs, path = lake.filesystem(url)
+        fs.makedirs(posixpath.dirname(path), exist_ok=True)
+        with open(path, "a+b") as stream:
+            stream.seek(max(stream.tell() - 1, 0))
+            stream.write(_newline_after(stream.read()[-1:]) + data)
+
+    def metrics(self) -> list[dict]:
+        """Lines of metrics.jsonl, in order; those that were cut off are left out."""
+        return self.watch(0)[0]
+
+    def watch(self, offset: int) -> tuple[list[dict], int]:
+        """Whole lines of metrics.jsonl from byte `offset` on, and the offset behind them; what does not parse is left out, with a warning."""
+        fs, path = lake.filesystem(self.path("metrics.jsonl"))
+        try:
+            if fs.size(path) <= offset:
+                return [], offset
+            data = fs.cat_file(path, start=offset)
+        except FileNotFoundError:
+            return [], offset
+        end = data.rfind(b"\n") + 1
+        found, broken = [], []
+        for line in filter(None, data[:end].splitlines()):
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                broken.append(line)
+        if broken:
+            log.warning("run %s: metrics.jsonl has %d lines that were cut off; they are left out, the first is %.80r", self.url, len(broken), broken[0])
+        return found, offset + end
+
+    def save_sample(self, step: int, png: bytes) -> str:
+        url = self.path("samples", f"step-{step:08d}.png")
+        lake.write_bytes(url, png)
+        return url
+
+    def put_events(self, folder: str, part: str = "") -> None:
+        """Copies TensorBoard files from a local folder to events/, or to events/`part`."""
+        for name in os.listdir(folder):
+            with open(os.path.join(folder, name), "rb") as stream:
+                lake.write_bytes(self.path("events", *([part] if part else []), name), stream.read())
+
+
+def _newline_after(last: bytes) -> bytes:
+    return b"" if last in (b"", b"\n") else b"\n"
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,132 @@
+"""A run told to MLflow, where the config has `tracking.uri`: parameters and metrics while it trains, then samples, checkpoint, grid and quality.
+
+One MLflow run a run in the lake, found by its tag, so that resuming and evaluating go on with the same one.
+"""
+
+import contextlib
+import functools
+import logging
+import math
+import os
+import posixpath
+import tempfile
+import time
+
+from .. import lake
+from ..config import Config, UserError, leaves
+from .store import Run
+
+log = logging.getLogger(__name__)
+TAG = "gan_spark.run"
+_BATCH, _METRICS = 100, 1000  # parameters and metrics that MLflow takes at once
+_PAUSE = 600
+
+
+def tracker(config: Config, run: Run) -> "Tracker | None":
+    """None where the config has no `tracking.uri`; `UserError` where MLflow is missing or cannot be reached."""
+    return Tracker(config, run) if config.tracking.uri else None
+
+
+@contextlib.contextmanager
+def training(config: Config, run: Run, record: dict):
+    """The `tracker` of a training, which is told what is trained (`record`: the run's config.json) and how it ended."""
+    told = tracker(config, run)
+    if told:
+        told.begin(record)
+    try:
+        yield told
+    except BaseException:
+        if told:
+            told.end(False)
+        raise
+    if told:
+        told.end(True)
+
+
+def _forgiving(method):
+    """What MLflow fails to take is warned of: the run is in the lake, and does not fail for it.
+
+    MLflow tries for minutes before it fails, so after a failure it is told nothing for `_PAUSE` seconds.
+    """
+
+    @functools.wraps(method)
+    def forgiving(self, *arguments):
+        if time.monotonic() < self.silent_until:
+            return
+        try:
+            method(self, *arguments)
+        except Exception as error:
+            log.warning("MLflow did not take %s of run %s, and is told nothing for %d s: %s: %s", method.__name__, self.run.url, _PAUSE, type(error).__name__, error)
+            self.silent_until = time.monotonic() + _PAUSE
+
+    return forgiving
+
+
+class Tracker:
+    def __init__(self, config: Config, run: Run):
+        try:
+            import mlflow
+            from mlflow import MlflowClient
+            from mlflow.exceptions import MlflowException
+        except ImportError as error:
+            raise UserError(f"tracking.uri = {config.tracking.uri!r}: MLflow is not installed; install gan-spark[mlflow]") from error
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        self.run, self.mlflow, self.silent_until = run, mlflow, 0.0
+        try:
+            self.client = MlflowClient(tracking_uri=config.tracking.uri)
+            found = self.client.get_experiment_by_name(config.tracking.experiment)
+            experiment = found.experiment_id if found else self.client.create_experiment(config.tracking.experiment, config.tracking.artifacts or None)
+            runs = self.client.search_runs([experiment], f"tags.`{TAG}` = '{run.url}'")
+            self.id = (runs[0] if runs else self.client.create_run(experiment, run_name=config.run, tags={TAG: run.url})).info.run_id
+        except MlflowException as error:
+            raise UserError(f"tracking.uri = {config.tracking.uri!r}: {error}") from error
+
+    @_forgiving
+    def begin(self, record: dict) -> None:
+        """What MLflow holds already stays: it does not let a parameter change."""
+        held = self.client.get_run(self.id).data.params
+        told = {name: text for name, text in leaves({**record["config"], "dataset": record["dataset"], "versions": record["versions"]}) if name not in held}
+        params = [self.mlflow.entities.Param(name, text[:6000]) for name, text in told.items()]
+        for start in range(0, len(params), _BATCH):
+            self.client.log_batch(self.id, params=params[start : start + _BATCH])
+        self.client.update_run(self.id, status="RUNNING")
+
+    @_forgiving
+    def metrics(self, values: list[tuple[int, dict[str, float]]]) -> None:
+        """Values by name, at each step."""
+        now = int(time.time() * 1000)
+        made = [self.mlflow.entities.Metric(name, float(value), now, step) for step, named in values for name, value in named.items() if math.isfinite(value)]
+        for start in range(0, len(made), _METRICS):
+            self.client.log_batch(self.id, metrics=made[start : start + _METRICS])
+
+    def end(self, ok: bool) -> None:
+        self.silent_until = 0.0
+        self._end(ok)
+
+    @_forgiving
+    def _end(self, ok: bool) -> None:
+        """Samples, and the newest whole checkpoint with the config that rebuilds its model."""
+        if ok:
+            steps = self.run.checkpoints()
+            folders = {"samples": self.run.path("samples"), "model": self.run.path("checkpoints", f"step-{steps[-1]:08d}") if steps else ""}
+            for name, url in folders.items():
+                if url and lake.exists(url):
+                    fs, path = lake.filesystem(url)
+                    for file in fs.find(path):
+                        self.artifact(lake.join(url, posixpath.relpath(file, path)), name)
+            self.artifact(self.run.path("config.json"), "model")
+        self.client.set_terminated(self.id, "FINISHED" if ok else "FAILED")
+
+    @_forgiving
+    def artifact(self, url: str, folder: str) -> None:
+        with tempfile.TemporaryDirectory() as temporary:
+            local = os.path.join(temporary, url.rsplit("/", 1)[1])
+            fs, path = lake.filesystem(url)
+            fs.get_file(path, local)
+            self.client.log_artifact(self.id, local, folder)
+
+    def quality(self, report: dict, url: str) -> None:
+        """An evaluation's figures, at the step of the checkpoint that was measured, and its report."""
+        figures = {f"quality_{name}": value for name, value in report.items() if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "step"}
+        self.metrics([(report["step"], figures)])
+        self.artifact(url, "quality")

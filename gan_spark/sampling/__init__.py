@@ -1,0 +1,1 @@
+"""What trained models make: generated images, mended ones, dreams, walks in latent space."""

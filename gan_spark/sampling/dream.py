@@ -1,0 +1,187 @@
+"""DeepDream (Mordvintsev, Olah and Tyka, 2015): images changed so that layers of a network are driven up, in Spark tasks.
+
+The objective is the layers' mean squared activation, less a continuity term (total variation with exponent 1.25) and the
+squared image. Octaves go from small to the image's own size; after each, the detail that the smaller size
+had lost is put back.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from pyspark import Broadcast
+
+from .. import lake, networks, process
+from ..config import Config, Dream, UserError
+from ..data import images, schema, splits
+from ..lake import tables
+from ..models.blocks import layers_of
+from ..runs import loading
+from ..runs.store import Run
+
+log = logging.getLogger(__name__)
+TABLE = "network string, input string, image binary, height int, width int, channels int, objective_before double, objective_after double"
+
+
+def dream(spark, config: Config) -> dict:
+    """Writes `<lake>/generated/<run>-dream`, a row an image of the dataset's split, and a grid of images before and after."""
+    from pyspark.sql import functions as F
+
+    options, url = config.dream, lake.dataset_url(config)
+    manifest = schema.read_manifest(url)
+    if not options.layers:
+        raise UserError("dream.layers is empty: no layer is named that should be driven up")
+    source = _source(config)
+    activations(source, options.layers)  # what is wrong with the network or its layers is told before any task starts
+    if source[0] == "keras":  # Only the driver fetches its weights.
+        source = (*source[:2], spark.sparkContext.broadcast(_network(*source).get_weights()))
+    if options.weights_of_layers and len(options.weights_of_layers) != len(options.layers):
+        raise UserError(f"dream.weights_of_layers: expected one for each of the {len(options.layers)} layers, found {len(options.weights_of_layers)}")
+    files = splits.files(url, options.split)
+    if not files:
+        raise UserError(f"dataset {url}: its split {options.split!r} has no images")
+    rows = spark.read.parquet(*files).select("id", "image").orderBy(F.xxhash64("id"), "id").limit(options.images).repartition(min(options.images, spark.sparkContext.defaultParallelism))
+    table = lake.table_url(config) + "-dream"
+    with tables.replacing(rows.mapInPandas(functools.partial(_dream, source, options, manifest), TABLE), table) as written:
+        first = {row["input"]: row for row in written.orderBy("input").limit(16).collect()}
+        means = written.selectExpr("avg(objective_before) as before", "avg(objective_after) as after", "count(*) as count").first()
+    before = {row["id"]: row["image"] for row in rows.where(F.col("id").isin(list(first))).collect()}
+    pairs = [pixels for id, row in first.items() for pixels in (schema.unpack([before[id]], manifest.shape, manifest.encoding)[0], images.decode_png(row["image"]))]
+    lake.write_bytes(f"{table}.png", images.encode_png(images.grid(np.stack(pairs), 8)))
+    return {"images": means["count"], "table": table, "grid": f"{table}.png", "objective_before": means["before"], "objective_after": means["after"]}
+
+
+def _source(config: Config) -> tuple:
+    """The network by reference, small enough for a task's closure."""
+    options = config.dream
+    if options.network == "run":
+        run = Run.named(config.lake, options.run)
+        record = run.record()
+        if record["config"]["model"]["name"] != "lenet":
+            raise UserError(f"dream.run = {options.run!r}: expected the run of a lenet, found {record['config']['model']['name']!r}")
+        if not run.checkpoints():
+            raise UserError(f"dream.run = {options.run!r}: run {run.url} has no whole checkpoint yet; train it first")
+        return "run", run.url, run.checkpoints()[-1], record
+    if options.network.endswith((".keras", ".h5")):
+        return "file", lake.to_url(options.network)
+    return "keras", options.network, options.weights
+
+
+@functools.lru_cache(maxsize=2)
+def _network(kind: str, name: str, weights: str | Broadcast = "") -> tf.keras.Model:
+    process.set_threads(1)
+    if kind == "file":
+        return networks.load_file(name)
+    if isinstance(weights, str):
+        tf.keras.utils.set_random_seed(0)  # for random weights, the same every time
+        return networks.load(name, weights, include_top=False)
+    network = networks.load(name, "", include_top=False)
+    network.set_weights(weights.value)
+    return network
+
+
+def activations(source: tuple, layers: tuple[str, ...]) -> Callable[[tf.Tensor], list[tf.Tensor]]:
+    """A function from images in [-1, 1] to the outputs of the layers. `UserError` where one does not exist."""
+    if source[0] == "run":
+        network = loading.load_model(*source[1:]).network
+        layers_of(network, layers, tf.zeros([1, *network.input_shape[1:]]))
+        return lambda x: layers_of(network, layers, x)
+    network = _network(*source)
+    known = [layer.name for layer in network.layers]
+    missing = [name for name in layers if name not in known]
+    if missing:
+        raise UserError(f"dream.layers: no such layer: {missing[0]!r} in {source[1]} (there are: {', '.join(known)})")
+    inner = tf.keras.Model(network.input, [network.get_layer(name).output for name in layers])
+    scale = networks.preprocess(source[1]) if source[0] == "keras" else lambda x: x
+    channels = network.input_shape[-1]
+
+    def apply(x):
+        x = tf.image.grayscale_to_rgb(x) if channels == 3 and x.shape[-1] == 1 else x
+        found = inner(scale((x + 1.0) * 127.5) if source[0] == "keras" else x, training=False)
+        return found if isinstance(found, list) else [found]
+
+    return apply
+
+
+def total_variation(x: tf.Tensor) -> tf.Tensor:
+    """Mean of (dx^2 + dy^2)^1.25 over images [n, h, w, c]."""
+    right, down = x[:, :-1, 1:] - x[:, :-1, :-1], x[:, 1:, :-1] - x[:, :-1, :-1]
+    return tf.reduce_mean((tf.square(right) + tf.square(down) + 1e-12) ** 1.25)
+
+
+def objective(look: Callable, options: Dream) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Images [1, h, w, c] to the scalar that is driven up."""
+    weights = options.weights_of_layers or (1.0,) * len(options.layers)
+
+    def value(x):
+        driven = tf.add_n([weight * tf.reduce_mean(tf.square(output)) for weight, output in zip(weights, look(x))])
+        return driven - options.continuity * total_variation(x) - options.l2 * tf.reduce_mean(tf.square(x))
+
+    return value
+
+
+def slope_of(value: Callable) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """Images to the value and its gradient; traced once for all images of a size."""
+
+    @tf.function(reduce_retracing=True)
+    def slope(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            found = value(x)
+        return found, tape.gradient(found, x)
+
+    return slope
+
+
+def dreamt(image: np.ndarray, slope: Callable, options: Dream, seed: int = 0) -> np.ndarray:
+    """Image [h, w, c] in [-1, 1] to the one that it turns into; `slope` as `slope_of` makes it."""
+    rng = np.random.default_rng(seed)
+    shape = np.array(image.shape[:2])
+    sizes = [np.maximum(1, np.rint(shape / options.octave_scale**k)).astype(int) for k in reversed(range(options.octaves))]
+    original = tf.constant(image[None], tf.float32)
+    x = tf.image.resize(original, sizes[0], antialias=True) if options.octaves > 1 else original
+    for size, following in zip(sizes, [*sizes[1:], None]):
+        x = _lbfgs(x, slope, options) if options.method == "lbfgs" else _ascend(x, slope, options, rng)
+        if following is not None:
+            lost = tf.image.resize(original, following, antialias=True) - tf.image.resize(tf.image.resize(original, size, antialias=True), following)
+            x = tf.image.resize(x, following) + lost
+    return tf.clip_by_value(x, -1.0, 1.0)[0].numpy()
+
+
+def _ascend(x: tf.Tensor, slope: Callable, options: Dream, rng: np.random.Generator) -> tf.Tensor:
+    for _ in range(options.iterations):
+        shift = rng.integers(-options.jitter, options.jitter + 1, 2)
+        _, gradient = slope(tf.roll(x, shift, [1, 2]))
+        gradient = tf.roll(gradient, -shift, [1, 2])
+        x = tf.clip_by_value(x + options.step * gradient / (tf.reduce_mean(tf.abs(gradient)) + 1e-8), -1.0, 1.0)
+    return x
+
+
+def _lbfgs(x: tf.Tensor, slope: Callable, options: Dream) -> tf.Tensor:
+    from scipy.optimize import fmin_l_bfgs_b
+
+    if not options.iterations:
+        return x
+
+    def negative(values: np.ndarray) -> tuple[float, np.ndarray]:
+        found, gradient = slope(tf.constant(values.reshape(x.shape), tf.float32))
+        return -float(found), -gradient.numpy().astype(np.float64).ravel()
+
+    values, _, _ = fmin_l_bfgs_b(negative, x.numpy().astype(np.float64).ravel(), bounds=[(-1.0, 1.0)] * int(np.prod(x.shape)), maxfun=options.iterations)
+    return tf.constant(values.reshape(x.shape), tf.float32)
+
+
+def _dream(source: tuple, options: Dream, manifest: schema.Manifest, frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    slope = slope_of(objective(activations(source, options.layers), options))
+    for frame in frames:
+        for id, stored in zip(frame["id"], frame["image"]):
+            before = images.to_unit(schema.unpack([stored], manifest.shape, manifest.encoding)[0])
+            after = dreamt(before, slope, options, int.from_bytes(id.encode()[-6:], "big"))
+            scores = [float(slope(tf.constant(each[None]))[0]) for each in (before, after)]
+            yield pd.DataFrame({
+                "network": [source[1]], "input": [id], "image": [images.encode_png(images.to_pixels(after))], "height": [after.shape[0]],
+                "width": [after.shape[1]], "channels": [after.shape[2]], "objective_before": [scores[0]], "objective_after": [scores[1]],
+            })  # fmt: skip

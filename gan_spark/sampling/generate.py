@@ -1,0 +1,211 @@
+"""Rows of inputs -> a table of images in the lake, made in Spark tasks.
+
+Every row has a seed, and what the model takes besides: a label, a text, an image of the dataset.
+
+One seed is one image, whatever the partitioning: its latent is a function of the seed alone,
+and every forward pass has the same shape and one thread, since both can change the last bit of a sum.
+"""
+
+import functools
+import logging
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from pyspark.sql import functions as F
+
+from .. import lake, models
+from ..config import Config, Generate, UserError
+from ..data import images, schema, splits
+from ..lake import tables
+from ..runs import loading, registry, tracking
+from ..runs.store import Run
+
+log = logging.getLogger(__name__)
+TABLE = "run string, model string, step long, seed long, input string, image binary, height int, width int, channels int"
+_GRID = 64
+_HANDED_ON, _HANDED_ON_BYTES = 1024, 16 * 2**20  # images, and their pixels, that a task holds before it hands them on
+
+
+def generate(spark, config: Config) -> dict:
+    """Writes `config.generate.images` images of the run to its table, and a grid of the first 64 beside it."""
+    config = registry.promoted(config)
+    options, run, url = config.generate, Run.of(config), lake.table_url(config)
+    if options.append and config.tables != "delta":
+        raise UserError("generate.append = true with tables = 'parquet': a folder of Parquet files cannot be added to and stay whole; use tables = 'delta'")
+    tables.check(spark, url, config.tables)
+    wanted = rows = inputs(spark, config)
+    step = checkpoint(run, options)
+    if options.append and lake.exists(url):
+        held = tables.read(spark, url).where((F.col("run") == run.url) & (F.col("step") == step)).select("seed", "input")
+        rows = wanted.join(held, (wanted["seed"] == held["seed"]) & wanted["input"].eqNullSafe(held["input"]), "left_anti")
+    count = rows.count()
+    if not count:
+        log.warning("generate: table %s holds all of these images already, of run %s at step %d; generate.first_seed = %d begins elsewhere", url, run.url, step, options.first_seed + options.images)
+    # What each of the grid's images was made from, to stand beside it.
+    sources = {row["seed"]: row["image"] for row in wanted.orderBy("seed").limit(_GRID).select("seed", "image").collect()} if "image" in wanted.columns else {}
+    frame = generated(rows, run, options, step)
+    log.info("generate: %d images of run %s", count, run.url)
+    if config.tables == "delta":
+        tables.write_delta(frame, url, "append" if options.append else "overwrite")
+        first = _first(tables.read(spark, url).where((F.col("run") == run.url) & (F.col("step") == step)), sources)
+    else:
+        with tables.replacing(frame, url) as table:
+            written = table.count()
+            if written != count:
+                raise RuntimeError(f"{written} rows written for {count} seeds; {url} was left as it was")
+            first = _first(table, sources)
+    made = np.stack([images.decode_png(row["image"]) for row in first])
+    columns = None
+    if sources:
+        manifest = schema.read_manifest(run.record()["dataset"]["url"])
+        before = schema.unpack([sources[row["seed"]] for row in first], manifest.shape, manifest.encoding)
+        made, columns = np.stack([before, made], 1).reshape(-1, *made.shape[1:]), 8
+    grid = f"{url}.png"
+    lake.write_bytes(grid, images.encode_png(images.grid(made[: 2 * _GRID], columns)))
+    if tracker := tracking.tracker(config, run):
+        tracker.artifact(grid, "generated")
+    return {"images": count, "table": url, "grid": grid, "run": run.url, "step": step}
+
+
+def _first(table, sources: dict) -> list:
+    """The rows of the grid; a table that is added to may hold images of other sources too."""
+    table = table.where(F.col("seed").isin(list(sources))) if sources else table
+    return table.orderBy("seed").limit(_GRID).select("seed", "image").collect()
+
+
+def checkpoint(run: Run, options: Generate) -> int:
+    """Step of the checkpoint to generate from; `UserError` where the run has none."""
+    with run.checkpoint(options.checkpoint) as found:
+        if found is None:
+            raise UserError(f"run {run.url}: no whole checkpoint yet; train it with jobs/train.py")
+        return found[0]
+
+
+def images_of(spark, config: Config):
+    """Those rows of the config's table that are of its run, at `generate.checkpoint` or else the newest step in the table.
+
+    A Delta table that is added to holds several runs and steps. `UserError` where it holds none of these.
+    """
+    url, run, step = lake.table_url(config), Run.of(config).url, config.generate.checkpoint
+    table = tables.read(spark, url)
+    held = sorted((row["run"], row["step"]) for row in table.select("run", "step").distinct().collect())
+    steps = [found for of, found in held if of == run and step in (0, found)]
+    if not steps:
+        raise UserError(
+            f"table {url} has no images of run {run}{f' at step {step}' if step else ''}; it has those of {', '.join(f'{of} at step {found}' for of, found in held) or 'no run'}: "
+            "make them with jobs/generate.py, or name another run or table (generate.table)"
+        )
+    return table.where((F.col("run") == run) & (F.col("step") == steps[-1]))
+
+
+def inputs(spark, config: Config):
+    """A DataFrame of `seed`, `input` (what a person reads) and the columns that the run's model takes, as they are stored.
+
+    Seeds count up from `generate.first_seed`; where rows of the dataset are taken, those whose ids hash
+    lowest, with the hash as their seed.
+    """
+    options, record = config.generate, Run.of(config).record()
+    takes = taken_by(record)
+    # A task loads the model, and fills its last batch up.
+    partitions = options.partitions or min(spark.sparkContext.defaultParallelism, math.ceil(options.images / options.batch_size))
+    for name, given, fits in (("label", options.label, takes == ("label",)), ("captions", options.captions, takes == ("caption",)), ("part", options.part, "a" in takes)):
+        if given and not fits:
+            raise UserError(f"generate.{name} = {given!r}: model {record['config']['model']['name']!r} of run {record['config']['run']!r} takes {', '.join(takes) or 'seeds alone'}; leave it out")
+    seeds = spark.range(options.first_seed, options.first_seed + options.images, 1, partitions).withColumnRenamed("id", "seed")
+    if not takes:
+        return seeds.withColumn("input", F.lit(None).cast("string"))
+    if takes == ("label",):
+        classes = record["dataset"]["classes"]
+        if options.label and options.label not in classes:
+            raise UserError(f"generate.label = {options.label!r}: expected one of {', '.join(classes)}")
+        label = F.lit(classes.index(options.label)) if options.label else F.col("seed") % len(classes)
+        named = F.element_at(F.array(*map(F.lit, classes)), F.col("label") + 1)
+        return seeds.withColumn("label", label.cast("int")).withColumn("input", named)
+    if options.captions and takes == ("caption",):
+        rows = [(options.first_seed + i, text, text) for i, text in enumerate(options.captions * -(-options.images // len(options.captions)))][: options.images]
+        return spark.createDataFrame(rows, "seed long, input string, caption string").repartition(partitions)
+    manifest = schema.read_manifest(record["dataset"]["url"])
+    part = options.part
+    if part and part not in manifest.parts:
+        raise UserError(f"generate.part = {part!r}: dataset {record['dataset']['url']} has {', '.join(manifest.parts) or 'no parts'}")
+    if not part and set(takes) <= set(manifest.parts):
+        raise UserError(f"generate.part is empty: expected the domain to start from, one of {', '.join(takes)}")
+    files = splits.files(record["dataset"]["url"], options.split, part)
+    if not files:
+        raise UserError(f"dataset {record['dataset']['url']}: its split {options.split!r} has no images")
+    rows = spark.read.parquet(*files).withColumn("seed", F.xxhash64("id").bitwiseAND(2**62 - 1))
+    chosen = rows.orderBy("seed", "id").limit(options.images).repartition(partitions)
+    columns = [name for name in splits.columns(manifest) if name in takes or (name == "image" and part in takes)]
+    text = F.col("caption") if takes == ("caption",) else F.col("id")
+    return chosen.select("seed", text.alias("input"), *columns)
+
+
+def taken_by(record: dict) -> tuple[str, ...]:
+    """What the run's model takes besides a seed; `UserError` where it does not generate images."""
+    table = record["config"]["model"]
+    model = models.find(table["name"])
+    if not issubclass(model, models.GenerativeModel):
+        raise UserError(f"run {record['config']['run']!r}: model {table['name']!r} does not generate images")
+    return model.takes(loading.model_config(table))
+
+
+def generated(rows, run: Run, options: Generate, step: int | None = None):
+    """A DataFrame of TABLE, one row for each row of `rows`: a DataFrame as `inputs` gives, or any with a long `seed` and the model's columns.
+
+    The checkpoint is `step`, or is chosen now, so that all tasks, and all retries, use the same one.
+    """
+    record = run.record()
+    takes = taken_by(record)
+    step = step or checkpoint(run, options)
+    named = {"image": options.part or "image"}
+    missing = [name for name in takes if name not in [named.get(column, column) for column in rows.columns] and name in ("label", "caption", "embedding", "image")]
+    if missing:
+        raise UserError(f"run {run.url}: its model takes {', '.join(takes)}; the rows have no column {missing[0]!r} (columns: {', '.join(rows.columns)})")
+    return rows.mapInPandas(functools.partial(_generate, run.url, step, record, options.batch_size, options.part), TABLE)
+
+
+def _generate(url: str, step: int, record: dict, batch_size: int, part: str, frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    import tensorflow as tf
+
+    model = loading.load_model(url, step, record)
+    sample = loading.compiled(model.generate)
+    takes = taken_by(record)
+    manifest, seeds, named, made, shape = None, [], [], [], None
+
+    def table() -> pd.DataFrame:
+        whole = pd.DataFrame({
+            "run": url, "model": record["config"]["model"]["name"], "step": step, "seed": seeds, "input": named,
+            "image": made, "height": shape[0], "width": shape[1], "channels": shape[2],
+        })  # fmt: skip
+        for held in (seeds, named, made):
+            held.clear()
+        return whole
+
+    for frame in frames:
+        if manifest is None and ("image" in frame or "embedding" in frame):
+            manifest = schema.read_manifest(record["dataset"]["url"])
+        for start in range(0, len(frame), batch_size):
+            rows = frame.iloc[start : start + batch_size]
+            # The last part is filled up, so that every pass has one shape.
+            filled = rows.iloc[np.minimum(np.arange(batch_size), len(rows) - 1)]
+            given = {}
+            if "label" in takes:
+                given["label"] = tf.constant(filled["label"], tf.int32)
+            if "caption" in takes:
+                given["caption"] = tf.constant(filled["caption"].tolist(), tf.string)
+            if "embedding" in takes:
+                given["embedding"] = tf.constant(schema.unpack_arrays(filled["embedding"], manifest.embedding, np.float32))
+            if "image" in filled:
+                given[part or "image"] = images.to_unit(tf.constant(schema.unpack(filled["image"], manifest.shape, manifest.encoding)))
+            pixels = images.to_pixels(sample(given, tf.constant(filled["seed"], tf.int64)))[: len(rows)]
+            shape = pixels.shape[1:]
+            seeds += rows["seed"].tolist()
+            named += rows["input"].tolist() if "input" in rows else [None] * len(rows)
+            made += map(images.encode_png, pixels)
+            # A table handed on costs as much as ten small images.
+            if len(made) >= _HANDED_ON or len(made) * math.prod(shape) >= _HANDED_ON_BYTES:
+                yield table()
+    if made:
+        yield table()

@@ -1,0 +1,232 @@
+"""Semantic inpainting (Yeh et al., 2017; arXiv 1607.07539): a trained DCGAN fills holes in images, in Spark tasks.
+
+For each image a z is searched for whose G(z) agrees with what is left of it (contextual loss, which counts pixels near the
+hole more) and which the discriminator takes for real (perceptual loss); the hole is then filled from G(z).
+Unlike the paper's, the search begins at several z, the best of many draws, and keeps the end with the lowest loss.
+Beside it stand two fillings that anyone could make: the training images' mean, and the training
+image that is nearest in what is left.
+"""
+
+import functools
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from .. import lake
+from ..config import Config, Inpaint, UserError
+from ..data import images, schema, splits
+from ..lake import tables
+from ..runs import loading, registry
+from ..runs.store import Run
+from . import generate
+
+log = logging.getLogger(__name__)
+TABLE = "run string, model string, step long, seed long, input string, image binary, height int, width int, channels int, masked binary, psnr_hole double, psnr_hole_mean double, psnr_hole_nearest double, missing long"
+
+
+def inpaint(spark, config: Config) -> dict:
+    """Writes `<lake>/generated/<run>-inpainted`, and a grid: original, with its hole, mean, nearest, inpainted."""
+    from pyspark.sql import functions as F
+
+    config = registry.promoted(config)
+    options, run = config.inpaint, Run.of(config)
+    record = run.record()
+    if record["config"]["model"]["name"] != "dcgan":
+        raise UserError(f"run {run.url}: expected a dcgan to inpaint with, found {record['config']['model']['name']!r}")
+    step = generate.checkpoint(run, config.generate)
+    url = record["dataset"]["url"]
+    manifest = schema.read_manifest(url)
+    files = splits.files(url, options.split)
+    if not files:
+        raise UserError(f"dataset {url}: its split {options.split!r} has no images")
+    rows = spark.read.parquet(*files).select("id", "image").withColumn("seed", F.xxhash64("id").bitwiseAND(2**62 - 1))
+    if options.mask == "table":
+        rows = rows.join(_masks(spark, options), "id")
+    rows = rows.orderBy("seed", "id").limit(options.images).repartition(min(options.images, spark.sparkContext.defaultParallelism)).persist()
+    table = lake.table_url(config) + "-inpainted"
+    try:
+        held = rows.collect()  # a bounded number, `inpaint.images`
+        if not held:
+            raise UserError(f"inpaint: no image of split {options.split!r} of {url} has a mask")
+        originals = schema.unpack([row["image"] for row in held], manifest.shape, manifest.encoding)
+        masks = np.stack([_mask(row.asDict(), options, manifest) for row in held])
+        train = splits.frame(spark, url, "train").select("image")
+        mean, nearest = baselines(spark, train, originals, masks, manifest)
+        fillings = {row["id"]: (mean, nearest[i]) for i, row in enumerate(held)}
+        shared = spark.sparkContext.broadcast(fillings)
+        work = functools.partial(_inpaint, run.url, step, record, options, manifest, shared)
+        names = ["psnr_hole", "psnr_hole_mean", "psnr_hole_nearest"]
+        with tables.replacing(rows.mapInPandas(work, TABLE), table) as written:
+            figures = written.select([F.avg(name).alias(name) for name in names] + [F.count("*").alias("images")]).first().asDict()
+            shown = {row["input"]: row for row in written.orderBy("seed").limit(12).collect()}
+    finally:
+        rows.unpersist()
+    sheet = []
+    for i, row in enumerate(held):
+        if row["id"] in shown:
+            hole = masks[i][..., None] != 0
+            sheet += [originals[i], images.decode_png(shown[row["id"]]["masked"]), np.where(hole, mean, originals[i]), np.where(hole, nearest[i], originals[i]), images.decode_png(shown[row["id"]]["image"])]
+    lake.write_bytes(f"{table}.png", images.encode_png(images.grid(np.stack(sheet).astype(np.uint8), 10)))
+    return {"table": table, "grid": f"{table}.png", "run": run.url, "step": step, **{name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}}
+
+
+def _masks(spark, options: Inpaint):
+    from pyspark.sql import functions as F
+
+    if not options.masks:
+        raise UserError("inpaint.masks is empty: expected a Parquet folder with `id` and `mask` for inpaint.mask = 'table'")
+    table = spark.read.parquet(lake.to_url(options.masks))
+    kinds = dict(table.dtypes)
+    if kinds.get("mask") != "binary" or kinds.get("id") != "string":
+        raise UserError(f"inpaint.masks = {options.masks!r}: expected columns id string, mask binary; found {', '.join(f'{name} {kind}' for name, kind in kinds.items())}")
+    if wrong := table.groupBy("id").agg(F.count("*").alias("rows"), F.count("mask").alias("masks")).where("id is not null and (rows > 1 or masks < 1)").first():
+        raise UserError(f"inpaint.masks = {options.masks!r}: expected a row with a mask for each id, found {wrong['rows']} rows with {wrong['masks']} masks for {wrong['id']!r}")
+    return table.select("id", "mask")
+
+
+def _mask(row: dict, options: Inpaint, manifest: schema.Manifest) -> np.ndarray:
+    """uint8 [h, w], 1 where pixels are missing."""
+    height, width = manifest.height, manifest.width
+    if options.mask == "table":
+        try:
+            mask = images.decode(row["mask"], height, width, 1, "stretch")[:, :, 0] > 0
+        except images.BadImage as error:
+            raise UserError(f"mask of {row['id']!r}: {error}") from None
+        if mask.all() or not mask.any():
+            raise UserError(f"mask of {row['id']!r}: {'everything' if mask.all() else 'nothing'} is missing; expected a part of the image")
+        return mask.astype(np.uint8)
+    if options.mask == "random":
+        return (np.random.default_rng(row["seed"]).uniform(size=[height, width]) < options.hole).astype(np.uint8)
+    tall, wide = (max(1, round(side * options.hole**0.5)) for side in (height, width))
+    top, left = (height - tall) // 2, (width - wide) // 2
+    mask = np.zeros([height, width], np.uint8)
+    mask[top : top + tall, left : left + wide] = 1
+    return mask
+
+
+def context_weights(mask: np.ndarray, window: int) -> np.ndarray:
+    """[h, w]: for a pixel that is left, the share of missing ones in the window around it; 0 in the hole.
+
+    Where that is 0 for all, as with no hole within reach, every pixel that is left counts alike.
+    """
+    import cv2
+
+    near = cv2.blur(mask.astype(np.float32), (window, window), borderType=cv2.BORDER_CONSTANT) * (mask == 0)
+    return near if near.any() else (mask == 0).astype(np.float32)
+
+
+def psnr(real: np.ndarray, made: np.ndarray, mask: np.ndarray) -> float:
+    """dB of uint8 images [h, w, c], over the missing pixels alone."""
+    error = np.square((real.astype(np.float64) - made.astype(np.float64))[mask != 0] / 255).mean()
+    return float(-10 * np.log10(max(error, 1e-10)))
+
+
+def baselines(spark, train, originals: np.ndarray, masks: np.ndarray, manifest: schema.Manifest) -> tuple[np.ndarray, np.ndarray]:
+    """(mean of the training images [h, w, c], for each image the training image that is nearest in what is left [n, h, w, c]), uint8; no task hands on more than one image each."""
+    count, size = len(originals), int(np.prod(manifest.shape))
+    left = np.repeat((masks == 0)[..., None], manifest.channels, 3).reshape(count, size).astype(np.float32)
+    known = originals.reshape(count, size).astype(np.float32) / 255 * left
+    shared = spark.sparkContext.broadcast((known, left))
+
+    def nearest(rows: Iterator) -> Iterator[tuple]:
+        known, left = shared.value
+        total, number, best, kept = np.zeros(size), 0, np.full(count, np.inf), np.zeros((count, size), np.uint8)
+        while chunk := [row["image"] for _, row in zip(range(500), rows)]:
+            pixels = schema.unpack(chunk, manifest.shape, manifest.encoding).reshape(len(chunk), size)
+            values = pixels.astype(np.float32) / 255
+            distances = np.square(known).sum(1)[:, None] - 2 * known @ values.T + left @ np.square(values).T
+            place = distances.argmin(1)
+            better = distances[np.arange(count), place] < best
+            best[better], kept[better] = distances[np.arange(count), place][better], pixels[place[better]]
+            total, number = total + values.sum(0), number + len(chunk)
+        yield total, number, best, kept
+
+    def merge(a: tuple, b: tuple) -> tuple:
+        better = b[2] < a[2]
+        return a[0] + b[0], a[1] + b[1], np.where(better, b[2], a[2]), np.where(better[:, None], b[3], a[3])
+
+    total, number, _, kept = train.rdd.mapPartitions(nearest).treeReduce(merge)
+    mean = np.rint(total / number * 255).astype(np.uint8).reshape(manifest.shape)
+    return mean, kept.reshape(count, *manifest.shape)
+
+
+def search(model, originals: np.ndarray, masks: np.ndarray, options: Inpaint) -> np.ndarray:
+    """G(z) in [-1, 1] for images [n, h, w, c] in [-1, 1] with masks [n, h, w]: Adam from the best of many z, and the best of what it ends at."""
+    weights = np.stack([context_weights(mask, options.window) for mask in masks])[..., None]
+    starts = min(options.starts, options.draws)
+    drawn = _draws(model, options.draws)
+    z = tf.constant(np.concatenate([drawn[0][_nearest(drawn[1], image, weight)[:starts]] for image, weight in zip(originals, weights)]))
+    weights, real = (tf.constant(np.repeat(each, starts, 0)) for each in (weights, originals))
+
+    @tf.function
+    def slope(z):
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            made = model.decode(z)
+            context = tf.reduce_sum(weights * tf.abs(made - real), axis=[1, 2, 3])
+            # log(1 - D) = -softplus(logit)
+            losses = context - options.perceptual * tf.nn.softplus(model.discriminator(made, training=False)[0][:, 0])
+            total = tf.reduce_sum(losses)
+        return losses, tape.gradient(total, z)
+
+    mean, square = tf.zeros_like(z), tf.zeros_like(z)
+    for t in range(1, options.iterations + 1):
+        _, gradient = slope(z)
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * tf.square(gradient)
+        z -= options.rate * (mean / (1 - 0.9**t)) / (tf.sqrt(square / (1 - 0.999**t)) + 1e-8)
+    losses = slope(z)[0].numpy().reshape(len(originals), starts)
+    best = z.numpy().reshape(len(originals), starts, -1)[np.arange(len(originals)), losses.argmin(1)]
+    return model.decode(tf.constant(best)).numpy()
+
+
+@functools.lru_cache(maxsize=1)
+def _draws(model, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Latents of the seeds 0, 1, ..., and their images: the same ones for every image and in every task."""
+    z = model.latents(np.arange(count), model.config.latent).numpy()
+    return z, np.concatenate([model.decode(z[start : start + 256]).numpy() for start in range(0, count, 256)])
+
+
+def _nearest(made: np.ndarray, image: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Indices of `made` from the least contextual loss on."""
+    return np.argsort((weight * np.abs(made - image)).sum((1, 2, 3)), kind="stable")
+
+
+def filled(original: np.ndarray, made: np.ndarray, mask: np.ndarray, blend: str) -> np.ndarray:
+    """uint8 [h, w, c] with the hole filled from `made`; by Poisson editing (Perez et al., 2003), its gradients rather than its values."""
+    whole = np.where(mask[..., None] != 0, made, original)
+    if blend == "none":
+        return whole
+    import cv2
+
+    # OpenCV wants three channels and a hole that is not at the border: both are padded.
+    source, target = (cv2.copyMakeBorder(np.repeat(each, 3 // each.shape[2], 2), 2, 2, 2, 2, cv2.BORDER_REPLICATE) for each in (made, original))
+    area = cv2.copyMakeBorder(mask * 255, 2, 2, 2, 2, cv2.BORDER_CONSTANT)
+    rows, columns = np.where(area)
+    centre = (int(columns.min() + columns.max() + 1) // 2, int(rows.min() + rows.max() + 1) // 2)
+    blended = cv2.seamlessClone(source, target, area, centre, cv2.NORMAL_CLONE)[2:-2, 2:-2, : original.shape[2]]
+    return np.where(mask[..., None] != 0, blended, original)
+
+
+def _inpaint(url: str, step: int, record: dict, options: Inpaint, manifest: schema.Manifest, fillings, frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    model = loading.load_model(url, step, record)
+    for frame in frames:
+        for start in range(0, len(frame), options.batch_size):
+            rows = frame.iloc[start : start + options.batch_size].to_dict("records")
+            # The last part is filled up, so that every pass has one shape.
+            full = rows + rows[-1:] * (options.batch_size - len(rows))
+            originals = schema.unpack([row["image"] for row in full], manifest.shape, manifest.encoding)
+            masks = np.stack([_mask(row, options, manifest) for row in full])
+            made = images.to_pixels(search(model, images.to_unit(originals), masks, options))
+            for i, row in enumerate(rows):
+                mean, nearest = fillings.value[row["id"]]
+                whole = filled(originals[i], made[i], masks[i], options.blend)
+                holed = np.where(masks[i][..., None] != 0, np.uint8(128), originals[i])
+                yield pd.DataFrame({
+                    "run": [url], "model": [record["config"]["model"]["name"]], "step": [step], "seed": [row["seed"]], "input": [row["id"]],
+                    "image": [images.encode_png(whole)], "height": [manifest.height], "width": [manifest.width], "channels": [manifest.channels],
+                    "masked": [images.encode_png(holed)], "psnr_hole": [psnr(originals[i], whole, masks[i])],
+                    "psnr_hole_mean": [psnr(originals[i], mean, masks[i])], "psnr_hole_nearest": [psnr(originals[i], nearest, masks[i])], "missing": [int(masks[i].sum())],
+                })  # fmt: skip

@@ -1,0 +1,1 @@
+"""Training: the driver, the ranks, one rank's loop, and what is told of it."""

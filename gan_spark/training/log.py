@@ -1,0 +1,96 @@
+"""The log of a training, which rank 0 keeps: metrics, TensorBoard, samples, checkpoints."""
+
+import datetime
+import tempfile
+import time
+
+from ..data import images
+from ..process import Team
+from ..runs.store import Run
+
+
+class Diary:
+    """What rank 0 writes down: metrics, TensorBoard, samples, checkpoints. Other ranks keep only the time."""
+
+    def __init__(self, run: Run, job: dict, team: Team, start: int):
+        self.run, self.job, self.leads = run, job, team.rank == 0
+        self.options = job["config"]["train"]
+        self.start = self.logged = start
+        self.began = self.mark = self.opened = time.time()
+
+    def __enter__(self):
+        if self.leads:
+            import tensorflow as tf
+
+            self.temporary = tempfile.TemporaryDirectory()
+            self.writer = tf.summary.create_file_writer(self.temporary.name)
+            self.note("start")
+        return self
+
+    def __exit__(self, *_):
+        if self.leads:
+            self.writer.close()
+            self.run.put_events(self.temporary.name)
+            self.temporary.cleanup()
+
+    def begin(self) -> None:
+        self.began = self.mark = time.time()
+        self.logged = self.start + 1
+
+    def note(self, event: str) -> None:
+        self.run.append_metrics({"event": event, "step": self.start, "attempt": self.job["attempt"], "workers": self.options["workers"], "time": _now()})
+
+    def log(self, step: int, scalars: dict[str, float]) -> None:
+        now = time.time()
+        speed = (step - self.logged) * self.options["batch_size"] / max(now - self.mark, 1e-9)
+        self.mark, self.logged = now, step
+        self._write(step, scalars, {"images_per_second": round(speed, 1)} if step > self.start + 1 else {})
+
+    def measured(self, step: int, scalars: dict[str, float]) -> None:
+        """What was measured on held-out images, the time for which is not the training's."""
+        self._write(step, scalars, {})
+        self.mark = time.time()
+
+    def _write(self, step: int, scalars: dict[str, float], more: dict) -> None:
+        if not self.leads:
+            return
+        import tensorflow as tf
+
+        self.run.append_metrics({"step": step, **scalars, "scalars": list(scalars), "time": _now(), **more})
+        with self.writer.as_default(step):
+            for name, value in scalars.items():
+                tf.summary.scalar(name, value)
+
+    def warn(self, step: int, text: str | None) -> None:
+        if text and self.leads:
+            self.run.append_metrics({"event": "warning", "step": step, "text": text, "time": _now()})
+
+    def sample(self, step: int, pixels) -> None:
+        import tensorflow as tf
+
+        sheet = images.grid(pixels)
+        self.run.save_sample(step, images.encode_png(sheet))
+        with self.writer.as_default(step):
+            tf.summary.image("samples", sheet[None])
+
+    def save(self, step: int, write, keep: int) -> None:
+        import tensorflow as tf
+
+        self.run.check_owner(self.job["owner"])
+        self.run.save_checkpoint(step, write, keep)
+        # TensorBoard reads many files as one; each goes to the lake once.
+        self.writer.close()
+        self.run.put_events(self.temporary.name)
+        self.temporary.cleanup()
+        self.temporary = tempfile.TemporaryDirectory()
+        self.writer = tf.summary.create_file_writer(self.temporary.name)
+
+    def rate(self) -> dict:
+        """Images a second after the first step, and seconds since the loop was entered."""
+        steps = self.logged - self.start - 1
+        speed = steps * self.options["batch_size"] / max(self.mark - self.began, 1e-9) if steps > 0 else None
+        return {"images_per_second": speed and round(speed, 1), "seconds": round(time.time() - self.opened, 1)}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
