@@ -20,10 +20,16 @@ PARTS = ("train", "t10k")  # 60,000 and 10,000 images
 
 def parser(description: str, repeats: int = 3) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--data", default="/usr/share/datasets/fashion-mnist", help="folder of Fashion-MNIST's IDX files (default: %(default)s)")
+    made.add_argument(
+        "--data",
+        default="/usr/share/datasets/fashion-mnist",
+        help="folder of Fashion-MNIST's IDX files (default: %(default)s)",
+    )
     made.add_argument("--lake", help="folder to work in, which is kept and used again; a temporary one otherwise")
     if repeats:
-        made.add_argument("--repeats", type=int, default=repeats, help="times that each side is measured (default: %(default)s)")
+        made.add_argument(
+            "--repeats", type=int, default=repeats, help="times that each side is measured (default: %(default)s)"
+        )
     return made
 
 
@@ -32,10 +38,16 @@ def arguments(made: argparse.ArgumentParser, argv: list[str] | None = None) -> a
     names = [f"{part}-{kind}-ubyte.gz" for part in PARTS for kind in ("images-idx3", "labels-idx1")]
     missing = [name for name in names if not os.path.exists(os.path.join(parsed.data, name))]
     if missing:
-        print(f"error: --data {parsed.data}: no {missing[0]} in it; Debian and Ubuntu have Fashion-MNIST as the package dataset-fashion-mnist", file=sys.stderr)
+        print(
+            f"error: --data {parsed.data}: no {missing[0]} in it; Debian and Ubuntu have Fashion-MNIST as the package"
+            " dataset-fashion-mnist",
+            file=sys.stderr,
+        )
         sys.exit(2)
     parsed.data = os.path.abspath(parsed.data)
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
     return parsed
 
 
@@ -106,12 +118,16 @@ def ratio(above: list[float], below: list[float]) -> float:
 
 def child(script: str, side: str, job: dict) -> dict:
     """Runs `script side job` in a process of its own; the JSON that it prints last."""
-    done = subprocess.run([sys.executable, script, side, json.dumps(job)], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, script, side, json.dumps(job)], stdout=subprocess.PIPE, text=True, check=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def side_by_side(script: str, side: str, job: dict, count: int = 2) -> float:
-    """Images a second of `count` such processes at once, together: what the machine's cores can give without anything to share."""
+    """Images a second of `count` such processes at once, together: what the machine's cores can give without anything
+    to share.
+    """
     with ThreadPoolExecutor(count) as pool:
         return sum(result["images_per_second"] for result in pool.map(lambda _: child(script, side, job), range(count)))
 

@@ -1,6 +1,8 @@
-"""Featurizing: two Spark tasks of DeepImageFeaturizer against a bare Keras loop of one thread, and against a Python UDF that calls `model.predict` on every row.
+"""Featurizing: two Spark tasks of DeepImageFeaturizer against a bare Keras loop of one thread, and against a Python UDF
+that calls `model.predict` on every row.
 
-All of them resize the same images and have the same random weights. Start-up is not counted: before every timed Spark job a small one
+All of them resize the same images and have the same random weights. Start-up is not counted: before every timed Spark
+job a small one
 leaves two Python workers alive with the network built, and the loop's clock starts after its first batch.
 
     python benchmarks/featurize.py
@@ -27,7 +29,10 @@ def bare(job: dict) -> dict:
     images = common.read_idx(job["data"], "t10k")[0][: job["images"]]
 
     def run(part):
-        return [apply(np.stack([carry.fitted(job["network"], image) for image in part[i : i + carry.BATCH]])) for i in range(0, len(part), carry.BATCH)]
+        return [
+            apply(np.stack([carry.fitted(job["network"], image) for image in part[i : i + carry.BATCH]]))
+            for i in range(0, len(part), carry.BATCH)
+        ]
 
     run(images[: carry.BATCH])
     began = time.perf_counter()
@@ -69,7 +74,13 @@ def main() -> None:
     with common.lake(parsed) as folder:
         spark = job.session("benchmark")
         url = common.ingested(spark, common.config(folder, parsed.data))
-        frame = spark.read.parquet(f"{url}/split=train").select("image").limit(parsed.images).repartition(PARTITIONS).persist()
+        frame = (
+            spark.read.parquet(f"{url}/split=train")
+            .select("image")
+            .limit(parsed.images)
+            .repartition(PARTITIONS)
+            .persist()
+        )
         small = frame.limit(2 * PARTITIONS).repartition(PARTITIONS).persist()
         for each in (frame, small):
             each.count()
@@ -84,17 +95,26 @@ def main() -> None:
         few = frame.limit(max(16, parsed.images // 8)).repartition(PARTITIONS).persist()
         few.count()
         loop = {"network": parsed.network, "data": parsed.data, "images": parsed.images}
-        figures = common.alternate({
-            "spark": lambda: timed(stage.transform, frame),
-            "bare": lambda: common.child(__file__, "bare", loop)["images_per_second"],
-            "two bare": lambda: common.side_by_side(__file__, "bare", loop),
-            "by row": lambda: timed(lambda rows: rows.select(apply("image").alias("features")), few),
-        }, parsed.repeats)  # fmt: skip
+        figures = common.alternate(
+            {
+                "spark": lambda: timed(stage.transform, frame),
+                "bare": lambda: common.child(__file__, "bare", loop)["images_per_second"],
+                "two bare": lambda: common.side_by_side(__file__, "bare", loop),
+                "by row": lambda: timed(lambda rows: rows.select(apply("image").alias("features")), few),
+            },
+            parsed.repeats,
+        )
         spark.stop()
-    common.finish({
-        "ratio": common.ratio(figures["spark"], figures["bare"]), "bound": 1.8, "two_bare_loops": common.ratio(figures["two bare"], figures["bare"]),
-        "against_a_udf_by_row": common.ratio(figures["spark"], figures["by row"]), "network": parsed.network, "images_per_second": figures,
-    })  # fmt: skip
+    common.finish(
+        {
+            "ratio": common.ratio(figures["spark"], figures["bare"]),
+            "bound": 1.8,
+            "two_bare_loops": common.ratio(figures["two bare"], figures["bare"]),
+            "against_a_udf_by_row": common.ratio(figures["spark"], figures["by row"]),
+            "network": parsed.network,
+            "images_per_second": figures,
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -57,7 +57,12 @@ def on_spark(spark, made, images: int) -> dict:
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--images", type=int, default=100 * 1024, help="a multiple of 1,024, so that no batch is partly filled (default: %(default)s)")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=100 * 1024,
+        help="a multiple of 1,024, so that no batch is partly filled (default: %(default)s)",
+    )
     arguments = common.arguments(parser)
     if arguments.images % 1024:
         parser.error(f"--images {arguments.images}: expected a multiple of 1,024")
@@ -68,9 +73,12 @@ def main() -> None:
     with common.lake(arguments) as lake:
         spark = job.session("benchmark: generate")
         made = common.config(
-            lake, common.training_only(arguments.data, lake), run="generate",
-            train={"steps": 1, "launcher": "local", "threads": 1}, generate={"batch_size": BATCH},
-        )  # fmt: skip
+            lake,
+            common.training_only(arguments.data, lake),
+            run="generate",
+            train={"steps": 1, "launcher": "local", "threads": 1},
+            generate={"batch_size": BATCH},
+        )
         common.ingested(spark, made)
         driver.train(spark, made)
         seconds, sizes = {"two tasks": [], "bare loop": []}, set()
@@ -82,22 +90,28 @@ def main() -> None:
 
         sides = {
             "two tasks": lambda: timed("two tasks", on_spark(spark, made, arguments.images)),
-            "bare loop": lambda: timed("bare loop", common.child(__file__, "bare", {"run": Run.of(made).url, "images": arguments.images})),
+            "bare loop": lambda: timed(
+                "bare loop", common.child(__file__, "bare", {"run": Run.of(made).url, "images": arguments.images})
+            ),
         }
-        sides["two bare loops"] = lambda: common.side_by_side(__file__, "bare", {"run": Run.of(made).url, "images": arguments.images // 2})
+        sides["two bare loops"] = lambda: common.side_by_side(
+            __file__, "bare", {"run": Run.of(made).url, "images": arguments.images // 2}
+        )
         figures = common.alternate(sides, arguments.repeats)
         spark.stop()
-    common.finish({
-        "benchmark": "generate",
-        "ratio": common.ratio(figures["two tasks"], figures["bare loop"]),
-        "bound": 1.8,
-        "ratio_two_bare_loops": common.ratio(figures["two bare loops"], figures["bare loop"]),
-        "images_per_second": figures,
-        "seconds": seconds,
-        "same_bytes": len(sizes) == 1,
-        "images": arguments.images,
-        "repeats": arguments.repeats,
-    })  # fmt: skip
+    common.finish(
+        {
+            "benchmark": "generate",
+            "ratio": common.ratio(figures["two tasks"], figures["bare loop"]),
+            "bound": 1.8,
+            "ratio_two_bare_loops": common.ratio(figures["two bare loops"], figures["bare loop"]),
+            "images_per_second": figures,
+            "seconds": seconds,
+            "same_bytes": len(sizes) == 1,
+            "images": arguments.images,
+            "repeats": arguments.repeats,
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Ingest: gan_spark's against the writer recipe in Petastorm's documentation.
 
-Both turn the 70,000 images of Fashion-MNIST's IDX files (training and test) into a Petastorm dataset with the same schema and
+Both turn the 70,000 images of Fashion-MNIST's IDX files (training and test) into a Petastorm dataset with the same
+schema and
 row-group size, in the same Spark session, after one small run each that is not counted. The recipe is the one of
 Petastorm's README: `materialize_dataset` around an RDD of row_generator and `dict_to_spark_row`. That of its MNIST
 example, where the driver makes all rows, is measured beside it.
@@ -40,10 +41,17 @@ def recipe(spark, data: str, url: str, limit: int | None = None) -> None:
     def row_generator(key: tuple[str, int]) -> dict:
         part, i = key
         images, labels = shared.value[part]
-        return {"id": f"{part}/{i:06d}", "image": images[i], "split": "train" if part == "train" else "test", "label": np.int32(labels[i])}
+        return {
+            "id": f"{part}/{i:06d}",
+            "image": images[i],
+            "split": "train" if part == "train" else "test",
+            "label": np.int32(labels[i]),
+        }
 
     with materialize_dataset(spark, url, unischema, ROW_GROUP_MB):
-        made = spark.sparkContext.parallelize(rows).map(row_generator).map(lambda row: dict_to_spark_row(unischema, row))
+        made = (
+            spark.sparkContext.parallelize(rows).map(row_generator).map(lambda row: dict_to_spark_row(unischema, row))
+        )
         spark.createDataFrame(made, unischema.as_spark_schema()).coalesce(10).write.mode("overwrite").parquet(url)
 
 
@@ -55,7 +63,12 @@ def mnist_example(spark, data: str, url: str, limit: int | None = None) -> None:
     unischema = unischema_of_fashion()
     with materialize_dataset(spark, url, unischema, ROW_GROUP_MB):
         rows = (
-            {"id": f"{part}/{i:06d}", "image": image, "split": "train" if part == "train" else "test", "label": np.int32(label)}
+            {
+                "id": f"{part}/{i:06d}",
+                "image": image,
+                "split": "train" if part == "train" else "test",
+                "label": np.int32(label),
+            }
             for part in common.PARTS
             for i, (image, label) in enumerate(zip(*common.read_idx(data, part)))
         )
@@ -103,16 +116,20 @@ def main() -> None:
         images = {name: spark.read.parquet(f"{lake}/datasets/{name}").count() for name in ("fashion-mnist", "recipe")}
         assert images["fashion-mnist"] == images["recipe"] == 70_000, images
         spark.stop()
-    common.finish({
-        "benchmark": "ingest",
-        "ratio": common.ratio(figures["recipe"], figures["gan_spark"]),
-        "bound": 3,
-        "ratio_to_mnist_example": common.ratio(figures["mnist_example"], figures["gan_spark"]),
-        "seconds": figures,
-        "images_per_second": {name: [round(70_000 / value) for value in values] for name, values in figures.items()},
-        "images": 70_000,
-        "repeats": arguments.repeats,
-    })  # fmt: skip
+    common.finish(
+        {
+            "benchmark": "ingest",
+            "ratio": common.ratio(figures["recipe"], figures["gan_spark"]),
+            "bound": 3,
+            "ratio_to_mnist_example": common.ratio(figures["mnist_example"], figures["gan_spark"]),
+            "seconds": figures,
+            "images_per_second": {
+                name: [round(70_000 / value) for value in values] for name, values in figures.items()
+            },
+            "images": 70_000,
+            "repeats": arguments.repeats,
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -4,11 +4,14 @@ Driver: ingest, train, generate and evaluate each run in a process of their own 
 loopback, so that executors are other processes. The driver's memory is the peak resident size (RSS), polled
 ten times a second, of that process and everything it started, which is its JVM (heap at most 1 GiB).
 `ratio` is the largest, over the four steps, of that peak at 300,000 rows over that at 10,000.
-The heap still in use after a full collection at the end is given beside it. Rows are Fashion-MNIST's images, drawn at random
-with ids of their own; half of them are the test split; as many images are generated and evaluated. Training is cut to a few steps of a
+The heap still in use after a full collection at the end is given beside it. Rows are Fashion-MNIST's images, drawn at
+random
+with ids of their own; half of them are the test split; as many images are generated and evaluated. Training is cut to a
+few steps of a
 small DCGAN, since its length is no matter here.
 
-Input buffers: growth of a process's RSS while it reads `gan_spark.data.reader.batches`, over what it is with TensorFlow and
+Input buffers: growth of a process's RSS while it reads `gan_spark.data.reader.batches`, over what it is with TensorFlow
+and
 Petastorm loaded: once through the 300,000 images, and twice through 6,000 random RGB images of 128x128 in the
 largest row groups that ingest makes.
 
@@ -90,7 +93,21 @@ def cluster(folder: str):
         start("master", f"{deploy}.master.Master", "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0")
         _wait(port)
         work = os.path.join(folder, "work")
-        start("worker", f"{deploy}.worker.Worker", "--host", "127.0.0.1", "--webui-port", "0", "--cores", "2", "--memory", "2g", "--work-dir", work, url)
+        start(
+            "worker",
+            f"{deploy}.worker.Worker",
+            "--host",
+            "127.0.0.1",
+            "--webui-port",
+            "0",
+            "--cores",
+            "2",
+            "--memory",
+            "2g",
+            "--work-dir",
+            work,
+            url,
+        )
         yield url
     finally:
         # The worker first: it ends its executors.
@@ -115,13 +132,16 @@ def _wait(port: int) -> None:
 
 def config(lake: str, rows: int):
     return common.config(
-        lake, os.path.join(lake, f"idx-{rows}"), run=f"run-{rows}", dataset=f"fashion-{rows}",
+        lake,
+        os.path.join(lake, f"idx-{rows}"),
+        run=f"run-{rows}",
+        dataset=f"fashion-{rows}",
         ingest={"test": 0.5},
         model={"name": "dcgan", "width": 8, "latent": 16},
         train={"steps": 10, "log_every": 5, "threads": 1},
         generate={"images": rows, "partitions": 8},
         evaluate={"classifier_steps": 10, "sample": 1000, "kid_subsets": 10},
-    )  # fmt: skip
+    )
 
 
 def drive(job: dict) -> dict:
@@ -135,13 +155,22 @@ def drive(job: dict) -> dict:
 
     os.environ["PYSPARK_PYTHON"] = sys.executable
     spark = (
-        SparkSession.builder.master(job["master"]).appName(job["step"])
-        .config("spark.driver.memory", "1g").config("spark.executor.memory", "1g").config("spark.driver.host", "127.0.0.1")
-        .config("spark.ui.enabled", "false").config("spark.sql.execution.arrow.maxRecordsPerBatch", "256")
+        SparkSession.builder.master(job["master"])
+        .appName(job["step"])
+        .config("spark.driver.memory", "1g")
+        .config("spark.executor.memory", "1g")
+        .config("spark.driver.host", "127.0.0.1")
+        .config("spark.ui.enabled", "false")
+        .config("spark.sql.execution.arrow.maxRecordsPerBatch", "256")
         .getOrCreate()
-    )  # fmt: skip
+    )
     spark.sparkContext.setLogLevel("ERROR")
-    steps = {"ingest": ingest.ingest, "train": driver.train, "generate": generate.generate, "evaluate": evaluate.evaluate}
+    steps = {
+        "ingest": ingest.ingest,
+        "train": driver.train,
+        "generate": generate.generate,
+        "evaluate": evaluate.evaluate,
+    }
     steps[job["step"]](spark, config(job["lake"], job["rows"]))
     machine = spark.sparkContext._jvm.java.lang
     machine.System.gc()
@@ -164,7 +193,9 @@ def driver(step: str, rows: int, lake: str, master: str) -> dict:
         raise RuntimeError(f"{step} of {rows} rows ended with code {process.returncode}")
     heap = json.loads(out.splitlines()[-1])["heap_after_gc"]
     made = {"peak_mb": peak.total, "python_mb": peak.python, "jvm_mb": peak.jvm, "heap_after_gc_mb": heap}
-    made = {key: round(value / 2**20, 1) for key, value in made.items()} | {"seconds": round(time.perf_counter() - start, 1)}
+    made = {key: round(value / 2**20, 1) for key, value in made.items()} | {
+        "seconds": round(time.perf_counter() - start, 1)
+    }
     common.say(f"{step}, {rows:,} rows: {made}")
     return made
 
@@ -200,13 +231,24 @@ def noise(lake: str, rows: int) -> str:
     def draw(frames):
         for frame in frames:
             pixels = (np.random.default_rng(i).integers(0, 256, (128, 128, 3), np.uint8) for i in frame["id"])
-            yield pd.DataFrame({"id": [f"noise/{i}" for i in frame["id"]], "content": [images.encode_png(image) for image in pixels]})
+            yield pd.DataFrame(
+                {"id": [f"noise/{i}" for i in frame["id"]], "content": [images.encode_png(image) for image in pixels]}
+            )
 
     spark = job.session("benchmark: memory")
     table = os.path.join(lake, "noise")
     spark.range(rows).mapInPandas(draw, "id string, content binary").write.mode("overwrite").parquet(table)
     # With one planned worker, row groups are as large as ingest makes them.
-    options = {"source": "table", "path": table, "height": 128, "width": 128, "channels": 3, "validation": 0.0, "test": 0.0, "planned_workers": 1}
+    options = {
+        "source": "table",
+        "path": table,
+        "height": 128,
+        "width": 128,
+        "channels": 3,
+        "validation": 0.0,
+        "test": 0.0,
+        "planned_workers": 1,
+    }
     made = parse({"run": "noise", "dataset": "noise", "lake": lake, "ingest": options})
     ingest.ingest(spark, made)
     spark.stop()
@@ -248,7 +290,9 @@ def row_group_mb(url: str) -> float:
     from gan_spark.data import splits
 
     files = [pq.ParquetFile(name.removeprefix("file://")).metadata for name in splits.files(url, "train")]
-    return round(max(file.row_group(i).total_byte_size for file in files for i in range(file.num_row_groups)) / 2**20, 1)
+    return round(
+        max(file.row_group(i).total_byte_size for file in files for i in range(file.num_row_groups)) / 2**20, 1
+    )
 
 
 def main() -> None:
@@ -272,23 +316,34 @@ def main() -> None:
         common.say("input buffers")
         url, noise_url = paths.dataset_url(config(lake, arguments.large)), noise(lake, arguments.noise)
         inputs = {
-            "28x28x1": common.child(__file__, "consume", {"url": url, "images": arguments.large}) | {"row_group_mb": row_group_mb(url)},
-            "128x128x3": common.child(__file__, "consume", {"url": noise_url, "images": 2 * arguments.noise}) | {"row_group_mb": row_group_mb(noise_url)},
+            "28x28x1": (
+                common.child(__file__, "consume", {"url": url, "images": arguments.large})
+                | {"row_group_mb": row_group_mb(url)}
+            ),
+            "128x128x3": (
+                common.child(__file__, "consume", {"url": noise_url, "images": 2 * arguments.noise})
+                | {"row_group_mb": row_group_mb(noise_url)}
+            ),
         }
     small, large = arguments.small, arguments.large
     growth = {step: round(peaks[step][large]["peak_mb"] / peaks[step][small]["peak_mb"], 3) for step in STEPS}
-    common.finish({
-        "benchmark": "memory",
-        "ratio": max(growth.values()),
-        "bound": BOUND,
-        "ratios": growth,
-        "ratio_heap_after_gc": max(round(peaks[step][large]["heap_after_gc_mb"] / peaks[step][small]["heap_after_gc_mb"], 3) for step in STEPS),
-        "driver": peaks,
-        "input_buffer_mb": max(value["growth_mb"] for value in inputs.values()),
-        "bound_input_buffer_mb": BOUND_INPUT_MB,
-        "inputs": inputs,
-        "repeats": 1,
-    })  # fmt: skip
+    common.finish(
+        {
+            "benchmark": "memory",
+            "ratio": max(growth.values()),
+            "bound": BOUND,
+            "ratios": growth,
+            "ratio_heap_after_gc": max(
+                round(peaks[step][large]["heap_after_gc_mb"] / peaks[step][small]["heap_after_gc_mb"], 3)
+                for step in STEPS
+            ),
+            "driver": peaks,
+            "input_buffer_mb": max(value["growth_mb"] for value in inputs.values()),
+            "bound_input_buffer_mb": BOUND_INPUT_MB,
+            "inputs": inputs,
+            "repeats": 1,
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Reading: the training input pipeline against Petastorm's row reader, and against the training that it feeds.
 
 Both sides read the 60,000 training images of Fashion-MNIST from the same dataset, over and over, after a start
-that is not counted. The pipeline is `gan_spark.data.reader.batches` for one rank: shuffled float batches of 64 with labels.
+that is not counted. The pipeline is `gan_spark.data.reader.batches` for one rank: shuffled float batches of 64 with
+labels.
 The row reader is `petastorm.make_reader` with its defaults (10 threads) on the same two columns: rows of uint8, in
 no batches, not scaled. TensorFlow has one thread, as a rank has.
 
@@ -62,7 +63,12 @@ def training(made, url: str, steps: int = 30) -> float:
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--images", type=int, default=600_000, help="that the pipeline is timed on; the row reader is timed on a tenth (default: %(default)s)")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=600_000,
+        help="that the pipeline is timed on; the row reader is timed on a tenth (default: %(default)s)",
+    )
     arguments = common.arguments(parser)
     from gan_spark import job, process
 
@@ -79,16 +85,18 @@ def main() -> None:
             "training": lambda: training(made, url),
         }
         figures = common.alternate(sides, arguments.repeats)
-    common.finish({
-        "benchmark": "read",
-        "ratio": common.ratio(figures["pipeline"], figures["make_reader"]),
-        "bound": 10,
-        "ratio_dummy_pool": common.ratio(figures["pipeline"], figures["make_reader, dummy pool"]),
-        "times_step_rate": common.ratio(figures["pipeline"], figures["training"]),
-        "images_per_second": figures,
-        "images": {"pipeline": arguments.images, "make_reader": arguments.images // 10},
-        "repeats": arguments.repeats,
-    })  # fmt: skip
+    common.finish(
+        {
+            "benchmark": "read",
+            "ratio": common.ratio(figures["pipeline"], figures["make_reader"]),
+            "bound": 10,
+            "ratio_dummy_pool": common.ratio(figures["pipeline"], figures["make_reader, dummy pool"]),
+            "times_step_rate": common.ratio(figures["pipeline"], figures["training"]),
+            "images_per_second": figures,
+            "images": {"pipeline": arguments.images, "make_reader": arguments.images // 10},
+            "repeats": arguments.repeats,
+        }
+    )
 
 
 if __name__ == "__main__":

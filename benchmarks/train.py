@@ -2,7 +2,8 @@
 
 Images a second after the first step, of the DCGAN at 64 images a rank and one TensorFlow thread a rank.
   one rank     gan_spark.training on Spark with Horovod, reading with Petastorm; it samples and saves only at the end
-  bare loop    a process of its own: all images a float array in memory, batches by fancy indexing, the same step function
+  bare loop    a process of its own: all images a float array in memory, batches by fancy indexing, the same step
+  function
   two ranks    as one rank, with 64 images on each rank (weak scaling)
   two bare loops   two such processes at once, that share nothing: what two cores of this machine can give
   two, 64 in all   as one rank, with 32 images on each rank (strong scaling)
@@ -54,7 +55,15 @@ def on_spark(spark, lake: str, path: str, workers: int, batch: int, steps: int) 
     from gan_spark.runs.store import Run
     from gan_spark.training import driver
 
-    train = {"steps": steps, "batch_size": batch, "workers": workers, "threads": 1, "log_every": steps, "sample_every": steps, "checkpoint_every": steps}
+    train = {
+        "steps": steps,
+        "batch_size": batch,
+        "workers": workers,
+        "threads": 1,
+        "log_every": steps,
+        "sample_every": steps,
+        "checkpoint_every": steps,
+    }
     made = common.config(lake, path, run="benchmark", train=train)
     paths.remove(Run.of(made).url)  # Or the trainer would go on from its checkpoint.
     return driver.train(spark, made)
@@ -82,28 +91,34 @@ def main() -> None:
 
         sides = {
             "one rank": ranks("one rank", 1, BATCH),
-            "bare loop": lambda: common.child(__file__, "bare", {"data": arguments.data, "steps": arguments.steps})["images_per_second"],
+            "bare loop": lambda: common.child(__file__, "bare", {"data": arguments.data, "steps": arguments.steps})[
+                "images_per_second"
+            ],
             "two ranks": ranks("two ranks", 2, 2 * BATCH),
-            "two bare loops": lambda: common.side_by_side(__file__, "bare", {"data": arguments.data, "steps": arguments.steps}),
+            "two bare loops": lambda: common.side_by_side(
+                __file__, "bare", {"data": arguments.data, "steps": arguments.steps}
+            ),
             "two ranks, 64 in all": ranks("two ranks, 64 in all", 2, BATCH),
         }
         figures = common.alternate(sides, arguments.repeats)
         spark.stop()
-    common.finish({
-        "benchmark": "train",
-        "ratio": common.ratio(figures["one rank"], figures["bare loop"]),
-        "bound": BOUND,
-        "ratio_two_ranks": common.ratio(figures["two ranks"], figures["one rank"]),
-        "bound_two_ranks": BOUND_TWO_RANKS,
-        "ratio_two_ranks_to_two_bare_loops": common.ratio(figures["two ranks"], figures["two bare loops"]),
-        "ratio_two_bare_loops": common.ratio(figures["two bare loops"], figures["bare loop"]),
-        "ratio_two_ranks_64_in_all": common.ratio(figures["two ranks, 64 in all"], figures["one rank"]),
-        "images_per_second": figures,
-        "start_seconds": started,
-        "steps": arguments.steps,
-        "batch_per_rank": BATCH,
-        "repeats": arguments.repeats,
-    })  # fmt: skip
+    common.finish(
+        {
+            "benchmark": "train",
+            "ratio": common.ratio(figures["one rank"], figures["bare loop"]),
+            "bound": BOUND,
+            "ratio_two_ranks": common.ratio(figures["two ranks"], figures["one rank"]),
+            "bound_two_ranks": BOUND_TWO_RANKS,
+            "ratio_two_ranks_to_two_bare_loops": common.ratio(figures["two ranks"], figures["two bare loops"]),
+            "ratio_two_bare_loops": common.ratio(figures["two bare loops"], figures["bare loop"]),
+            "ratio_two_ranks_64_in_all": common.ratio(figures["two ranks, 64 in all"], figures["one rank"]),
+            "images_per_second": figures,
+            "start_seconds": started,
+            "steps": arguments.steps,
+            "batch_per_rank": BATCH,
+            "repeats": arguments.repeats,
+        }
+    )
 
 
 if __name__ == "__main__":

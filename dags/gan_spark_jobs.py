@@ -24,8 +24,15 @@ def setting(name: str, default: str | None = None) -> str:
 
 def arguments(**overrides: str) -> list[str]:
     """--config and --set of a job; values are Jinja templates that are filled in when the task runs."""
-    made = ["--config", "{{ var.value.GAN_SPARK_HOME }}/{{ var.value.get('GAN_SPARK_CONFIG', 'conf/quickstart.toml') }}"]
-    sets = {"lake": "{{ var.value.get('GAN_SPARK_LAKE', 'lake') }}", **json.loads(setting("GAN_SPARK_SET", "{}")), **overrides}
+    made = [
+        "--config",
+        "{{ var.value.GAN_SPARK_HOME }}/{{ var.value.get('GAN_SPARK_CONFIG', 'conf/quickstart.toml') }}",
+    ]
+    sets = {
+        "lake": "{{ var.value.get('GAN_SPARK_LAKE', 'lake') }}",
+        **json.loads(setting("GAN_SPARK_SET", "{}")),
+        **overrides,
+    }
     for key, value in sets.items():
         made += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     return made
@@ -40,7 +47,11 @@ def job(task_id: str, script: str, **overrides: str) -> BaseOperator:
 
         return DatabricksSubmitRunOperator(
             task_id=task_id,
-            json={"run_name": f"gan_spark {script}", "existing_cluster_id": "{{ var.value.GAN_SPARK_CLUSTER }}", "spark_python_task": {"python_file": application, "parameters": given}},
+            json={
+                "run_name": f"gan_spark {script}",
+                "existing_cluster_id": "{{ var.value.GAN_SPARK_CLUSTER }}",
+                "spark_python_task": {"python_file": application, "parameters": given},
+            },
         )
     from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 

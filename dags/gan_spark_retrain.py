@@ -1,8 +1,12 @@
-"""Retraining, weekly: what is new is ingested, a run is trained, measured, and promoted only if it is better than the promoted one; that one then generates.
+"""Retraining, weekly: what is new is ingested, a run is trained, measured, and promoted only if it is better than the
+promoted one; that one then generates.
 
-New images are another measure: where there are some, task `promote` first makes images with the promoted model (table `gan_spark_retrain-promoted`) and measures them as the new run's were.
-A run is named after its date, so a task that is tried again, or cleared from `train` on, goes on from the run's last checkpoint.
-With the parameter `run` set to a name, that run is trained further instead (raise train.steps in GAN_SPARK_SET); it is refused where task `ingest` found other images than it was started with.
+New images are another measure: where there are some, task `promote` first makes images with the promoted model (table
+`gan_spark_retrain-promoted`) and measures them as the new run's were.
+A run is named after its date, so a task that is tried again, or cleared from `train` on, goes on from the run's last
+checkpoint.
+With the parameter `run` set to a name, that run is trained further instead (raise train.steps in GAN_SPARK_SET); it is
+refused where task `ingest` found other images than it was started with.
 """
 
 import pendulum
@@ -20,7 +24,9 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     default_args={"retries": 1, "retry_delay": pendulum.duration(seconds=30)},
-    params={"run": Param("", type="string", description="run to train further; empty for a fresh one, named after the date")},
+    params={
+        "run": Param("", type="string", description="run to train further; empty for a fresh one, named after the date")
+    },
     tags=["gan_spark"],
     doc_md=__doc__,
 ):

@@ -1,4 +1,6 @@
-"""gan_spark trains generative image models on Spark clusters, from images in a data lake to generated images back in the lake."""
+"""gan_spark trains generative image models on Spark clusters, from images in a data lake to generated images back in
+the lake.
+"""
 
 import os
 import warnings

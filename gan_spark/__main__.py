@@ -25,7 +25,9 @@ def main() -> int:
     show.add_argument("run")
     promoting = commands.add_parser("promote", help="make a run the promoted version of a named model")
     promoting.add_argument("run")
-    promoting.add_argument("--if-better", action="store_true", help="only where its FID is below the promoted version's")
+    promoting.add_argument(
+        "--if-better", action="store_true", help="only where its FID is below the promoted version's"
+    )
     back = commands.add_parser("rollback", help="promote the version from before again")
     for command in (promoting, back):
         command.add_argument("--model", default="default", help="name of the model (default: %(default)s)")
@@ -44,7 +46,11 @@ def main() -> int:
 def _java_home(_) -> None:
     from .job import java_home
 
-    print(java_home() or os.environ.get("JAVA_HOME") or os.path.dirname(os.path.dirname(os.path.realpath(shutil.which("java")))))
+    print(
+        java_home()
+        or os.environ.get("JAVA_HOME")
+        or os.path.dirname(os.path.dirname(os.path.realpath(shutil.which("java"))))
+    )
 
 
 def _bigdl_jars(_) -> None:
@@ -103,16 +109,34 @@ def _print(value: list[dict] | dict, as_json: bool) -> None:
     if isinstance(value, dict):
         rows = list(leaves(value))
     else:
-        rows = [tuple(value[0])] + [tuple("" if each is None else f"{each:.6g}" if isinstance(each, float) else str(each) for each in row.values()) for row in value] if value else [("no runs",)]
+        rows = (
+            [tuple(value[0])]
+            + [
+                tuple(
+                    "" if each is None else f"{each:.6g}" if isinstance(each, float) else str(each)
+                    for each in row.values()
+                )
+                for row in value
+            ]
+            if value
+            else [("no runs",)]
+        )
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths)).rstrip())
 
 
 _COMMANDS = {
-    "java-home": _java_home, "bigdl-jars": _bigdl_jars, "models": _models, "reference": _reference, "download": _download,
-    "runs": _runs, "show": _show, "promote": _promote, "rollback": _rollback,
-}  # fmt: skip
+    "java-home": _java_home,
+    "bigdl-jars": _bigdl_jars,
+    "models": _models,
+    "reference": _reference,
+    "download": _download,
+    "runs": _runs,
+    "show": _show,
+    "promote": _promote,
+    "rollback": _rollback,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,17 +16,27 @@ from .config import UserError, load, resolved
 log = logging.getLogger(__name__)
 
 
-def main(step: Callable[..., dict], description: str, argv: list[str] | None = None, jars: Callable[[], list[str]] = list) -> int:
+def main(
+    step: Callable[..., dict], description: str, argv: list[str] | None = None, jars: Callable[[], list[str]] = list
+) -> int:
     """Parses, builds a session with `jars`, calls `step(spark, config)`, prints its result as one JSON line.
 
     Returns 0 on success, 2 for a wrong config or argument (argparse's own too), 1 for any other failure.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", required=True, help="TOML file of the run, for instance conf/quickstart.toml")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one value, for instance train.steps=10; may be repeated")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one value, for instance train.steps=10; may be repeated",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
     logging.getLogger("gan_spark").setLevel(logging.INFO)
     try:
         from .models import config_class
@@ -56,7 +66,9 @@ def main(step: Callable[..., dict], description: str, argv: list[str] | None = N
 
 
 def session(name: str, jars: list[str] | tuple[str, ...] = ()):
-    """The active Spark session; under spark-submit the one that it configures; else a local one on loopback, with `jars`."""
+    """The active Spark session; under spark-submit the one that it configures; else a local one on loopback, with
+    `jars`.
+    """
     from pyspark.sql import SparkSession
 
     if active := SparkSession.getActiveSession():
@@ -79,7 +91,9 @@ def session(name: str, jars: list[str] | tuple[str, ...] = ()):
 
 
 def java_home() -> str | None:
-    """JAVA_HOME to set: None where Java 11 or 17, which Spark 3.4 runs on, is already in use; else the packaged Java 17."""
+    """JAVA_HOME to set: None where Java 11 or 17, which Spark 3.4 runs on, is already in use; else the packaged Java
+    17.
+    """
     home = os.environ.get("JAVA_HOME")
     java = os.path.join(home, "bin", "java") if home else shutil.which("java")
     if java and os.path.exists(java):

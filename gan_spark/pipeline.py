@@ -13,10 +13,16 @@ log = logging.getLogger(__name__)
 
 
 def pipeline(spark, config: Config) -> dict:
-    """Runs the four steps; a dataset that was ingested with the same settings is used again, and a run goes on where it is."""
+    """Runs the four steps; a dataset that was ingested with the same settings is used again, and a run goes on where it
+    is.
+    """
     url = lake.dataset_url(config)
-    if lake.exists(lake.join(url, schema.MANIFEST)) and not differences(schema.read_manifest(url).ingest, resolved(config.ingest)):
-        log.info("pipeline: dataset %s was made with these settings and is used again; jobs/ingest.py makes it anew", url)
+    if lake.exists(lake.join(url, schema.MANIFEST)) and not differences(
+        schema.read_manifest(url).ingest, resolved(config.ingest)
+    ):
+        log.info(
+            "pipeline: dataset %s was made with these settings and is used again; jobs/ingest.py makes it anew", url
+        )
         ingested = {"dataset": url}
     else:
         ingested = ingest.ingest(spark, config)

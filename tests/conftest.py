@@ -19,7 +19,18 @@ MODEL_CONFIGS = {
     "attributes": {"name": "attributes", "image_size": 16, "channels": 1, "width": 4, "features": 16},
     "began": {"name": "began", "image_size": 16, "width": 4, "latent": 8},
     "cgan": {"name": "cgan", "image_size": 16, "width": 4, "latent": 8},
-    "classifier": {"name": "classifier", "image_size": 32, "channels": 1, "network": "MobileNetV2", "weights": "", "hidden": 16, "head_steps": 0, "last_layers": 3, "rate": 1.0, "batch_norm": "trained"},
+    "classifier": {
+        "name": "classifier",
+        "image_size": 32,
+        "channels": 1,
+        "network": "MobileNetV2",
+        "weights": "",
+        "hidden": 16,
+        "head_steps": 0,
+        "last_layers": 3,
+        "rate": 1.0,
+        "batch_norm": "trained",
+    },
     "cyclegan": {"name": "cyclegan", "image_size": 16, "channels": 1, "width": 4, "blocks": 1, "layers": 1},
     "dcgan": {"name": "dcgan", "image_size": 16, "width": 4, "latent": 8},
     "discogan": {"name": "discogan", "image_size": 16, "channels": 1, "width": 4, "code": 8},
@@ -27,9 +38,40 @@ MODEL_CONFIGS = {
     "lenet": {"name": "lenet", "image_size": 16, "features": 16},
     "srgan": {"name": "srgan", "image_size": 16, "channels": 1, "width": 4, "blocks": 1, "discriminator_width": 4},
     "ssgan": {"name": "ssgan", "image_size": 16, "width": 4, "latent": 8},
-    "stackgan1": {"name": "stackgan1", "image_size": 16, "channels": 1, "text": "embedding", "embedding": 8, "conditioning": 4, "latent": 4, "width": 4, "discriminator_width": 4, "compressed": 8},
-    "stackgan2": {"name": "stackgan2", "image_size": 64, "channels": 1, "text": "embedding", "embedding": 8, "conditioning": 4, "halvings": 1, "blocks": 1, "width": 2, "discriminator_width": 2, "compressed": 8},
-    "text_encoder": {"name": "text_encoder", "image_size": 16, "channels": 1, "embedding": 8, "length": 36, "width": 8, "image_width": 4},
+    "stackgan1": {
+        "name": "stackgan1",
+        "image_size": 16,
+        "channels": 1,
+        "text": "embedding",
+        "embedding": 8,
+        "conditioning": 4,
+        "latent": 4,
+        "width": 4,
+        "discriminator_width": 4,
+        "compressed": 8,
+    },
+    "stackgan2": {
+        "name": "stackgan2",
+        "image_size": 64,
+        "channels": 1,
+        "text": "embedding",
+        "embedding": 8,
+        "conditioning": 4,
+        "halvings": 1,
+        "blocks": 1,
+        "width": 2,
+        "discriminator_width": 2,
+        "compressed": 8,
+    },
+    "text_encoder": {
+        "name": "text_encoder",
+        "image_size": 16,
+        "channels": 1,
+        "embedding": 8,
+        "length": 36,
+        "width": 8,
+        "image_width": 4,
+    },
     "vae": {"name": "vae", "image_size": 16, "hidden": (32,), "latent": 4},
     "wgan_gp": {"name": "wgan_gp", "image_size": 16, "width": 4, "latent": 8, "n_critic": 2},
 }
@@ -54,7 +96,10 @@ def make_batch(name: str, size: int = 8, seed: int = 0) -> dict:
 
     def one() -> dict:
         images = rng.uniform(-1, 1, [size, config.image_size, config.image_size, config.channels]).astype(np.float32)
-        captions = [f"{rng.choice(['a red', 'one green'])} {rng.choice(['circle', 'square'])}\n{i}, quickly" for i in range(size)]
+        captions = [
+            f"{rng.choice(['a red', 'one green'])} {rng.choice(['circle', 'square'])}\n{i}, quickly"
+            for i in range(size)
+        ]
         return {
             "image": tf.constant(images),
             "label": tf.constant(rng.integers(0, 10, size), tf.int32),
@@ -71,7 +116,11 @@ def make_inputs(name: str, size: int) -> dict:
     model = models.find(name)
     config = model.Config(**MODEL_CONFIGS[name])
     images = tf.zeros([size, config.image_size, config.image_size, config.channels])
-    kinds = {"label": tf.zeros([size], tf.int32), "caption": tf.fill([size], "a red circle"), "embedding": tf.ones([size, 3, getattr(config, "embedding", 8)])}
+    kinds = {
+        "label": tf.zeros([size], tf.int32),
+        "caption": tf.fill([size], "a red circle"),
+        "embedding": tf.ones([size, 3, getattr(config, "embedding", 8)]),
+    }
     return {key: kinds.get(key, images) for key in model.takes(config)[:1]}
 
 
@@ -108,9 +157,23 @@ def make_config(lake: str, model: str = "dcgan", run: str = "run", **sections: d
             "run": run,
             "dataset": "digits",
             "lake": lake,
-            "ingest": {"source": "digits", "height": 16, "width": 16, "validation": 0.1, "test": 0.2, "planned_workers": 2},
+            "ingest": {
+                "source": "digits",
+                "height": 16,
+                "width": 16,
+                "validation": 0.1,
+                "test": 0.2,
+                "planned_workers": 2,
+            },
             "model": MODEL_CONFIGS[model],
-            "train": {"steps": 4, "batch_size": 16, "log_every": 2, "checkpoint_every": 2, "sample_every": 4, "launcher": "local"},
+            "train": {
+                "steps": 4,
+                "batch_size": 16,
+                "log_every": 2,
+                "checkpoint_every": 2,
+                "sample_every": 4,
+                "launcher": "local",
+            },
         },
         models.config_class,
     )

@@ -34,13 +34,18 @@ def test_minibatch_discrimination_is_the_formula():
     layer(tf.zeros([1, 2]))
     layer.tensor.assign([[1.0, 0.0], [0.0, 1.0]])
     made = layer(tf.constant([[0.0, 0.0], [1.0, 0.0], [0.0, 3.0]])).numpy()
-    np.testing.assert_allclose(made[:, 2], [np.exp(-1) + np.exp(-3), np.exp(-1) + np.exp(-4), np.exp(-3) + np.exp(-4)], rtol=1e-5)
+    np.testing.assert_allclose(
+        made[:, 2], [np.exp(-1) + np.exp(-3), np.exp(-1) + np.exp(-4), np.exp(-3) + np.exp(-4)], rtol=1e-5
+    )
     same = layer(tf.zeros([5, 2])).numpy()
     np.testing.assert_allclose(same[:, 2], 4.0)  # a collapsed batch stands out
 
 
 def test_minibatch_discrimination_is_in_the_discriminator():
-    assert build(minibatch=3).discriminator.layers[-1].kernel.shape[0] == build().discriminator.layers[-1].kernel.shape[0] + 3
+    assert (
+        build(minibatch=3).discriminator.layers[-1].kernel.shape[0]
+        == build().discriminator.layers[-1].kernel.shape[0] + 3
+    )
 
 
 def test_history_is_the_running_mean():
@@ -57,7 +62,12 @@ def test_history_is_the_running_mean():
 
 
 def test_historical_averaging_holds_weights_near_their_mean():
-    sgd = {"generator_optimizer": "sgd", "discriminator_optimizer": "sgd", "generator_rate": 0.05, "discriminator_rate": 0.05}
+    sgd = {
+        "generator_optimizer": "sgd",
+        "discriminator_optimizer": "sgd",
+        "generator_rate": 0.05,
+        "discriminator_rate": 0.05,
+    }
     assert moved(build(historical_averaging=5.0, **sgd), "d", steps=12) < 0.9 * moved(build(**sgd), "d", steps=12)
 
 
@@ -83,8 +93,14 @@ def test_spectral_norm_bounds_every_kernel():
     kernels = [variable.numpy() for variable in model.discriminator.trainable_variables if "kernel" in variable.name]
     norms = [np.linalg.svd(kernel.reshape(-1, kernel.shape[-1]), compute_uv=False)[0] for kernel in kernels]
     np.testing.assert_allclose(norms, 1.0, rtol=0.02)
-    plain = [variable.numpy() for variable in build(normalisation="none").discriminator.trainable_variables if "kernel" in variable.name]
-    assert any(abs(np.linalg.svd(kernel.reshape(-1, kernel.shape[-1]), compute_uv=False)[0] - 1) > 0.1 for kernel in plain)
+    plain = [
+        variable.numpy()
+        for variable in build(normalisation="none").discriminator.trainable_variables
+        if "kernel" in variable.name
+    ]
+    assert any(
+        abs(np.linalg.svd(kernel.reshape(-1, kernel.shape[-1]), compute_uv=False)[0] - 1) > 0.1 for kernel in plain
+    )
 
 
 def test_batches_together_share_their_statistics():
@@ -128,8 +144,13 @@ def test_seeded_dropout_drops_its_share_and_keeps_the_mean():
 
 
 def test_two_time_scales_and_two_optimizers():
-    model = build(generator_optimizer="adam", discriminator_optimizer="sgd", generator_rate=1e-3, discriminator_rate=0.5)
-    kinds = {name: (type(optimizer).__name__, round(float(optimizer.learning_rate), 6)) for name, optimizer in model.optimizers.items()}
+    model = build(
+        generator_optimizer="adam", discriminator_optimizer="sgd", generator_rate=1e-3, discriminator_rate=0.5
+    )
+    kinds = {
+        name: (type(optimizer).__name__, round(float(optimizer.learning_rate), 6))
+        for name, optimizer in model.optimizers.items()
+    }
     assert kinds == {"d": ("SGD", 0.5), "g": ("Adam", 0.001)}
 
 
@@ -163,9 +184,15 @@ def test_the_rate_falls_to_nothing():
 
 def test_the_monitor_names_the_aids_of_a_discriminator_that_is_never_wrong():
     monitor = collapse.Monitor(dcgan.Config())
-    assert [monitor.losses(step, {"d_loss": loss}) for step, loss in enumerate([0.01, 0.01, 0.5, 0.01, 0.01])] == [None] * 5
+    assert [monitor.losses(step, {"d_loss": loss}) for step, loss in enumerate([0.01, 0.01, 0.5, 0.01, 0.01])] == [
+        None
+    ] * 5
     warning = monitor.losses(5, {"d_loss": 0.01})
-    assert warning.startswith("step 5: the discriminator's loss was under 0.05 3 times") and "model.real_target" in warning and "model.spectral_norm" in warning
+    assert (
+        warning.startswith("step 5: the discriminator's loss was under 0.05 3 times")
+        and "model.real_target" in warning
+        and "model.spectral_norm" in warning
+    )
     assert monitor.losses(6, {"d_loss": 0.01}) is None  # told once
 
 
@@ -175,7 +202,11 @@ def test_the_monitor_sees_images_become_alike():
     alike = np.repeat(various[:1], 64, axis=0)
     assert monitor.variety(1, various) is None
     warning = monitor.variety(2, alike)
-    assert "the generator may have collapsed" in warning and "model.minibatch" in warning and "model.feature_matching" in warning
+    assert (
+        "the generator may have collapsed" in warning
+        and "model.minibatch" in warning
+        and "model.feature_matching" in warning
+    )
     assert collapse.Monitor(models.find("vae").Config()).variety(1, alike) is None  # alike from the start: nothing fell
 
 

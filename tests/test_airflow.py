@@ -1,4 +1,6 @@
-"""The DAGs in a real Airflow, in an environment of its own (SQLite, one process), with real spark-submit on real digits."""
+"""The DAGs in a real Airflow, in an environment of its own (SQLite, one process), with real spark-submit on real
+digits.
+"""
 
 import contextlib
 import json
@@ -19,9 +21,19 @@ from gan_spark.runs import registry
 from gan_spark.runs.store import Run
 
 SMALL = {
-    "ingest.height": 16, "ingest.width": 16, "model.image_size": 16, "model.width": 4, "train.steps": 400, "train.batch_size": 16, "train.checkpoint_every": 200,
-    "train.sample_every": 400, "train.log_every": 100, "generate.images": 60, "evaluate.classifier_steps": 20, "evaluate.kid_subset_size": 20,
-}  # fmt: skip
+    "ingest.height": 16,
+    "ingest.width": 16,
+    "model.image_size": 16,
+    "model.width": 4,
+    "train.steps": 400,
+    "train.batch_size": 16,
+    "train.checkpoint_every": 200,
+    "train.sample_every": 400,
+    "train.log_every": 100,
+    "generate.images": 60,
+    "evaluate.classifier_steps": 20,
+    "evaluate.kid_subset_size": 20,
+}
 RUN = "retrain-20260301"
 
 
@@ -33,14 +45,35 @@ def airflow(tmp_path_factory):
     if not shutil.which("uv"):
         pytest.skip("uv, which makes Airflow's environment, is not on the PATH")
     home = tmp_path_factory.mktemp("airflow")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYSPARK", "SPARK", "VIRTUAL_ENV", "PYTHONPATH", "HOROVOD"))} | {
-        "AIRFLOW_HOME": str(home), "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"), "AIRFLOW__CORE__LOAD_EXAMPLES": "false", "AIRFLOW__CORE__UNIT_TEST_MODE": "false",
-        "AIRFLOW_CONN_SPARK_DEFAULT": json.dumps({"conn_type": "spark", "host": "local[2]"}), "AIRFLOW_VAR_GAN_SPARK_HOME": str(ROOT), "AIRFLOW_VAR_GAN_SPARK_LAKE": str(home / "lake"), "AIRFLOW_VAR_GAN_SPARK_SET": json.dumps(SMALL),
-        "JAVA_HOME": job.java_home() or os.environ.get("JAVA_HOME") or os.path.dirname(os.path.dirname(os.path.realpath(shutil.which("java")))), "SPARK_LOCAL_IP": "127.0.0.1",
-    }  # fmt: skip
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("PYSPARK", "SPARK", "VIRTUAL_ENV", "PYTHONPATH", "HOROVOD"))
+    } | {
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "false",
+        "AIRFLOW__CORE__UNIT_TEST_MODE": "false",
+        "AIRFLOW_CONN_SPARK_DEFAULT": json.dumps({"conn_type": "spark", "host": "local[2]"}),
+        "AIRFLOW_VAR_GAN_SPARK_HOME": str(ROOT),
+        "AIRFLOW_VAR_GAN_SPARK_LAKE": str(home / "lake"),
+        "AIRFLOW_VAR_GAN_SPARK_SET": json.dumps(SMALL),
+        "JAVA_HOME": (
+            job.java_home()
+            or os.environ.get("JAVA_HOME")
+            or os.path.dirname(os.path.dirname(os.path.realpath(shutil.which("java"))))
+        ),
+        "SPARK_LOCAL_IP": "127.0.0.1",
+    }
 
     def call(*arguments: str, **more: str) -> subprocess.CompletedProcess:
-        return subprocess.run(["uv", "run", "--quiet", "--project", str(ROOT / "dags"), *arguments], capture_output=True, text=True, env=environment | more, cwd=home)
+        return subprocess.run(
+            ["uv", "run", "--quiet", "--project", str(ROOT / "dags"), *arguments],
+            capture_output=True,
+            text=True,
+            env=environment | more,
+            cwd=home,
+        )
 
     made = call("airflow", "db", "migrate")
     assert made.returncode == 0, made.stderr[-2000:]
@@ -51,9 +84,10 @@ def airflow(tmp_path_factory):
 @pytest.mark.parametrize("platform", ["spark", "databricks"])
 def test_dags_import_without_errors_or_warnings(airflow, platform):
     script = (
-        "from airflow.models import DagBag; bag = DagBag(include_examples=False); "
-        "print(bag.import_errors, [w for found in bag.captured_warnings.values() for w in found] if hasattr(bag, 'captured_warnings') else []); "
-        "print(sorted((dag.dag_id, [type(task).__name__ for task in dag.topological_sort()]) for dag in bag.dags.values()))"
+        "from airflow.models import DagBag; bag = DagBag(include_examples=False); print(bag.import_errors, [w for found"
+        " in bag.captured_warnings.values() for w in found] if hasattr(bag, 'captured_warnings') else []);"
+        " print(sorted((dag.dag_id, [type(task).__name__ for task in dag.topological_sort()]) for dag in"
+        " bag.dags.values()))"
     )
     found = airflow("python", "-c", script, AIRFLOW_VAR_GAN_SPARK_PLATFORM=platform)
     assert found.returncode == 0, found.stderr[-2000:]
@@ -68,9 +102,10 @@ def snapshot(root: str) -> dict:
     run = Run(lakes.join(lakes.to_url(root), "runs", RUN))
     return {
         "dataset": schema.read_manifest(lakes.join(lakes.to_url(root), "datasets", "digits")).fingerprint,
-        "checkpoints": run.checkpoints(), "starts": [line["step"] for line in run.metrics() if line.get("event") == "start"],
+        "checkpoints": run.checkpoints(),
+        "starts": [line["step"] for line in run.metrics() if line.get("event") == "start"],
         "registry": registry.read(root, "gan_spark_retrain"),
-    }  # fmt: skip
+    }
 
 
 def kill_training_once(root: str, seen: list) -> None:
@@ -93,20 +128,33 @@ def test_retraining_from_start_to_end_through_a_death(spark, airflow):
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
     def images(name: str) -> dict:
-        return {row["seed"]: bytes(row["image"]) for row in spark.read.parquet(f"{root}/generated/{name}").select("seed", "image").collect()}
+        return {
+            row["seed"]: bytes(row["image"])
+            for row in spark.read.parquet(f"{root}/generated/{name}").select("seed", "image").collect()
+        }
 
     root, seen = airflow.lake, []
     killer = threading.Thread(target=kill_training_once, args=(root, seen), daemon=True)
     killer.start()
     retrain()
     after, made = snapshot(root), images("gan_spark_retrain")
-    assert seen and seen[0]["dataset"] == after["dataset"] and seen[0]["checkpoints"] and not seen[0]["registry"]["versions"]  # half-way, what was there was whole
-    assert after["checkpoints"] == [200, 400] and after["starts"] in ([0, 200], [0, 400])  # Airflow tried again, and it went on
+    assert (
+        seen
+        and seen[0]["dataset"] == after["dataset"]
+        and seen[0]["checkpoints"]
+        and not seen[0]["registry"]["versions"]
+    )  # half-way, what was there was whole
+    assert after["checkpoints"] == [200, 400] and after["starts"] in (
+        [0, 200],
+        [0, 400],
+    )  # Airflow tried again, and it went on
     assert after["registry"]["promoted"] == 1 and len(after["registry"]["versions"]) == 1 and len(made) == 60
 
     retrain()
     again = snapshot(root)
-    assert {key: again[key] for key in ("dataset", "checkpoints", "registry")} == {key: after[key] for key in ("dataset", "checkpoints", "registry")}
+    assert {key: again[key] for key in ("dataset", "checkpoints", "registry")} == {
+        key: after[key] for key in ("dataset", "checkpoints", "registry")
+    }
     assert images("gan_spark_retrain") == made
 
     daily = airflow("airflow", "dags", "test", "gan_spark_generate", "2026-03-02", "--conf", '{"images": 20}')

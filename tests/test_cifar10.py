@@ -24,7 +24,12 @@ def binary_batch(images: np.ndarray, labels) -> bytes:
 
 def pickled_batch(images: np.ndarray, labels) -> bytes:
     """As CIFAR-10's Python version is, but written by Python 3."""
-    batch = {b"batch_label": b"batch 1", b"data": images.reshape(len(images), 3072), b"labels": list(labels), b"filenames": [b"%d.png" % i for i in range(len(images))]}
+    batch = {
+        b"batch_label": b"batch 1",
+        b"data": images.reshape(len(images), 3072),
+        b"labels": list(labels),
+        b"filenames": [b"%d.png" % i for i in range(len(images))],
+    }
     return pickle.dumps(batch, protocol=2)
 
 
@@ -36,11 +41,24 @@ def python2_batch(images: np.ndarray, labels) -> bytes:
 
     raw = images.tobytes()
     array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01"
-    array += b"M" + struct.pack("<H", len(images)) + b"M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+    array += (
+        b"M"
+        + struct.pack("<H", len(images))
+        + b"M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+    )
     array += b"T" + struct.pack("<i", len(raw)) + raw + b"tb"
     runs = [labels[start : start + 1000] for start in range(0, len(labels), 1000)]
     values = b"]" + b"".join(b"(" + b"".join(b"K" + bytes([label]) for label in run) + b"e" for run in runs)
-    return b"\x80\x02}(" + text(b"data") + array + text(b"labels") + values + text(b"batch_label") + text(b"batch 1") + b"u."
+    return (
+        b"\x80\x02}("
+        + text(b"data")
+        + array
+        + text(b"labels")
+        + values
+        + text(b"batch_label")
+        + text(b"batch 1")
+        + b"u."
+    )
 
 
 PICKLES = {"python 3": pickled_batch, "python 2": python2_batch}
@@ -113,18 +131,34 @@ def test_cifar10(spark, tmp_path, packed, version):
     suffix, write = (".bin", binary_batch) if version == "binary" else ("", pickled_batch)
     images, mark = cifar_images(6), tmp_path / "mark"
     hostile = pickle.dumps(Hostile(mark), protocol=2)
-    files = {f"data_batch_1{suffix}": write(images[:4], [0, 1, 9, 10]), f"test_batch{suffix}": write(images[4:], [3, 4]), "readme.html": b"", f"data_batch_2{suffix}": hostile}
+    files = {
+        f"data_batch_1{suffix}": write(images[:4], [0, 1, 9, 10]),
+        f"test_batch{suffix}": write(images[4:], [3, 4]),
+        "readme.html": b"",
+        f"data_batch_2{suffix}": hostile,
+    }
     source, found = rows(spark, put_cifar(tmp_path, files, packed))
     assert source.classes == cifar10.CLASSES
     names = [f"data_batch_1{suffix}/{i:05d}" for i in range(4)] + [f"test_batch{suffix}/{i:05d}" for i in range(2)]
     assert sorted(found) == sorted([*names, f"data_batch_2{suffix}"])
-    expected = [("airplane", None), ("automobile", None), ("truck", None), (None, "label 10 is not among the 10 classes"), ("cat", None), ("deer", None)]
+    expected = [
+        ("airplane", None),
+        ("automobile", None),
+        ("truck", None),
+        (None, "label 10 is not among the 10 classes"),
+        ("cat", None),
+        ("deer", None),
+    ]
     assert [(found[name].label, found[name].reason) for name in names] == expected
     assert [found[name].split for name in names] == ["train"] * 4 + ["test"] * 2
     for name, image in zip(names, images):
         row = found[name]
-        np.testing.assert_array_equal(np.frombuffer(row.content, np.uint8).reshape(row.height, row.width, row.channels), image.transpose(1, 2, 0))
-    assert found[f"data_batch_2{suffix}"].reason.startswith(f"truncated: {len(hostile)} bytes after" if version == "binary" else "not a CIFAR-10 batch")
+        np.testing.assert_array_equal(
+            np.frombuffer(row.content, np.uint8).reshape(row.height, row.width, row.channels), image.transpose(1, 2, 0)
+        )
+    assert found[f"data_batch_2{suffix}"].reason.startswith(
+        f"truncated: {len(hostile)} bytes after" if version == "binary" else "not a CIFAR-10 batch"
+    )
     assert not mark.exists()
 
 

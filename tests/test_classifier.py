@@ -57,7 +57,10 @@ def test_the_head_learns_alone_and_then_the_last_layers_with_it():
     step = tf.function(model.train_step)
 
     def weights():
-        return [[v.numpy() for v in part] for part in (model.head.variables, model.network.trainable_variables, model.network.non_trainable_variables)]
+        return [
+            [v.numpy() for v in part]
+            for part in (model.head.variables, model.network.trainable_variables, model.network.non_trainable_variables)
+        ]
 
     def moved(before, after):
         return [any(not np.array_equal(a, b) for a, b in zip(*pair)) for pair in zip(before, after)]
@@ -83,7 +86,10 @@ def test_frozen_batch_norm_keeps_its_statistics():
 
 def test_class_weights_scale_the_loss():
     batch = {**make_batch("classifier"), "label": tf.fill([8], 3)}
-    losses = [float(make_model("classifier", class_weights=weights).train_step([batch])["loss"]) for weights in ((), (0.0,) * 3 + (2.0,) + (0.0,) * 6, (1.0,) * 3 + (0.0,) + (1.0,) * 6)]
+    losses = [
+        float(make_model("classifier", class_weights=weights).train_step([batch])["loss"])
+        for weights in ((), (0.0,) * 3 + (2.0,) + (0.0,) * 6, (1.0,) * 3 + (0.0,) + (1.0,) * 6)
+    ]
     assert losses[1] == pytest.approx(2 * losses[0], rel=1e-5) and losses[2] == 0
 
 

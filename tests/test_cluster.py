@@ -35,10 +35,15 @@ def cluster(tmp_path_factory):
 
     home, folder = os.path.dirname(pyspark.__file__), tmp_path_factory.mktemp("cluster")
     environment = {
-        **os.environ, "SPARK_HOME": home, "SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable,
-        "PYSPARK_DRIVER_PYTHON": sys.executable, "SPARK_CONF_DIR": str(ROOT / "conf"), "SPARK_LOCAL_DIRS": str(folder),
+        **os.environ,
+        "SPARK_HOME": home,
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "PYSPARK_PYTHON": sys.executable,
+        "PYSPARK_DRIVER_PYTHON": sys.executable,
+        "SPARK_CONF_DIR": str(ROOT / "conf"),
+        "SPARK_LOCAL_DIRS": str(folder),
         "SPARK_WORKER_DIR": str(folder / "work"),
-    }  # fmt: skip
+    }
     environment.pop("PYSPARK_GATEWAY_PORT", None)
     environment.pop("PYSPARK_GATEWAY_SECRET", None)
     if packaged := job.java_home():
@@ -48,15 +53,40 @@ def cluster(tmp_path_factory):
     launcher, processes = os.path.join(home, "bin", "spark-class"), []
     try:
         master, found = start(
-            [launcher, "org.apache.spark.deploy.master.Master", "--host", "127.0.0.1", "--port", "0", "--webui-port", "0"],
-            daemons, r"Starting Spark master at (spark://\S+)", folder / "master.log",
-        )  # fmt: skip
+            [
+                launcher,
+                "org.apache.spark.deploy.master.Master",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                "0",
+                "--webui-port",
+                "0",
+            ],
+            daemons,
+            r"Starting Spark master at (spark://\S+)",
+            folder / "master.log",
+        )
         processes.append(master)
         for index in range(2):
             worker, _ = start(
-                [launcher, "org.apache.spark.deploy.worker.Worker", found[1], "--cores", "1", "--memory", "3g", "--host", "127.0.0.1", "--webui-port", "0"],
-                daemons, "Successfully registered with master", folder / f"worker{index}.log",
-            )  # fmt: skip
+                [
+                    launcher,
+                    "org.apache.spark.deploy.worker.Worker",
+                    found[1],
+                    "--cores",
+                    "1",
+                    "--memory",
+                    "3g",
+                    "--host",
+                    "127.0.0.1",
+                    "--webui-port",
+                    "0",
+                ],
+                daemons,
+                "Successfully registered with master",
+                folder / f"worker{index}.log",
+            )
             processes.append(worker)
         yield found[1], environment
     finally:
@@ -68,9 +98,18 @@ def cluster(tmp_path_factory):
 def submit(cluster, folder, name, *arguments):
     url, environment = cluster
     command = [
-        os.path.join(environment["SPARK_HOME"], "bin", "spark-submit"), "--master", url, "--properties-file", str(ROOT / "conf" / "spark-defaults.conf"),
-        "--conf", "spark.executor.memory=2g", "--conf", "spark.driver.host=127.0.0.1", str(ROOT / "jobs" / f"{name}.py"), *arguments,
-    ]  # fmt: skip
+        os.path.join(environment["SPARK_HOME"], "bin", "spark-submit"),
+        "--master",
+        url,
+        "--properties-file",
+        str(ROOT / "conf" / "spark-defaults.conf"),
+        "--conf",
+        "spark.executor.memory=2g",
+        "--conf",
+        "spark.driver.host=127.0.0.1",
+        str(ROOT / "jobs" / f"{name}.py"),
+        *arguments,
+    ]
     # The workers run in folders of their own: a relative lake is one of the driver's.
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=folder)
     # spark-submit merges the driver's stderr into its own stdout.
@@ -78,7 +117,14 @@ def submit(cluster, folder, name, *arguments):
 
 
 def test_ingest_train_on_two_workers_and_generate(cluster, tmp_path):
-    train = {"steps": 20, "workers": 2, "launcher": "spark", "log_every": 10, "checkpoint_every": 20, "sample_every": 20}
+    train = {
+        "steps": 20,
+        "workers": 2,
+        "launcher": "spark",
+        "log_every": 10,
+        "checkpoint_every": 20,
+        "sample_every": 20,
+    }
     config = write_config(tmp_path, make_config("lake", run="cluster", train=train, generate={"images": 30}))
     results = {}
     for name in ("ingest", "train", "generate"):
@@ -91,7 +137,19 @@ def test_ingest_train_on_two_workers_and_generate(cluster, tmp_path):
     assert Run(results["train"]["run"]).checkpoints() == [20]
     assert lakes.exists(results["generate"]["grid"])
 
-    code, out = submit(cluster, tmp_path, "train", "--config", config, "--set", "run=wide", "--set", "train.workers=4", "--set", "train.start_timeout=8")
+    code, out = submit(
+        cluster,
+        tmp_path,
+        "train",
+        "--config",
+        config,
+        "--set",
+        "run=wide",
+        "--set",
+        "train.workers=4",
+        "--set",
+        "train.start_timeout=8",
+    )
     assert code == 2
     assert "error: train.workers = 4: not that many free task slots in train.start_timeout = 8 s" in out[-1]
     assert not (tmp_path / "lake" / "runs" / "wide").exists()

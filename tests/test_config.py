@@ -29,24 +29,54 @@ BASE = {"run": "r", "dataset": "d"}
         ({"train": {"steps": 0}}, r"^train\.steps = 0: expected at least 1$"),
         ({"train": {"workers": 0}}, r"^train\.workers = 0: expected at least 1 and at most 4096"),
         ({"ingest": {"height": 5000}}, r"^ingest\.height = 5000: expected at least 4 and at most 4096"),
-        ({"ingest": {"validation": float("nan")}}, r"^ingest\.validation = nan: expected at least 0\.0 and at most 0\.9"),
-        ({"ingest": {"validation": float("inf")}}, r"^ingest\.validation = inf: expected at least 0\.0 and at most 0\.9"),
-        ({"model": {"name": "dcgan", "generator_rate": float("nan")}}, r"^model\.generator_rate = nan: expected at least 0\.0"),
-        ({"ingest": {"source": "fodler"}}, r"^ingest\.source = 'fodler': expected one of 'digits', .*; did you mean 'folder'\?"),
+        (
+            {"ingest": {"validation": float("nan")}},
+            r"^ingest\.validation = nan: expected at least 0\.0 and at most 0\.9",
+        ),
+        (
+            {"ingest": {"validation": float("inf")}},
+            r"^ingest\.validation = inf: expected at least 0\.0 and at most 0\.9",
+        ),
+        (
+            {"model": {"name": "dcgan", "generator_rate": float("nan")}},
+            r"^model\.generator_rate = nan: expected at least 0\.0",
+        ),
+        (
+            {"ingest": {"source": "fodler"}},
+            r"^ingest\.source = 'fodler': expected one of 'digits', .*; did you mean 'folder'\?",
+        ),
         ({"ingest": {"channels": 2}}, r"^ingest\.channels = 2: expected one of 1, 3"),
-        ({"ingest": {"validation": 0.5, "test": 0.5}}, r"^ingest\.validation \+ ingest\.test = 1: expected less than 1"),
+        (
+            {"ingest": {"validation": 0.5, "test": 0.5}},
+            r"^ingest\.validation \+ ingest\.test = 1: expected less than 1",
+        ),
         ({"train": {"workers": 3}}, r"^train\.batch_size = 64 does not divide by train\.workers = 3"),
-        ({"train": {"workers": 2}, "evaluate": {"classifier_batch": 63}}, r"^evaluate\.classifier_batch = 63 does not divide by train\.workers = 2"),
-        ({"train": {"workers": 2, "launcher": "local"}}, r"^train\.workers = 2 with train\.launcher = 'local'.*use launcher 'spark'"),
+        (
+            {"train": {"workers": 2}, "evaluate": {"classifier_batch": 63}},
+            r"^evaluate\.classifier_batch = 63 does not divide by train\.workers = 2",
+        ),
+        (
+            {"train": {"workers": 2, "launcher": "local"}},
+            r"^train\.workers = 2 with train\.launcher = 'local'.*use launcher 'spark'",
+        ),
         ({"run": "../r"}, r"^run = '\.\./r': expected letters, digits"),
         ({"dataset": ""}, r"^dataset = '': expected letters, digits"),
-        ({"lake": "/data/[prod]/a#b"}, r"^lake = '/data/\[prod\]/a#b': expected a path without any of # \? \* \[ \] \{ \}, .*; found # \[ \] in /data/.*: use another folder"),
+        (
+            {"lake": "/data/[prod]/a#b"},
+            (
+                r"^lake = '/data/\[prod\]/a#b': expected a path without any of # \? \* \[ \] \{ \}, .*; found # \[ \]"
+                r" in /data/.*: use another folder"
+            ),
+        ),
         *(({"lake": f"s3a://bucket/a{odd}b"}, rf"^lake = .*; found [{odd}] in s3a://bucket") for odd in "#?*{}"),
         ({"dataset": "d\n"}, r"^dataset = 'd\\n': expected letters, digits"),
         ({"model": {"width": 8}}, r"^model\.name: expected the name of a model"),
         ({"model": {"name": 3}}, r"^model\.name: expected the name of a model"),
         ({"model": "dcgan"}, r"^model\.name: expected the name of a model"),
-        ({"model": {"name": "dcgam"}}, r"^model\.name = 'dcgam': no such model; did you mean 'dcgan'\? \(known: .*dcgan, "),
+        (
+            {"model": {"name": "dcgam"}},
+            r"^model\.name = 'dcgam': no such model; did you mean 'dcgan'\? \(known: .*dcgan, ",
+        ),
         ({"model": {"name": "zzz"}}, r"^model\.name = 'zzz': no such model \(known: .*dcgan, .*vae, "),
     ],
 )
@@ -171,7 +201,9 @@ def test_the_shipped_configs_load(path):
 
 
 def test_the_reference_of_configs_is_that_of_the_code():
-    assert reference.markdown() == (ROOT / "docs/config.md").read_text(), "run: python -m gan_spark reference > docs/config.md"
+    assert reference.markdown() == (ROOT / "docs/config.md").read_text(), (
+        "run: python -m gan_spark reference > docs/config.md"
+    )
 
 
 def test_the_reference_has_every_key_with_its_range():
@@ -181,4 +213,8 @@ def test_the_reference_has_every_key_with_its_range():
         keys = resolved(parse({**BASE, "model": {"name": name}}, models.config_class))
         keys["model"].pop("name")
         for section, value in keys.items():
-            assert all(f"| `{section}.{key}` |" in text for key in value) if isinstance(value, dict) else f"| `{section}` |" in text
+            assert (
+                all(f"| `{section}.{key}` |" in text for key in value)
+                if isinstance(value, dict)
+                else f"| `{section}` |" in text
+            )

@@ -24,7 +24,9 @@ def test_jobs_are_what_the_schema_allows(name):
     assert Job.from_dict(JOBS[name]).as_dict() == JOBS[name]
 
 
-@pytest.mark.parametrize("change", [{"tags": "x"}, {"taks": []}, {"tasks": [{"task_key": "a", "spark_pyton_task": {}}]}])
+@pytest.mark.parametrize(
+    "change", [{"tags": "x"}, {"taks": []}, {"tasks": [{"task_key": "a", "spark_pyton_task": {}}]}]
+)
 def test_the_schema_would_refuse(change):
     with pytest.raises(ValueError):
         Job.from_dict(JOBS["train"] | change)
@@ -39,10 +41,14 @@ def test_variables_are_declared_and_keys_are_the_bundles():
 @pytest.mark.parametrize("job, task", TASKS, ids=[f"{name}.{task['task_key']}" for name, task in TASKS])
 def test_a_task_runs_a_job_with_a_config_that_loads(job, task):
     assert task["job_cluster_key"] in [each["job_cluster_key"] for each in JOBS[job]["job_clusters"]]
-    assert {each["task_key"] for each in task.get("depends_on", [])} <= {each["task_key"] for each in JOBS[job]["tasks"]}
+    assert {each["task_key"] for each in task.get("depends_on", [])} <= {
+        each["task_key"] for each in JOBS[job]["tasks"]
+    }
     python = task["spark_python_task"]
     assert (ROOT / python["python_file"]).is_file()
-    values = {f"${{var.{name}}}": str(each.get("default", "")) for name, each in BUNDLE["variables"].items()} | {"${workspace.file_path}": str(ROOT)}
+    values = {f"${{var.{name}}}": str(each.get("default", "")) for name, each in BUNDLE["variables"].items()} | {
+        "${workspace.file_path}": str(ROOT)
+    }
     given = [re.sub(r"\$\{[\w.]+\}", lambda found: values[found[0]], each) for each in python["parameters"]]
     assert given[::2] == ["--config"] + ["--set"] * (len(given) // 2 - 1)
     loaded = config.load(given[1], given[3::2], models.config_class)
@@ -64,7 +70,17 @@ def test_pip_can_install_the_wheel_into_the_runtimes_spark(tmp_path):
         pytest.skip("no uv to resolve with")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     (tmp_path / "requirements.in").write_text("\n".join([*project["project"]["dependencies"], "pyspark==3.5.0"]))
-    command = ["uv", "pip", "compile", "--no-config", "--python-version", "3.11", "--exclude-newer", project["tool"]["uv"]["exclude-newer"], "requirements.in"]
+    command = [
+        "uv",
+        "pip",
+        "compile",
+        "--no-config",
+        "--python-version",
+        "3.11",
+        "--exclude-newer",
+        project["tool"]["uv"]["exclude-newer"],
+        "requirements.in",
+    ]
     answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert "pyspark==3.5.0" in answer.stdout and "bigdl" not in answer.stdout

@@ -25,7 +25,9 @@ def unique(spark, tmp_path_factory) -> str:
     pixels = rng.integers(0, 256, (ROWS, 8, 8), np.uint8)
     pixels[:, 0, 0], pixels[:, 0, 1] = 0, 255
     rows = [(f"{i}", bytearray(images.encode_png(image[:, :, None])), "abc"[i % 3]) for i, image in enumerate(pixels)]
-    source = sources.from_frame(spark.createDataFrame(rows, "id string, content binary, label string"), "id", "content", "label")
+    source = sources.from_frame(
+        spark.createDataFrame(rows, "id string, content binary, label string"), "id", "content", "label"
+    )
     url = lake.to_url(str(tmp_path_factory.mktemp("lake") / "unique"))
     ingest.write(spark, source, url, Ingest(height=8, width=8, validation=0.0, test=0.2, planned_workers=2))
     return url
@@ -35,7 +37,9 @@ def unique(spark, tmp_path_factory) -> str:
 def labels(spark, unique) -> dict[bytes, int]:
     """Label by image of the train split, read by Spark."""
     header = len(schema.npy_header((8, 8, 1)))
-    found = {bytes(row.image)[header:]: row.label for row in spark.read.parquet(unique).where("split = 'train'").collect()}
+    found = {
+        bytes(row.image)[header:]: row.label for row in spark.read.parquet(unique).where("split = 'train'").collect()
+    }
     assert 150 < len(found) < ROWS
     return found
 
@@ -46,7 +50,11 @@ def take(stream, count: int) -> list[dict[str, np.ndarray]]:
 
 def seen(batches) -> list[tuple[bytes, int]]:
     """(image, label) of every row."""
-    return [(images.to_pixels(image).tobytes(), int(label)) for batch in batches for image, label in zip(batch["image"], batch["label"])]
+    return [
+        (images.to_pixels(image).tobytes(), int(label))
+        for batch in batches
+        for image, label in zip(batch["image"], batch["label"])
+    ]
 
 
 # --- batches ---------------------------------------------------------------------------
@@ -104,7 +112,13 @@ def row_groups(url: str) -> int:
 def test_more_ranks_than_row_groups_are_refused(unique):
     groups = row_groups(unique)
     reader.check_shards(unique, "train", groups)
-    with pytest.raises(UserError, match=f"{groups} row groups in split 'train' for {groups + 1} workers; ingest it again with ingest.planned_workers = {groups + 1}"):
+    with pytest.raises(
+        UserError,
+        match=(
+            f"{groups} row groups in split 'train' for {groups + 1} workers; ingest it again with"
+            f" ingest.planned_workers = {groups + 1}"
+        ),
+    ):
         reader.batches(unique, "train", 16, 0, groups + 1)
 
 
@@ -116,13 +130,18 @@ def test_an_empty_split_is_refused(unique, ranks):
 
 def test_a_missing_dataset_is_refused(tmp_path):
     url = lake.to_url(str(tmp_path / "none"))
-    with pytest.raises(UserError, match=f"^no dataset at {url}: expected _gan_spark.json there; make it with jobs/ingest.py"):
+    with pytest.raises(
+        UserError, match=f"^no dataset at {url}: expected _gan_spark.json there; make it with jobs/ingest.py"
+    ):
         reader.batches(url, "train", 16)
 
 
 def test_a_reader_leaves_an_unfinished_replacement_alone(tmp_path):
     (tmp_path / ".d.old").mkdir()
-    with pytest.raises(UserError, match="^no dataset at .*/d: .*one died while it replaced this dataset, whose former state it will put back"):
+    with pytest.raises(
+        UserError,
+        match="^no dataset at .*/d: .*one died while it replaced this dataset, whose former state it will put back",
+    ):
         reader.batches(lake.to_url(str(tmp_path / "d")), "train", 16)
     assert os.listdir(tmp_path) == [".d.old"]
 
@@ -139,7 +158,9 @@ def test_a_manifest_of_another_size_is_noticed(unique):
     with open(lake.filesystem(splits.files(unique, "train")[0])[1], "rb") as stream:
         column = pq.read_table(stream)["image"].to_pylist()
     assert schema.unpack(column, manifest.shape, "raw").shape == (len(column), 8, 8, 1)
-    with pytest.raises(ValueError, match=r"bytes for \d+ arrays of \(8, 9, 1\); the dataset is not what its manifest says"):
+    with pytest.raises(
+        ValueError, match=r"bytes for \d+ arrays of \(8, 9, 1\); the dataset is not what its manifest says"
+    ):
         schema.unpack(column, (8, 9, 1), "raw")
 
 
@@ -158,7 +179,10 @@ def test_the_pickled_schema_is_not_read(unique, labels, tmp_path):
     shutil.copytree(lake.filesystem(unique)[1], planted)
     old = pq.read_schema(planted / "_common_metadata")
     assert b"dataset-toolkit.unischema.v1" in old.metadata
-    pq.write_metadata(old.with_metadata({**old.metadata, b"dataset-toolkit.unischema.v1": pickle.dumps(Hostile(mark), protocol=2)}), planted / "_common_metadata")
+    pq.write_metadata(
+        old.with_metadata({**old.metadata, b"dataset-toolkit.unischema.v1": pickle.dumps(Hostile(mark), protocol=2)}),
+        planted / "_common_metadata",
+    )
     for crc in planted.glob("._common_metadata.crc"):
         crc.unlink()
     url = lake.to_url(str(planted))
@@ -183,7 +207,9 @@ def groups(*sizes: int):
 
 def shuffle(sizes, batch_size: int, pool_size: int, seed: int = 0) -> np.ndarray:
     """[batches, batch_size] of row numbers."""
-    made = [batch["image"] for batch in reader.shuffled(groups(*sizes), batch_size, pool_size, np.random.default_rng(seed))]
+    made = [
+        batch["image"] for batch in reader.shuffled(groups(*sizes), batch_size, pool_size, np.random.default_rng(seed))
+    ]
     assert all(len(each) == batch_size for each in made)
     return np.array(made).reshape(-1, batch_size)
 
@@ -251,6 +277,11 @@ def test_the_pool_is_bounded():
 
 
 def test_arrow_and_pool_agree_on_types():
-    (batch,) = reader.shuffled(iter([{"image": np.zeros((4, 2, 2, 1), np.uint8), "label": np.zeros(4, np.int32)}]), 4, 4, np.random.default_rng(0))
+    (batch,) = reader.shuffled(
+        iter([{"image": np.zeros((4, 2, 2, 1), np.uint8), "label": np.zeros(4, np.int32)}]),
+        4,
+        4,
+        np.random.default_rng(0),
+    )
     assert (batch["image"].dtype, batch["image"].shape, batch["label"].dtype) == (np.uint8, (4, 2, 2, 1), np.int32)
     assert pa.array(batch["label"]).type == pa.int32()

@@ -45,7 +45,9 @@ def server(monkeypatch):
     """`state` says how the server behaves and which Range headers came, None for a request without one."""
     monkeypatch.setenv("no_proxy", "*")
     serving = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    serving.state = SimpleNamespace(files={"/set.bin": DATA}, resumable=True, cut=None, ranges=[], url=f"http://127.0.0.1:{serving.server_port}/")
+    serving.state = SimpleNamespace(
+        files={"/set.bin": DATA}, resumable=True, cut=None, ranges=[], url=f"http://127.0.0.1:{serving.server_port}/"
+    )
     thread = threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield serving.state
@@ -111,7 +113,10 @@ def test_a_wrong_checksum_is_refused_and_the_part_removed(server, tmp_path, part
     server.files["/set.bin"] = DATA[:-1] + b"?"
     if part:
         (tmp_path / "set.bin.part").write_bytes(part)
-    with pytest.raises(UserError, match=rf"/set\.bin: checksum [0-9a-f]{{64}}, expected {remote(server).digest}; the partial file was removed"):
+    with pytest.raises(
+        UserError,
+        match=rf"/set\.bin: checksum [0-9a-f]{{64}}, expected {remote(server).digest}; the partial file was removed",
+    ):
         fetch(remote(server), str(tmp_path))
     assert os.listdir(tmp_path) == []
 
@@ -127,7 +132,10 @@ def test_no_server_is_a_user_error(server, tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     (tmp_path / "set.bin.part").write_bytes(DATA[:1000])
-    with pytest.raises(UserError, match=r"/set\.bin: not reached \(.*\); .*set\.bin\.part keeps what came, run the same command again to resume"):
+    with pytest.raises(
+        UserError,
+        match=r"/set\.bin: not reached \(.*\); .*set\.bin\.part keeps what came, run the same command again to resume",
+    ):
         fetch(Remote(f"http://127.0.0.1:{port}/set.bin", remote(server).digest), str(tmp_path))
     assert (tmp_path / "set.bin.part").read_bytes() == DATA[:1000]
 

@@ -60,14 +60,26 @@ def test_both_ways_lead_up_and_stay_in_range(method, octaves):
 def test_without_iterations_octaves_put_every_detail_back(method):
     options = Dream(layers=("a",), method=method, octaves=4, iterations=0)
     before = image(17, 3)
-    np.testing.assert_allclose(dream.dreamt(before, dream.slope_of(dream.objective(bright, options)), options), before, atol=1e-5)
+    np.testing.assert_allclose(
+        dream.dreamt(before, dream.slope_of(dream.objective(bright, options)), options), before, atol=1e-5
+    )
 
 
 def test_continuity_smooths_and_l2_pulls_to_the_middle():
     before = image(seed=3)
     made = {}
     for name, changes in {"plain": {}, "smooth": {"continuity": 30.0}, "small": {"l2": 30.0}}.items():
-        options = Dream(**{"layers": ("a",), "method": "lbfgs", "octaves": 1, "iterations": 40, "continuity": 0.0, "l2": 0.0, **changes})
+        options = Dream(
+            **{
+                "layers": ("a",),
+                "method": "lbfgs",
+                "octaves": 1,
+                "iterations": 40,
+                "continuity": 0.0,
+                "l2": 0.0,
+                **changes,
+            }
+        )
         made[name] = dream.dreamt(before, dream.slope_of(dream.objective(lambda x: [5.0 * x], options)), options)
     assert variation(made["smooth"]) < 0.2 * variation(made["plain"])
     assert np.abs(made["small"]).mean() < 0.1 < np.abs(made["plain"]).mean()
@@ -84,7 +96,20 @@ def test_one_seed_is_one_dream():
 def config(spark, lake, digits):
     classifier = make_config(lake, "lenet", run="dreamer", train={"steps": 30, "log_every": 30, "checkpoint_every": 30})
     driver.train(spark, classifier)
-    return make_config(lake, run="dreams", dream={"network": "run", "run": "dreamer", "layers": ("conv2",), "octaves": 2, "iterations": 6, "images": 5, "continuity": 0.01, "l2": 0.0})
+    return make_config(
+        lake,
+        run="dreams",
+        dream={
+            "network": "run",
+            "run": "dreamer",
+            "layers": ("conv2",),
+            "octaves": 2,
+            "iterations": 6,
+            "images": 5,
+            "continuity": 0.01,
+            "l2": 0.0,
+        },
+    )
 
 
 def test_a_table_of_dreams(spark, config):
@@ -96,7 +121,9 @@ def test_a_table_of_dreams(spark, config):
     assert result["objective_after"] == pytest.approx(np.mean([row["objective_after"] for row in rows]))
     assert {(row["height"], row["width"], row["channels"]) for row in rows} == {(16, 16, 1)}
     assert images.decode_png(lakes.read_bytes(result["grid"])).shape[1] == 8 * 18 + 2
-    again = {row["input"]: bytes(row["image"]) for row in spark.read.parquet(dream.dream(spark, config)["table"]).collect()}
+    again = {
+        row["input"]: bytes(row["image"]) for row in spark.read.parquet(dream.dream(spark, config)["table"]).collect()
+    }
     assert again == {row["input"]: bytes(row["image"]) for row in rows}
 
 
@@ -105,7 +132,14 @@ def changed(config, **values):
 
 
 def test_a_network_of_a_file_or_of_keras_by_name(spark, config, tmp_path):
-    network = tf.keras.Sequential([tf.keras.Input([16, 16, 1]), tf.keras.layers.Conv2D(4, 3, activation="relu", name="edges"), tf.keras.layers.Flatten(), tf.keras.layers.Dense(2)])
+    network = tf.keras.Sequential(
+        [
+            tf.keras.Input([16, 16, 1]),
+            tf.keras.layers.Conv2D(4, 3, activation="relu", name="edges"),
+            tf.keras.layers.Flatten(),
+            tf.keras.layers.Dense(2),
+        ]
+    )
     path = str(tmp_path / "small.keras")
     network.save(path)
     from_file = changed(config, network=path, layers=("edges",), images=2, octaves=1)
@@ -117,17 +151,25 @@ def test_a_network_of_a_file_or_of_keras_by_name(spark, config, tmp_path):
     np.testing.assert_allclose(seen, network.layers[0](x), rtol=1e-5)
     (seen,) = dream.activations(("keras", "VGG16", ""), ("block1_conv1",))(x)
     pixels = tf.keras.applications.vgg16.preprocess_input(tf.image.grayscale_to_rgb(x + 1.0) * 127.5)
-    np.testing.assert_allclose(seen, dream._network("keras", "VGG16", "").get_layer("block1_conv1")(pixels), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(
+        seen, dream._network("keras", "VGG16", "").get_layer("block1_conv1")(pixels), rtol=1e-4, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize(
     "values, message",
     [
         ({"layers": ("conv9",)}, "no such layer: 'conv9' .*conv1, .*conv2"),
-        ({"layers": ("conv1", "conv2"), "weights_of_layers": (1.0,)}, "dream.weights_of_layers: expected one for each of the 2 layers, found 1"),
+        (
+            {"layers": ("conv1", "conv2"), "weights_of_layers": (1.0,)},
+            "dream.weights_of_layers: expected one for each of the 2 layers, found 1",
+        ),
         ({"run": "never-trained"}, "no run at .*never-trained"),
         ({"network": "VGG99"}, "no network 'VGG99' in Keras .*VGG16"),
-        ({"network": "VGG16", "weights": "", "layers": ("mixed3",)}, "dream.layers: no such layer: 'mixed3' in VGG16 .*block5_conv1"),
+        (
+            {"network": "VGG16", "weights": "", "layers": ("mixed3",)},
+            "dream.layers: no such layer: 'mixed3' in VGG16 .*block5_conv1",
+        ),
         ({"network": "/nowhere/net.keras"}, "/nowhere/net.keras: no such file"),
         ({"split": "validation", "layers": ()}, "no layer is named"),
     ],
@@ -135,7 +177,11 @@ def test_a_network_of_a_file_or_of_keras_by_name(spark, config, tmp_path):
 def test_what_is_wrong_is_told_before_any_task_starts(spark, config, values, message):
     with pytest.raises(UserError, match=message):
         dream.dream(spark, changed(config, **values))
-    assert not [name for name in lakes.filesystem(config.lake)[0].ls(f"{config.lake}/generated", detail=False) if "/.dreams" in name]
+    assert not [
+        name
+        for name in lakes.filesystem(config.lake)[0].ls(f"{config.lake}/generated", detail=False)
+        if "/.dreams" in name
+    ]
 
 
 def test_a_run_that_is_no_classifier_is_refused(spark, lake, config):

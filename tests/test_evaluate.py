@@ -48,23 +48,30 @@ def test_frechet_distance_matches_scipys_matrix_root_and_bears_singular_covarian
 
     x, y = normal(50, 0, 1, 1) @ np.array([[1, 0.5, 0], [0, 1, 0], [0, 0.3, 2]]), normal(60, 1, 1.5, 2)
     a, b = Moments.of(x), Moments.of(y)
-    expected = np.square(a.mean - b.mean).sum() + np.trace(a.covariance + b.covariance - 2 * sqrtm(a.covariance @ b.covariance).real)
+    expected = np.square(a.mean - b.mean).sum() + np.trace(
+        a.covariance + b.covariance - 2 * sqrtm(a.covariance @ b.covariance).real
+    )
     assert statistics.frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
     flat = Moments.of(x * [1, 1, 0])
     assert statistics.frechet_distance(flat, flat) == pytest.approx(0, abs=1e-8)
 
 
 def test_kernel_distance_is_unbiased_and_sees_a_shift():
-    same = np.mean([statistics.kernel_distance(normal(50, 0, 1, 2 * i), normal(50, 0, 1, 2 * i + 1)) for i in range(200)])
+    same = np.mean(
+        [statistics.kernel_distance(normal(50, 0, 1, 2 * i), normal(50, 0, 1, 2 * i + 1)) for i in range(200)]
+    )
     assert abs(same) < 0.02
-    # E k(x, y) = E (x.y / 3 + 1)^3 by hand for points: k(x, x') = 8 and k(x, y) = 1 for x = (3, 0, 0)... of one direction.
+    # E k(x, y) = E (x.y / 3 + 1)^3 by hand for points: k(x, x') = 8 and k(x, y) = 1 for x = (3, 0, 0)... of one
+    # direction.
     x, y = np.tile([[np.sqrt(3.0), 0, 0]], [4, 1]), np.tile([[0, np.sqrt(3.0), 0]], [4, 1])
     assert statistics.kernel_distance(x, y) == pytest.approx(8 + 8 - 2)
 
 
 def test_inception_score_ends():
     sure = np.repeat(np.eye(4), 5, axis=0)
-    score = lambda p: statistics.inception_score(Moments.of(p), Moments.of(np.sum(p * np.log(np.clip(p, 1e-300, None)), 1, keepdims=True)))
+    score = lambda p: statistics.inception_score(
+        Moments.of(p), Moments.of(np.sum(p * np.log(np.clip(p, 1e-300, None)), 1, keepdims=True))
+    )
     assert score(sure) == pytest.approx(4.0)
     assert score(np.full([20, 4], 0.25)) == pytest.approx(1.0)
     assert score(np.tile([[1.0, 0, 0, 0]], [20, 1])) == pytest.approx(1.0)
@@ -103,9 +110,18 @@ def test_kid_over_subsets_is_the_same_every_time(spark):
 @pytest.fixture(scope="module")
 def measured(spark, lake, digits):
     config = make_config(
-        lake, run="measured", train={"steps": 2}, generate={"images": 90, "batch_size": 32},
-        evaluate={"classifier_steps": 150, "classifier_batch": 32, "sample": 80, "kid_subset_size": 40, "kid_subsets": 5},
-    )  # fmt: skip
+        lake,
+        run="measured",
+        train={"steps": 2},
+        generate={"images": 90, "batch_size": 32},
+        evaluate={
+            "classifier_steps": 150,
+            "classifier_batch": 32,
+            "sample": 80,
+            "kid_subset_size": 40,
+            "kid_subsets": 5,
+        },
+    )
     driver.train(spark, config)
     generate.generate(spark, config)
     return config, evaluate.evaluate(spark, config)
@@ -140,7 +156,9 @@ def test_a_sample_is_of_features_by_id_the_same_ones_for_any_partitioning(spark,
     config, _ = measured
     network, manifest = features.network(spark, config), schema.read_manifest(digits)
     frame = spark.read.parquet(digits).where("split = 'test'")
-    (moments, one), (_, many) = (evaluate.measure(frame.repartition(parts), network, manifest.shape, "raw", 100, wanted) for parts in (1, 5))
+    (moments, one), (_, many) = (
+        evaluate.measure(frame.repartition(parts), network, manifest.shape, "raw", 100, wanted) for parts in (1, 5)
+    )
     np.testing.assert_allclose(one, many, atol=1e-4)
     rows = sorted(frame.collect(), key=lambda row: row["id"])
     every, _ = features.function(network)(schema.unpack([row["image"] for row in rows], manifest.shape, "raw"))
@@ -155,17 +173,53 @@ def test_the_classifier_is_shared_by_configs_that_train_otherwise(spark, measure
     """It is there, so that it is not trained again, nor refused, whatever their section [train] says."""
     config, result = measured
     monkeypatch.setattr(driver, "train", None)
-    network = features.network(spark, replaced(config, train={"seed": 5, "workers": 2, "launcher": "spark", "precision": "mixed_bfloat16", "shuffle_buffer": 7, "validate_every": 1}))
+    network = features.network(
+        spark,
+        replaced(
+            config,
+            train={
+                "seed": 5,
+                "workers": 2,
+                "launcher": "spark",
+                "precision": "mixed_bfloat16",
+                "shuffle_buffer": 7,
+                "validate_every": 1,
+            },
+        ),
+    )
     assert network.name == result["features"] and network.step == 150
 
 
 def test_the_classifier_is_trained_by_settings_of_its_own(spark, measured, monkeypatch):
-    config = replaced(measured[0], train={"seed": 5, "precision": "mixed_bfloat16", "workers": 3, "launcher": "spark", "threads": 2, "restarts": 7, "start_timeout": 9, "keep": 8}, evaluate={"classifier_steps": 3, "classifier_batch": 33})
+    config = replaced(
+        measured[0],
+        train={
+            "seed": 5,
+            "precision": "mixed_bfloat16",
+            "workers": 3,
+            "launcher": "spark",
+            "threads": 2,
+            "restarts": 7,
+            "start_timeout": 9,
+            "keep": 8,
+        },
+        evaluate={"classifier_steps": 3, "classifier_batch": 33},
+    )
     told = []
     monkeypatch.setattr(driver, "train", lambda spark, given: told.append(given))
     with pytest.raises(UserError, match="no run at"):
         features.network(spark, config)
-    assert told[0].train == Train(steps=3, batch_size=33, checkpoint_every=3, sample_every=3, workers=3, launcher="spark", threads=2, restarts=7, start_timeout=9)
+    assert told[0].train == Train(
+        steps=3,
+        batch_size=33,
+        checkpoint_every=3,
+        sample_every=3,
+        workers=3,
+        launcher="spark",
+        threads=2,
+        restarts=7,
+        start_timeout=9,
+    )
     assert re.fullmatch(r".*-3-33\.[0-9a-f]{8}", told[0].run)  # of another batch is another classifier
 
 
@@ -177,7 +231,9 @@ def test_a_classifier_that_another_config_left_half_trained_is_begun_again(spark
     whole["config"]["train"] |= {"workers": 2, "seed": 7}
     run.start(whole)
     network = features.network(spark, config)
-    assert (network.run, network.step, run.checkpoints()) == (run.url, 4, [4]) and run.record()["config"]["train"]["workers"] == 1
+    assert (network.run, network.step, run.checkpoints()) == (run.url, 4, [4]) and run.record()["config"]["train"][
+        "workers"
+    ] == 1
 
 
 def test_a_classifier_that_another_job_trains_meanwhile_is_left_alone(spark, measured, monkeypatch):
@@ -193,7 +249,11 @@ def test_a_classifier_that_another_job_trains_meanwhile_is_left_alone(spark, mea
     ours = features.network(spark, config)
     assert ours == placed[0] and ours.record["created"] == Run(ours.run).record()["created"]
     assert ours.record["config"]["run"] == ours.run.rsplit("/", 1)[1]
-    assert [name for name in lakes.filesystem(lakes.to_url(config.lake))[0].ls(f"{config.lake}/runs", detail=False) if f"{ours.run.rsplit('/', 1)[1]}." in name] == []
+    assert [
+        name
+        for name in lakes.filesystem(lakes.to_url(config.lake))[0].ls(f"{config.lake}/runs", detail=False)
+        if f"{ours.run.rsplit('/', 1)[1]}." in name
+    ] == []
 
 
 def test_held_out_images_are_classified_by_names_not_by_indices(spark, digits, measured):
@@ -213,37 +273,59 @@ def test_a_table_is_measured_by_the_run_and_step_of_its_rows(spark, measured):
 
     config, result = measured
     made = spark.read.parquet(result["table"])
-    of_others = [made.where("seed < 20").withColumn("step", F.lit(1).cast("long")), made.where("seed < 30").withColumn("run", F.lit("file:///another"))]
+    of_others = [
+        made.where("seed < 20").withColumn("step", F.lit(1).cast("long")),
+        made.where("seed < 30").withColumn("run", F.lit("file:///another")),
+    ]
     mixed = replaced(config, generate={"table": f"{config.lake}/elsewhere/mixed"})
     with tables.replacing(of_others[0].unionByName(of_others[1]).unionByName(made).coalesce(1), lakes.table_url(mixed)):
         pass
     again = evaluate.evaluate(spark, mixed)
     assert again["report"] == f"{lakes.table_url(mixed)}.quality.json"
     assert lakes.table_url(mixed) in catalogue.lineage(config.lake, config.run)["quality"]  # wherever it lies
-    assert {key: again[key] for key in ("run", "step", "generated_images")} == {key: result[key] for key in ("run", "step", "generated_images")}
+    assert {key: again[key] for key in ("run", "step", "generated_images")} == {
+        key: result[key] for key in ("run", "step", "generated_images")
+    }
     assert again["fid"] == pytest.approx(result["fid"], rel=1e-3)
     assert generate.images_of(spark, replaced(mixed, generate={"checkpoint": 1})).count() == 20
-    with pytest.raises(UserError, match=r"table .*/mixed has no images of run .*/runs/measured at step 7; it has those of file:///another at step 2, .*/runs/measured at step 1, .*/runs/measured at step 2: make them"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"table .*/mixed has no images of run .*/runs/measured at step 7; it has those of file:///another at step"
+            r" 2, .*/runs/measured at step 1, .*/runs/measured at step 2: make them"
+        ),
+    ):
         evaluate.evaluate(spark, replaced(mixed, generate={"checkpoint": 7}))
 
 
 def test_the_promoted_version_is_measured_again_to_be_compared(spark, lake, measured):
     """It was measured on the dataset as it was before an ingest."""
     config, result = measured
-    other = replaced(make_config(lake, run="other"), train={"steps": 4}, generate=vars(config.generate), evaluate=vars(config.evaluate), promote={"model": "compared"})
+    other = replaced(
+        make_config(lake, run="other"),
+        train={"steps": 4},
+        generate=vars(config.generate),
+        evaluate=vars(config.evaluate),
+        promote={"model": "compared"},
+    )
     driver.train(spark, other)
     generate.generate(spark, other)
     fid = evaluate.evaluate(spark, other)["fid"]
     registry.promote(lake, "measured", "compared")
     url = lakes.join(lakes.to_url(lake), "models", "compared.json")
     held = lakes.read_json(url)
-    held["versions"][0] |= {"fid": 0.0, "measured": held["versions"][0]["measured"] | {"fingerprint": "of before", "features": "lenet of before"}}
+    held["versions"][0] |= {
+        "fid": 0.0,
+        "measured": held["versions"][0]["measured"] | {"fingerprint": "of before", "features": "lenet of before"},
+    }
     lakes.write_json(url, held)
     for name in lakes.filesystem(lakes.to_url(lake))[0].glob(f"{lake}/generated/measured*.quality.json"):
         lakes.remove(lakes.to_url(name))
     answer = promote.promote_run(spark, other)
-    (before, _) = registry.read(lake, "compared")["versions"]
-    assert before["fid"] == pytest.approx(result["fid"], rel=1e-3) and before["measured"]["features"] == result["features"]
+    before, _ = registry.read(lake, "compared")["versions"]
+    assert (
+        before["fid"] == pytest.approx(result["fid"], rel=1e-3) and before["measured"]["features"] == result["features"]
+    )
     assert answer["fid"] == fid and answer["promoted"] is (fid < before["fid"]) and answer["before"] == 1
     assert lakes.exists(f"{lakes.to_url(lake)}/generated/compared-promoted")
 
@@ -265,7 +347,10 @@ def test_inception_takes_weights_from_a_file(spark, lake, measured, tmp_path):
     "changes, message",
     [
         ({"run": "absent"}, "no generated table at .*absent; make it with jobs/generate.py"),
-        ({"evaluate": {"features": "InceptionV3", "weights": "/nowhere/w.h5"}, "run": "measured"}, "no such file; expected 'imagenet' or"),
+        (
+            {"evaluate": {"features": "InceptionV3", "weights": "/nowhere/w.h5"}, "run": "measured"},
+            "no such file; expected 'imagenet' or",
+        ),
         ({"evaluate": {"part": "a"}, "run": "measured"}, "evaluate.part = 'a': dataset .* has no parts"),
     ],
 )

@@ -19,14 +19,21 @@ from gan_spark.training import driver
 
 @pytest.fixture(scope="module", params=["dcgan", "vae"])
 def run(request, spark, lake, digits):
-    config = make_config(lake, model=request.param, run=f"generates-{request.param}", generate={"images": 50, "batch_size": 16, "first_seed": 7})
+    config = make_config(
+        lake,
+        model=request.param,
+        run=f"generates-{request.param}",
+        generate={"images": 50, "batch_size": 16, "first_seed": 7},
+    )
     driver.train(spark, config)
     return config
 
 
 def pngs(spark, config, partitions):
     seeds = spark.range(7, 57, 1, partitions).withColumnRenamed("id", "seed")
-    return {row["seed"]: bytes(row["image"]) for row in generate.generated(seeds, Run.of(config), config.generate).collect()}
+    return {
+        row["seed"]: bytes(row["image"]) for row in generate.generated(seeds, Run.of(config), config.generate).collect()
+    }
 
 
 def test_the_same_seed_is_the_same_image_for_any_partitioning_and_in_this_process(spark, run):
@@ -34,7 +41,9 @@ def test_the_same_seed_is_the_same_image_for_any_partitioning_and_in_this_proces
     assert len(one) == 50 and one == seven
     model = loading.load_model(Run.of(run).url, 4, Run.of(run).record())
     seeds = np.resize(np.arange(7, 57), 64).reshape(4, 16)
-    local = np.concatenate([images.to_pixels(tf.function(model.generate)({}, tf.constant(part, tf.int64))) for part in seeds])
+    local = np.concatenate(
+        [images.to_pixels(tf.function(model.generate)({}, tf.constant(part, tf.int64))) for part in seeds]
+    )
     different = [seed for seed, image in zip(range(7, 57), local) if images.encode_png(image) != one[seed]]
     assert different == []
 
@@ -44,7 +53,9 @@ def test_the_table_says_where_each_image_is_from(spark, run):
     rows = spark.read.parquet(result["table"]).orderBy("seed").collect()
     assert result["images"] == len(rows) == 50
     assert [row["seed"] for row in rows] == list(range(7, 57))
-    assert {(row["run"], row["model"], row["step"], row["height"], row["width"], row["channels"]) for row in rows} == {(Run.of(run).url, run.model.name, 4, 16, 16, 1)}
+    assert {(row["run"], row["model"], row["step"], row["height"], row["width"], row["channels"]) for row in rows} == {
+        (Run.of(run).url, run.model.name, 4, 16, 16, 1)
+    }
     assert images.decode_png(rows[0]["image"]).shape == (16, 16, 1)
     assert images.decode_png(lakes.read_bytes(result["grid"])).shape == (7 * 18 + 2, 8 * 18 + 2, 1)
 
@@ -58,7 +69,9 @@ def test_generate_refuses_a_run_or_a_checkpoint_that_is_not_there(spark, lake, r
 
 @pytest.mark.parametrize("option, value", [("label", "3"), ("captions", ("a red circle",)), ("part", "a")])
 def test_what_the_model_does_not_take_is_refused(spark, run, option, value):
-    with pytest.raises(UserError, match=f"generate.{option} = .*: model '{run.model.name}' of run .* takes seeds alone"):
+    with pytest.raises(
+        UserError, match=f"generate.{option} = .*: model '{run.model.name}' of run .* takes seeds alone"
+    ):
         generate.generate(spark, replaced(run, generate={option: value}))
 
 

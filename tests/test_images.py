@@ -262,7 +262,10 @@ def test_png_round_trip(channels):
     np.testing.assert_array_equal(decode_png(encode_png(pixels)), pixels)
 
 
-@pytest.mark.parametrize("columns, shape, places", [(None, (2, 3), [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]), (2, (3, 2), [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)])])
+@pytest.mark.parametrize(
+    "columns, shape, places",
+    [(None, (2, 3), [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]), (2, (3, 2), [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)])],
+)
 def test_grid(columns, shape, places):
     pixels = np.stack([np.full((4, 6, 3), 10 * i, np.uint8) for i in range(5)])
     sheet = grid(pixels, columns, gap=1)

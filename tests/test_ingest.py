@@ -38,7 +38,9 @@ def make_frame(spark, pixels: dict[str, np.ndarray]):
 
 
 def write(spark, frame, url: str, config: Ingest = CONFIG) -> dict:
-    return ingest.write(spark, sources.from_frame(frame, config.id_column, config.image_column, config.label_column), url, config)
+    return ingest.write(
+        spark, sources.from_frame(frame, config.id_column, config.image_column, config.label_column), url, config
+    )
 
 
 def stored(spark, url: str) -> dict[str, tuple]:
@@ -130,7 +132,9 @@ def test_another_row_order_gives_the_same_dataset(spark, frame, whole, root):
     url = lake.join(root, "shuffled")
     answer = write(spark, frame.orderBy(F.rand(1)).repartition(3), url)
     assert answer["fingerprint"] == whole[1]["fingerprint"]
-    assert {id: split for id, (_, split, _) in stored(spark, url).items()} == {id: split for id, (_, split, _) in stored(spark, whole[0]).items()}
+    assert {id: split for id, (_, split, _) in stored(spark, url).items()} == {
+        id: split for id, (_, split, _) in stored(spark, whole[0]).items()
+    }
 
 
 def test_one_pixel_changes_the_fingerprint(spark, whole, root):
@@ -141,7 +145,10 @@ def test_one_pixel_changes_the_fingerprint(spark, whole, root):
     assert answer["fingerprint"] != whole[1]["fingerprint"]
 
 
-@pytest.mark.parametrize("id, split", [("a", "train"), ("é", "train"), ("cat/1.png", "train"), ("cat/0.png", "validation"), ("cat/8.png", "test")])
+@pytest.mark.parametrize(
+    "id, split",
+    [("a", "train"), ("é", "train"), ("cat/1.png", "train"), ("cat/0.png", "validation"), ("cat/8.png", "test")],
+)
 def test_splits_stay_what_they_were(id, split):
     """Values written down once: a change here moves images of existing datasets between splits."""
     assert schema.split_of(id, 0.1, 0.1) == split
@@ -163,7 +170,11 @@ def test_splits_have_their_shares():
 def test_every_row_of_a_table_is_written_or_rejected(spark, root):
     good = {f"good {i}": np.full((8, 8), i, np.uint8) for i in range(20)}
     rows = [(id, bytearray(png(each)), "even") for id, each in good.items()]
-    rows += [("null", None, "even"), ("text", bytearray(b"text"), "odd"), ("no label", bytearray(png(good["good 1"])), None)]
+    rows += [
+        ("null", None, "even"),
+        ("text", bytearray(b"text"), "odd"),
+        ("no label", bytearray(png(good["good 1"])), None),
+    ]
     rows += [("twice", bytearray(png(good["good 2"])), "odd"), ("twice", bytearray(png(good["good 2"])), "odd")]
     url = lake.join(root, "table")
     answer = write(spark, spark.createDataFrame(rows, "id string, content binary, label string").repartition(3), url)
@@ -190,7 +201,10 @@ def test_a_bad_row_does_not_displace_a_good_one_of_the_same_id(spark, root):
 
 
 def test_labels_go_to_images_that_can_be_read(spark, root):
-    rows = [(id, bytearray(png(each)[:40] if int(id[-2]) % 2 else png(each)), "odd" if int(id[-1]) % 2 else "even") for id, each in PIXELS.items()]
+    rows = [
+        (id, bytearray(png(each)[:40] if int(id[-2]) % 2 else png(each)), "odd" if int(id[-1]) % 2 else "even")
+        for id, each in PIXELS.items()
+    ]
     frame = spark.createDataFrame([*rows, *rows], "id string, content binary, label string")
     url = lake.join(root, "few labels")
     answer = write(spark, frame, url, dataclasses.replace(CONFIG, parts="labels", labels=20))
@@ -201,7 +215,9 @@ def test_labels_go_to_images_that_can_be_read(spark, root):
 
 def test_files_of_a_table_are_bounded_and_handed_over_few_at_once(spark, root, monkeypatch, tmp_path):
     monkeypatch.setattr(ingest, "_ARROW_BYTES", 3 * 2**20)
-    frame = make_frame(spark, PIXELS).union(spark.createDataFrame([("huge", bytearray(2**20 + 1), "odd")], "id string, content binary, label string"))
+    frame = make_frame(spark, PIXELS).union(
+        spark.createDataFrame([("huge", bytearray(2**20 + 1), "odd")], "id string, content binary, label string")
+    )
     config = dataclasses.replace(CONFIG, max_file_mb=1)
     url, key = lake.join(root, "bounded"), "spark.sql.execution.arrow.maxRecordsPerBatch"
     before = spark.conf.get(key)
@@ -219,23 +235,37 @@ def test_files_of_a_table_are_bounded_and_handed_over_few_at_once(spark, root, m
 
 
 def test_a_batch_is_decoded_in_pieces():
-    batches = [pa.RecordBatch.from_pydict({"id": list(range(start, start + count))}) for start, count in ((0, 7), (7, 3), (10, 4))]
-    assert [piece.column("id").to_pylist() for piece in ingest._pieces(iter(batches), 4)] == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12, 13]]
+    batches = [
+        pa.RecordBatch.from_pydict({"id": list(range(start, start + count))})
+        for start, count in ((0, 7), (7, 3), (10, 4))
+    ]
+    assert [piece.column("id").to_pylist() for piece in ingest._pieces(iter(batches), 4)] == [
+        [0, 1, 2, 3],
+        [4, 5, 6],
+        [7, 8, 9],
+        [10, 11, 12, 13],
+    ]
 
 
 def test_images_too_large_to_hold_many_of_are_decoded_a_few_at_a_time(spark, root):
-    rows = [(f"{index}", bytearray(png(np.full((2048, 2048), index, np.uint8))), "odd") for index in (0, 1, 2, 3, 4, 5, 5)]
+    rows = [
+        (f"{index}", bytearray(png(np.full((2048, 2048), index, np.uint8))), "odd") for index in (0, 1, 2, 3, 4, 5, 5)
+    ]
     url = lake.join(root, "large")
     frame = spark.createDataFrame(rows, "id string, content binary, label string").coalesce(1)
     answer = write(spark, frame, url, dataclasses.replace(CONFIG, height=2048, width=2048, test=0.0, validation=0.0))
     assert (answer["rows"], answer["rejected"]) == (6, 1)
-    assert {id: int(pixels.max()) for id, (pixels, _, _) in stored(spark, url).items()} == {str(index): index for index in range(6)}
+    assert {id: int(pixels.max()) for id, (pixels, _, _) in stored(spark, url).items()} == {
+        str(index): index for index in range(6)
+    }
 
 
 def test_large_colour_images_are_png(spark, root):
     pixels = {f"{i}": np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8) for i in range(12)}
     url = lake.join(root, "png")
-    config = dataclasses.replace(CONFIG, channels=3, encoding="png", label_column="", planned_workers=1, validation=0.0, test=0.0)
+    config = dataclasses.replace(
+        CONFIG, channels=3, encoding="png", label_column="", planned_workers=1, validation=0.0, test=0.0
+    )
     write(spark, make_frame(spark, pixels), url, config)
     manifest = schema.read_manifest(url)
     assert (manifest.encoding, manifest.classes, manifest.shape) == ("png", (), (8, 8, 3))
@@ -250,7 +280,17 @@ def test_large_colour_images_are_png(spark, root):
             np.testing.assert_array_equal(row.image, pixels[row.id])
 
 
-@pytest.mark.parametrize("encoding, shape, chosen", [("auto", (28, 28, 1), "raw"), ("auto", (128, 128, 3), "raw"), ("auto", (256, 256, 3), "png"), ("auto", (512, 512, 1), "raw"), ("png", (8, 8, 3), "png"), ("raw", (512, 512, 3), "raw")])
+@pytest.mark.parametrize(
+    "encoding, shape, chosen",
+    [
+        ("auto", (28, 28, 1), "raw"),
+        ("auto", (128, 128, 3), "raw"),
+        ("auto", (256, 256, 3), "png"),
+        ("auto", (512, 512, 1), "raw"),
+        ("png", (8, 8, 3), "png"),
+        ("raw", (512, 512, 3), "raw"),
+    ],
+)
 def test_encoding_is_chosen_by_size(encoding, shape, chosen):
     assert schema.choose_encoding(encoding, shape) == chosen
 
@@ -290,8 +330,16 @@ def everything(url: str) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "values, config, message",
     [
-        ([b"text", b"text", b""], SMALL, r"^no image to train on among 3: 2 x not an image in a known format .*; 1 x empty file"),
-        ([png(PIXELS["image 001"])], dataclasses.replace(SMALL, validation=0.0, test=0.9), r"^no image to train on among 1: the splits leave none"),
+        (
+            [b"text", b"text", b""],
+            SMALL,
+            r"^no image to train on among 3: 2 x not an image in a known format .*; 1 x empty file",
+        ),
+        (
+            [png(PIXELS["image 001"])],
+            dataclasses.replace(SMALL, validation=0.0, test=0.9),
+            r"^no image to train on among 1: the splits leave none",
+        ),
         ([], SMALL, r"^no image to train on among 0: "),
     ],
     ids=["all bad", "all for testing", "no rows"],
@@ -334,7 +382,12 @@ def test_a_job_that_fails_puts_back_what_a_killed_one_had_displaced(spark, tmp_p
         fs.mv(folder, lake.filesystem(lake.displaced(folder))[1])
     with pytest.raises(UserError):
         if fails == "in Spark":
-            write(spark, spark.createDataFrame([("id", bytearray(b"text"), "odd")], "id string, content binary, label string"), url, SMALL)
+            write(
+                spark,
+                spark.createDataFrame([("id", bytearray(b"text"), "odd")], "id string, content binary, label string"),
+                url,
+                SMALL,
+            )
         else:
             ingest.ingest(spark, replaced(config, ingest={"source": "folder", "path": "/nowhere"}))
     assert everything(url) == before
@@ -384,6 +437,11 @@ def test_what_a_failed_task_left_is_not_in_the_dataset(spark, old, monkeypatch):
 
 def test_few_images_still_make_four_row_groups_a_worker(spark, old):
     url = f"{old}-few"
-    write(spark, make_frame(spark, {id: PIXELS[id] for id in list(PIXELS)[:60]}), url, dataclasses.replace(CONFIG, planned_workers=4))
+    write(
+        spark,
+        make_frame(spark, {id: PIXELS[id] for id in list(PIXELS)[:60]}),
+        url,
+        dataclasses.replace(CONFIG, planned_workers=4),
+    )
     fs, path = lake.filesystem(url)
     assert sum(pq.ParquetFile(name).num_row_groups for name in fs.glob(f"{path}/split=train/*.parquet")) >= 16

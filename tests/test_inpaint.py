@@ -65,7 +65,9 @@ def test_baselines_are_the_mean_and_the_nearest_outside_the_hole(spark):
     header = schema.npy_header((4, 4, 1))
     stored = [np.full([4, 4, 1], value, np.uint8) for value in (10, 20, 90)]
     stored[1][0] = 240  # what the nearest has inside the hole
-    frame = spark.createDataFrame([(bytearray(header + image.tobytes()),) for image in stored], "image binary").repartition(2)
+    frame = spark.createDataFrame(
+        [(bytearray(header + image.tobytes()),) for image in stored], "image binary"
+    ).repartition(2)
     original, mask = np.full([1, 4, 4, 1], 22, np.uint8), np.zeros([1, 4, 4], np.uint8)
     mask[0, 0] = 1
     mean, nearest = inpaint.baselines(spark, frame, original, mask, manifest)
@@ -125,7 +127,12 @@ def test_poisson_editing_takes_gradients_and_not_values():
 
 @pytest.fixture(scope="module")
 def config(spark, lake, digits):
-    config = make_config(lake, run="mends", train={"steps": 2, "checkpoint_every": 2}, inpaint={"images": 6, "batch_size": 4, "iterations": 3, "draws": 20, "starts": 2})
+    config = make_config(
+        lake,
+        run="mends",
+        train={"steps": 2, "checkpoint_every": 2},
+        inpaint={"images": 6, "batch_size": 4, "iterations": 3, "draws": 20, "starts": 2},
+    )
     driver.train(spark, config)
     return config
 
@@ -160,15 +167,24 @@ def test_masks_from_a_table_choose_the_images(spark, config, tmp_path):
     ids = sorted(stored(spark, config))[:3]
     mask = np.zeros([16, 16, 1], np.uint8)
     mask[2:5, 3:9] = 255
-    spark.createDataFrame([(id, bytearray(images.encode_png(mask))) for id in ids], "id string, mask binary").write.parquet(str(tmp_path / "masks"))
+    spark.createDataFrame(
+        [(id, bytearray(images.encode_png(mask))) for id in ids], "id string, mask binary"
+    ).write.parquet(str(tmp_path / "masks"))
     result = inpaint.inpaint(spark, changed(config, mask="table", masks=str(tmp_path / "masks"), blend="poisson"))
     rows = spark.read.parquet(result["table"]).collect()
     assert sorted(row["input"] for row in rows) == ids and {row["missing"] for row in rows} == {18}
-    spark.createDataFrame([(id, bytearray(images.encode_png(mask))) for id in ids[:1] * 2], "id string, mask binary").write.parquet(str(tmp_path / "twice"))
-    spark.createDataFrame([("nobody", bytearray(b"x"))], "id string, mask binary").write.parquet(str(tmp_path / "others"))
+    spark.createDataFrame(
+        [(id, bytearray(images.encode_png(mask))) for id in ids[:1] * 2], "id string, mask binary"
+    ).write.parquet(str(tmp_path / "twice"))
+    spark.createDataFrame([("nobody", bytearray(b"x"))], "id string, mask binary").write.parquet(
+        str(tmp_path / "others")
+    )
     for values, message in (
         ({"masks": ""}, "inpaint.masks is empty"),
-        ({"masks": str(tmp_path / "twice")}, f"expected a row with a mask for each id, found 2 rows with 2 masks for '{ids[0]}'"),
+        (
+            {"masks": str(tmp_path / "twice")},
+            f"expected a row with a mask for each id, found 2 rows with 2 masks for '{ids[0]}'",
+        ),
         ({"masks": str(tmp_path / "others")}, "no image of split 'test' .* has a mask"),
         ({"masks": lakes.dataset_url(config)}, "expected columns id string, mask binary; found"),
     ):

@@ -32,7 +32,9 @@ def run(capsys, step, *arguments):
 
 
 def test_dry_run_prints_the_resolved_config_and_does_nothing(capsys, toml):
-    code = job.main(driver.train, "A job.", ["--config", toml, "--set", "train.steps=7", "--set", "run=other", "--dry-run"])
+    code = job.main(
+        driver.train, "A job.", ["--config", toml, "--set", "train.steps=7", "--set", "run=other", "--dry-run"]
+    )
     config = json.loads(capsys.readouterr().out)
     assert code == 0
     assert config["train"]["steps"] == 7 and config["run"] == "other" and config["model"]["average"] == 0.999
@@ -40,7 +42,9 @@ def test_dry_run_prints_the_resolved_config_and_does_nothing(capsys, toml):
 
 @pytest.mark.parametrize("name", ["ingest", "train", "generate", "evaluate", "pipeline"])
 def test_help_says_what_the_job_does(name):
-    answer = subprocess.run([sys.executable, str(ROOT / "jobs" / f"{name}.py"), "--help"], capture_output=True, text=True)
+    answer = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / f"{name}.py"), "--help"], capture_output=True, text=True
+    )
     assert answer.returncode == 0
     assert all(option in answer.stdout for option in ("--config", "--set", "--dry-run"))
 
@@ -51,15 +55,23 @@ def test_help_says_what_the_job_does(name):
         ("train.stepz=5", "train.stepz: unknown key; did you mean train.steps\\?"),
         ("train.steps=many", "train.steps = 'many': expected int, got str"),
         ("train.workers=0", "train.workers = 0: expected at least 1"),
-        ("train.batch_size=15 train.workers=2 train.launcher=spark", "train.batch_size = 15 does not divide by train.workers = 2"),
+        (
+            "train.batch_size=15 train.workers=2 train.launcher=spark",
+            "train.batch_size = 15 does not divide by train.workers = 2",
+        ),
         ("model.name=dcgam", "did you mean 'dcgan'"),
-        ("dataset=nothing", "no dataset at file:.*/nothing: expected _gan_spark.json there; make it with jobs/ingest.py"),
+        (
+            "dataset=nothing",
+            "no dataset at file:.*/nothing: expected _gan_spark.json there; make it with jobs/ingest.py",
+        ),
         ("model.image_size=28", r"ask for images of \(28, 28, 1\); dataset .* holds \(16, 16, 1\)"),
         ("train.workers=8 train.launcher=spark", "train.workers = 8, but local.* has . task slots"),
         ("train", "--set train: expected key=value"),
     ],
 )
-def test_a_wrong_request_is_one_clear_error_with_exit_code_2_and_writes_nothing(capsys, spark, digits, toml, lake, changes, message):
+def test_a_wrong_request_is_one_clear_error_with_exit_code_2_and_writes_nothing(
+    capsys, spark, digits, toml, lake, changes, message
+):
     before = sorted(os.listdir(lake))
     arguments = [part for change in changes.split() for part in ("--set", change)]
     code, _, errors = run(capsys, driver.train, "--config", toml, "--set", "run=wrong", *arguments)
@@ -85,9 +97,23 @@ def test_an_unforeseen_failure_exits_with_1(capsys, spark, toml):
 
 def test_a_resume_with_another_config_lists_the_differences(capsys, spark, digits, toml):
     assert run(capsys, driver.train, "--config", toml, "--set", "run=resumed")[0] == 0
-    code, _, errors = run(capsys, driver.train, "--config", toml, "--set", "run=resumed", "--set", "model.width=8", "--set", "train.seed=1")
+    code, _, errors = run(
+        capsys,
+        driver.train,
+        "--config",
+        toml,
+        "--set",
+        "run=resumed",
+        "--set",
+        "model.width=8",
+        "--set",
+        "train.seed=1",
+    )
     assert code == 2
-    assert "exists with another config" in errors and "config.model.width: was 4, is 8; config.train.seed: was 0, is 1" in errors
+    assert (
+        "exists with another config" in errors
+        and "config.model.width: was 4, is 8; config.train.seed: was 0, is 1" in errors
+    )
 
 
 def test_the_pipeline_goes_all_the_way_and_says_where_everything_is(capsys, spark, toml):
@@ -97,12 +123,25 @@ def test_the_pipeline_goes_all_the_way_and_says_where_everything_is(capsys, spar
     assert result["rows"] == 1797 and result["rejected"] == 0 and result["steps"] == 4 and result["images"] == 40
     assert {"fid", "fid_floor", "kid", "precision", "recall", "score", "classifier_accuracy"} <= result.keys()
     assert all(lakes.exists(result[key]) for key in ("dataset", "rejects", "run", "table", "grid", "report"))
-    again = json.loads(run(capsys, pipeline, "--config", toml, "--set", "run=whole", "--set", "dataset=whole-digits")[1][0])
+    again = json.loads(
+        run(capsys, pipeline, "--config", toml, "--set", "run=whole", "--set", "dataset=whole-digits")[1][0]
+    )
     assert again["checksum"] == result["checksum"] and again["fid"] == result["fid"] and "rows" not in again
 
 
 def test_a_pipeline_that_could_not_be_evaluated_is_told_so_before_it_trains(capsys, spark, toml, lake):
-    code, _, errors = run(capsys, pipeline, "--config", toml, "--set", "run=early", "--set", "dataset=whole-digits", "--set", "evaluate.dataset=nothing")
+    code, _, errors = run(
+        capsys,
+        pipeline,
+        "--config",
+        toml,
+        "--set",
+        "run=early",
+        "--set",
+        "dataset=whole-digits",
+        "--set",
+        "evaluate.dataset=nothing",
+    )
     assert code == 2 and "no dataset at" in errors and "/nothing: expected" in errors
     assert not os.path.exists(f"{lake}/runs/early")
 

@@ -212,7 +212,9 @@ def shown(root: str) -> dict[str, bytes]:
 
 
 # Two folders are displaced, two put in place, and what was displaced is removed.
-@pytest.mark.parametrize("method, call, left", [*(("mv", call, b"old") for call in range(1, 5)), ("rm", 1, b"new"), ("rm", 2, b"new")])
+@pytest.mark.parametrize(
+    "method, call, left", [*(("mv", call, b"old") for call in range(1, 5)), ("rm", 1, b"new"), ("rm", 2, b"new")]
+)
 def test_two_folders_whose_replacement_dies_are_recovered_together(tmp_path, monkeypatch, method, call, left):
     root = lake.to_url(str(tmp_path))
     for url in both(root):
@@ -253,13 +255,18 @@ def test_a_new_folder_does_not_stay_where_the_other_could_not_be_put_in_place(ro
     assert shown(root) == {"d/sub/a": b"old"}
 
 
-@pytest.mark.parametrize("there, left", [
-    ("d.rejected", {"d.rejected/sub/b": b"theirs", ".d.rejected.old/sub/a": b"old", "d/sub/a": b"old"}),
-    ("d", {"d.rejected/sub/a": b"old", "d/sub/b": b"theirs", ".d.old/sub/a": b"old"}),
-    (".d.old", {"d.rejected/sub/a": b"old", "d/sub/a": b"old", ".d.old/sub/b": b"theirs"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "there, left",
+    [
+        ("d.rejected", {"d.rejected/sub/b": b"theirs", ".d.rejected.old/sub/a": b"old", "d/sub/a": b"old"}),
+        ("d", {"d.rejected/sub/a": b"old", "d/sub/b": b"theirs", ".d.old/sub/a": b"old"}),
+        (".d.old", {"d.rejected/sub/a": b"old", "d/sub/a": b"old", ".d.old/sub/b": b"theirs"}),
+    ],
+)
 def test_what_another_job_puts_there_meanwhile_stays_and_nothing_of_this_one(tmp_path, monkeypatch, there, left):
-    """The other's folder appears after the first is displaced: before the second is, or after where it is the second itself."""
+    """The other's folder appears after the first is displaced: before the second is, or after where it is the second
+    itself.
+    """
     root, displace = lake.to_url(str(tmp_path)), swap._displace
     for url in both(root):
         put(url, a=b"old")
@@ -274,7 +281,12 @@ def test_what_another_job_puts_there_meanwhile_stays_and_nothing_of_this_one(tmp
 
     moves = stage_both(root)
     monkeypatch.setattr(swap, "_displace", meanwhile)
-    with pytest.raises(UserError, match=f"/{there} is there, and was not a moment ago: another job writes it at the same time.*run this one again"):
+    with pytest.raises(
+        UserError,
+        match=(
+            f"/{there} is there, and was not a moment ago: another job writes it at the same time.*run this one again"
+        ),
+    ):
         lake.replace_all(moves)
     assert shown(root) == left
 
@@ -361,10 +373,19 @@ def test_a_store_has_its_folders_replaced_and_its_files_written_in_one_go(store,
     assert content(store) == {"d/sub/b": b"3", "e": b"4"}
 
 
-# Removed are the old folder's marker and the rest of it, the staged folder, the journal (from then on the new one counts), and the displaced folder.
-@pytest.mark.parametrize("method, call, left", [
-    ("cp_file", 1, b"old"), ("cp_file", 2, b"old"), ("cp_file", 3, b"old"), ("cp_file", 4, b"old"), *(("rm", call, b"old") for call in range(1, 5)), ("rm", 5, b"new"),
-])  # fmt: skip
+# Removed are the old folder's marker and the rest of it, the staged folder, the journal (from then on the new one
+# counts), and the displaced folder.
+@pytest.mark.parametrize(
+    "method, call, left",
+    [
+        ("cp_file", 1, b"old"),
+        ("cp_file", 2, b"old"),
+        ("cp_file", 3, b"old"),
+        ("cp_file", 4, b"old"),
+        *(("rm", call, b"old") for call in range(1, 5)),
+        ("rm", 5, b"new"),
+    ],
+)
 def test_a_replacement_that_dies_on_a_store_leaves_the_old_or_the_new_folder(store, monkeypatch, method, call, left):
     url = lake.join(store, "d")
     for folder, value in ((url, b"old"), (new := lake.join(store, ".d.new"), b"new")):
@@ -393,10 +414,16 @@ def test_a_replacement_that_fails_on_a_store_puts_the_old_folder_back(store, mon
     assert content(url) == {"sub/a": b"old", "sub/b": b"old"}
 
 
-# Two folders of two files are displaced (rm 1 to 4), put in place (rm 5 and 6), and then the journals go (rm 7 and 8) and what was displaced (rm 9 and 10).
-@pytest.mark.parametrize("method, call, left", [
-    *(("cp_file", call, b"old") for call in range(1, 9)), *(("rm", call, b"old") for call in range(1, 8)), *(("rm", call, b"new") for call in range(8, 11)),
-])  # fmt: skip
+# Two folders of two files are displaced (rm 1 to 4), put in place (rm 5 and 6), and then the journals go (rm 7 and 8)
+# and what was displaced (rm 9 and 10).
+@pytest.mark.parametrize(
+    "method, call, left",
+    [
+        *(("cp_file", call, b"old") for call in range(1, 9)),
+        *(("rm", call, b"old") for call in range(1, 8)),
+        *(("rm", call, b"new") for call in range(8, 11)),
+    ],
+)
 def test_two_folders_whose_replacement_dies_on_a_store_are_recovered_together(store, monkeypatch, method, call, left):
     """Where the recovery dies too, wherever it does, the next one ends it."""
     for again in (("rm", 0), *(("rm", call) for call in range(1, 7)), *(("cp_file", call) for call in range(1, 5))):
@@ -414,10 +441,14 @@ def test_two_folders_whose_replacement_dies_on_a_store_are_recovered_together(st
             dies_at(patch, lake.filesystem(root)[0], *again)
             lake.recover(*both(root))
         lake.recover(*both(root))
-        assert shown(root) == {f"{name}/{file}": data for name in ("d", "d.rejected") for file, data in (("a", left), (lake.SUCCESS, b""))}, again
+        assert shown(root) == {
+            f"{name}/{file}": data for name in ("d", "d.rejected") for file, data in (("a", left), (lake.SUCCESS, b""))
+        }, again
 
 
-@pytest.mark.parametrize("there, left", [("d", {"d/sub/b": b"theirs"}), (".d.old", {"d/sub/a": b"old", ".d.old/sub/b": b"theirs"})])
+@pytest.mark.parametrize(
+    "there, left", [("d", {"d/sub/b": b"theirs"}), (".d.old", {"d/sub/a": b"old", ".d.old/sub/b": b"theirs"})]
+)
 def test_a_store_does_not_mix_a_folder_into_that_of_another_job(store, monkeypatch, there, left):
     url, displace = lake.join(store, "d"), swap._displace
     put(url, a=b"old")
@@ -434,4 +465,8 @@ def test_a_store_does_not_mix_a_folder_into_that_of_another_job(store, monkeypat
     with pytest.raises(UserError, match=f"/{there} is there, .*another job writes it"):
         lake.replace(made, url)
     found = shown(store)
-    assert {name: found[name] for name in left} == left and not any(name.endswith("/c") for name in found) and ("d/sub/a" in found) == ("d/sub/a" in left)
+    assert (
+        {name: found[name] for name in left} == left
+        and not any(name.endswith("/c") for name in found)
+        and ("d/sub/a" in found) == ("d/sub/a" in left)
+    )

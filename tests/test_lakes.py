@@ -1,4 +1,6 @@
-"""The whole way on an object store, with tables in Delta, through jobs of their own: Spark, Petastorm and the run store read and write one S3 server on loopback."""
+"""The whole way on an object store, with tables in Delta, through jobs of their own: Spark, Petastorm and the run store
+read and write one S3 server on loopback.
+"""
 
 import dataclasses
 import json
@@ -39,7 +41,12 @@ def s3(tmp_path_factory):
         """.replace("        ", "")
     )
     (folder / "log4j2.properties").write_text((ROOT / "conf" / "log4j2.properties").read_text())
-    ours = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": endpoint}
+    ours = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": endpoint,
+    }
     moto = os.path.join(os.path.dirname(sys.executable), "moto_server")
     with open(folder / "log", "w") as log, pytest.MonkeyPatch.context() as patch:
         for key, value in ours.items():
@@ -57,7 +64,9 @@ def s3(tmp_path_factory):
 
 def start(command: list[str], environment: dict, folder) -> subprocess.Popen:
     with open(folder / "errors", "w") as errors:
-        return subprocess.Popen([sys.executable, *command], env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+        return subprocess.Popen(
+            [sys.executable, *command], env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
 
 
 def answer(job: subprocess.Popen, folder) -> dict:
@@ -114,10 +123,21 @@ print(json.dumps({name: globals()[name] for name in names}))
 
 @pytest.mark.timeout(1500)
 def test_the_whole_way_on_an_object_store(s3, digits_folder, tmp_path):
-    """Ingest, two ranks, SIGKILL in mid-training, the same command again, generate, evaluate; then the tables are added to and replaced."""
+    """Ingest, two ranks, SIGKILL in mid-training, the same command again, generate, evaluate; then the tables are added
+    to and replaced.
+    """
     root, environment = s3
-    train = {"steps": 500, "workers": 2, "launcher": "spark", "log_every": 50, "checkpoint_every": 100, "sample_every": 500}
-    made = make_config(root, run="far", train=train, generate={"images": 40}, evaluate={"classifier_steps": 20, "kid_subset_size": 20})
+    train = {
+        "steps": 500,
+        "workers": 2,
+        "launcher": "spark",
+        "log_every": 50,
+        "checkpoint_every": 100,
+        "sample_every": 500,
+    }
+    made = make_config(
+        root, run="far", train=train, generate={"images": 40}, evaluate={"classifier_steps": 20, "kid_subset_size": 20}
+    )
     config = write_config(tmp_path, dataclasses.replace(made, tables="delta"))
     command = [str(ROOT / "jobs" / "pipeline.py"), "--config", config]
     run = Run(f"{root}/runs/far")
@@ -137,9 +157,12 @@ def test_the_whole_way_on_an_object_store(s3, digits_folder, tmp_path):
     starts = [line["step"] for line in run.metrics() if line.get("event") == "start"]
     assert starts == [0, reached]
     assert result["generated_images"] == 40 and result["fid_self"] == 0 and result["fid"] > result["fid_floor"]
-    assert lake.exists(f"{root}/generated/far/_delta_log") and lake.exists(f"{root}/datasets/digits.rejected/_delta_log")
+    assert lake.exists(f"{root}/generated/far/_delta_log") and lake.exists(
+        f"{root}/datasets/digits.rejected/_delta_log"
+    )
 
-    # Class folders in the bucket, one of them with a folder inside, and with the empty object that consoles make for it.
+    # Class folders in the bucket, one of them with a folder inside, and with the empty object that consoles make for
+    # it.
     store, base = lake.filesystem("s3a://lake/photos")
     for index, path in enumerate(sorted(digits_folder.glob("*.png"))):
         store.put_file(str(path), f"{base}/{'odd/deep' if index > 30 else 'odd' if index % 2 else 'even'}/{path.name}")
@@ -149,7 +172,12 @@ def test_the_whole_way_on_an_object_store(s3, digits_folder, tmp_path):
     others = []
     for name in ("cgan", "srgan"):
         (tmp_path / name).mkdir()
-        others.append(write_config(tmp_path / name, dataclasses.replace(make_config(root, name, run=name, train={"steps": 2}), tables="delta")))
+        others.append(
+            write_config(
+                tmp_path / name,
+                dataclasses.replace(make_config(root, name, run=name, train={"steps": 2}), tables="delta"),
+            )
+        )
     script = start(["-c", TABLES, config, str(digits_folder), *others], environment, tmp_path)
     tables = answer(script, tmp_path)
     # Of 60, 40 are there; then all; then ten take the place of all, and the first version is still to be read.

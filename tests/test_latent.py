@@ -31,22 +31,30 @@ def test_paths_begin_and_end_at_the_images_of_their_seeds(spark, lake, digits, m
     built = loading.load_model(result["run"], result["step"], latent.Run(result["run"]).record())
     ends = images.to_pixels(built.generate({}, np.arange(5, 9)))
     for place, expected in zip(((2, 2), (2, 56), (20, 2), (20, 56)), ends):
-        np.testing.assert_allclose(sheet[place[0] : place[0] + 16, place[1] : place[1] + 16].astype(int), expected.astype(int), atol=1)
+        np.testing.assert_allclose(
+            sheet[place[0] : place[0] + 16, place[1] : place[1] + 16].astype(int), expected.astype(int), atol=1
+        )
 
 
 def test_arithmetic_names_the_seeds_and_refuses_other_classes(spark, lake, digits):
-    config = make_config(lake, run="walks-arithmetic", train={"steps": 2}, evaluate={"classifier_steps": 3, "classifier_batch": 16})
+    config = make_config(
+        lake, run="walks-arithmetic", train={"steps": 2}, evaluate={"classifier_steps": 3, "classifier_batch": 16}
+    )
     driver.train(spark, config)
     asked = dataclasses.replace(config, latent=dataclasses.replace(config.latent, arithmetic=("8", "3", "1")))
     result = latent.latent(spark, asked)
     assert set(result["seeds"]) == {"8", "3", "1"} and all(len(each) == 3 for each in result["seeds"].values())
     assert images.decode_png(lakes.read_bytes(result["arithmetic"])).shape == (4 * 18 + 2, 4 * 18 + 2, 1)
     with pytest.raises(UserError, match="expected three of 0, 1"):
-        latent.latent(spark, dataclasses.replace(config, latent=dataclasses.replace(config.latent, arithmetic=("8", "x", "1"))))
+        latent.latent(
+            spark, dataclasses.replace(config, latent=dataclasses.replace(config.latent, arithmetic=("8", "x", "1")))
+        )
 
 
 def test_a_model_without_latents_says_which_have_them(spark, lake, digits):
     config = make_config(lake, "cgan", run="walks-not", train={"steps": 1})
     driver.train(spark, config)
-    with pytest.raises(UserError, match=r"model 'cgan' has no latent space to walk through \(those that have: dcgan, vae, wgan_gp\)"):
+    with pytest.raises(
+        UserError, match=r"model 'cgan' has no latent space to walk through \(those that have: dcgan, vae, wgan_gp\)"
+    ):
         latent.latent(spark, config)

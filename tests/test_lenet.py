@@ -1,4 +1,6 @@
-"""BigDL's LeNet through BigDL itself: trained, resumed, saved, scored, and the golden file that the Scala tests read too."""
+"""BigDL's LeNet through BigDL itself: trained, resumed, saved, scored, and the golden file that the Scala tests read
+too.
+"""
 
 import base64
 import json
@@ -21,7 +23,15 @@ GOLDEN = ROOT / "tests" / "golden" / "lenet.json"
 
 
 def lenet_config(lake: str, run: str = "bigdl", **values):
-    return parse({"run": run, "dataset": "digits", "lake": lake, "lenet": {"epochs": 2, "batch_size": 64, "hidden": 16, "rate": 0.2, **values}}, models.config_class)
+    return parse(
+        {
+            "run": run,
+            "dataset": "digits",
+            "lake": lake,
+            "lenet": {"epochs": 2, "batch_size": 64, "hidden": 16, "rate": 0.2, **values},
+        },
+        models.config_class,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +48,9 @@ def test_it_learns_real_digits_and_writes_its_predictions(spark, digits, trained
     assert joined.where("label = truth").count() == trained["images"]
     assert joined.where("prediction = label").count() == pytest.approx(trained["accuracy"] * trained["images"])
     row = table.first()
-    assert row["prediction"] == int(np.argmax(row["log_probabilities"])) and np.exp(row["log_probabilities"]).sum() == pytest.approx(1, abs=1e-4)
+    assert row["prediction"] == int(np.argmax(row["log_probabilities"])) and np.exp(
+        row["log_probabilities"]
+    ).sum() == pytest.approx(1, abs=1e-4)
 
 
 def test_its_summaries_open_in_tensorboard(trained):
@@ -70,7 +82,12 @@ def test_the_golden_file(spark, tmp_path):
         (tmp_path / f"lenet.{kind}").write_bytes(base64.b64decode(golden[kind]))
     model = bigdl.load(str(tmp_path / "lenet"))
     rows = [(row["id"], row["prediction"], bytearray(base64.b64decode(row["image"]))) for row in golden["rows"]]
-    found = {row["id"]: row for row in bigdl.predict(model, spark.createDataFrame(rows, "id string, label int, image binary"), tuple(golden["shape"]), 10).collect()}
+    found = {
+        row["id"]: row
+        for row in bigdl.predict(
+            model, spark.createDataFrame(rows, "id string, label int, image binary"), tuple(golden["shape"]), 10
+        ).collect()
+    }
     assert len(found) == len(golden["rows"]) and len({row["prediction"] for row in golden["rows"]}) > 3
     for row in golden["rows"]:
         assert found[row["id"]]["prediction"] == row["prediction"]
@@ -80,7 +97,9 @@ def test_the_golden_file(spark, tmp_path):
 def test_the_network_is_bigdls_lenet(spark):
     bigdl.start(spark)
     model = bigdl.network((28, 28, 1), 10)
-    assert sum(weight.size for weight in model.get_weights()) == (6 * 25 + 6) + (12 * 6 * 25 + 12) + (12 * 4 * 4 * 100 + 100) + (100 * 10 + 10)
+    assert sum(weight.size for weight in model.get_weights()) == (6 * 25 + 6) + (12 * 6 * 25 + 12) + (
+        12 * 4 * 4 * 100 + 100
+    ) + (100 * 10 + 10)
     output = model.forward(np.random.default_rng(0).uniform(-1, 1, [3, 1, 28, 28]).astype(np.float32))
     assert output.shape == (3, 10) and np.exp(output).sum(1) == pytest.approx(1, abs=1e-5)
 
@@ -89,7 +108,9 @@ def test_colour_goes_channel_by_channel(spark):
     pixels = np.random.default_rng(0).integers(0, 256, [20, 16, 3], np.uint8)
     from gan_spark.data import schema
 
-    frame = spark.createDataFrame([(bytearray(schema.npy_header(pixels.shape) + pixels.tobytes()), 4)], "image binary, label int")
+    frame = spark.createDataFrame(
+        [(bytearray(schema.npy_header(pixels.shape) + pixels.tobytes()), 4)], "image binary, label int"
+    )
     assert np.array_equal(columns.pixels(frame.first()["image"]), pixels)
     sample = bigdl.samples(frame).first()
     made = np.asarray(sample.features[0].storage).reshape(sample.features[0].shape)

@@ -17,7 +17,9 @@ def logit(p: float) -> float:
 @pytest.mark.parametrize("target", [0.0, 0.9, 1.0])
 def test_binary_cross_entropy_is_the_formula(probability, target):
     expected = -target * math.log(probability) - (1 - target) * math.log(1 - probability)
-    assert float(losses.binary_cross_entropy(tf.fill([3, 1], logit(probability)), target)) == pytest.approx(expected, rel=1e-5)
+    assert float(losses.binary_cross_entropy(tf.fill([3, 1], logit(probability)), target)) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_discriminator_at_equilibrium_is_log_4():
@@ -53,7 +55,9 @@ def test_generator_non_saturating_keeps_its_gradient_where_the_discriminator_is_
 
 def test_kl_of_the_prior_is_zero_and_grows_on_both_sides():
     assert losses.kl_standard_normal(tf.zeros([2, 3]), tf.zeros([2, 3])).numpy().tolist() == [0.0, 0.0]
-    kl = losses.kl_standard_normal(tf.constant([[1.0], [-1.0], [0.0], [0.0]]), tf.constant([[0.0], [0.0], [1.0], [-1.0]])).numpy()
+    kl = losses.kl_standard_normal(
+        tf.constant([[1.0], [-1.0], [0.0], [0.0]]), tf.constant([[0.0], [0.0], [1.0], [-1.0]])
+    ).numpy()
     assert kl == pytest.approx([0.5, 0.5, 0.5 * (math.e - 2), 0.5 * math.exp(-1)], rel=1e-5)
 
 
@@ -76,7 +80,9 @@ def test_gaussian_nll_is_the_density():
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
 def test_minimax_is_log_of_one_minus_d(probability):
-    assert float(losses.generator_minimax(tf.fill([3, 1], logit(probability)))) == pytest.approx(math.log(1 - probability), rel=1e-5)
+    assert float(losses.generator_minimax(tf.fill([3, 1], logit(probability)))) == pytest.approx(
+        math.log(1 - probability), rel=1e-5
+    )
 
 
 def test_minimax_saturates_where_non_saturating_does_not():
@@ -103,9 +109,16 @@ def test_earth_mover_of_a_shift_is_the_shift():
 def test_gradient_penalty_of_a_linear_critic(slope, expected):
     weights = tf.constant([3.0, 0.0, 4.0, 0.0], shape=[1, 2, 2, 1]) / 5.0 * slope
     critic = lambda images: tf.reduce_sum(weights * images, [1, 2, 3])
-    assert float(losses.gradient_penalty(critic, tf.random.stateless_normal([6, 2, 2, 1], [1, 2]))) == pytest.approx(expected, abs=1e-4)
+    assert float(losses.gradient_penalty(critic, tf.random.stateless_normal([6, 2, 2, 1], [1, 2]))) == pytest.approx(
+        expected, abs=1e-4
+    )
 
 
-@pytest.mark.parametrize("k, real, fake, expected", [(0.5, 1.0, 0.2, 0.53), (0.5, 1.0, 0.9, 0.46), (0.5, 1.0, 0.5, 0.5), (0.0, 0.1, 0.9, 0.0), (1.0, 1.0, 0.0, 1.0)])
+@pytest.mark.parametrize(
+    "k, real, fake, expected",
+    [(0.5, 1.0, 0.2, 0.53), (0.5, 1.0, 0.9, 0.46), (0.5, 1.0, 0.5, 0.5), (0.0, 0.1, 0.9, 0.0), (1.0, 1.0, 0.0, 1.0)],
+)
 def test_began_balance_moves_towards_gamma_and_stays_in_its_range(k, real, fake, expected):
-    assert float(losses.began_balance(tf.constant(k), tf.constant(real), tf.constant(fake), 0.5, 0.1)) == pytest.approx(expected)
+    assert float(losses.began_balance(tf.constant(k), tf.constant(real), tf.constant(fake), 0.5, 0.1)) == pytest.approx(
+        expected
+    )

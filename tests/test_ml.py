@@ -47,7 +47,9 @@ def png(image: Image.Image) -> bytes:
 def folder(tmp_path_factory):
     """Six pictures of several sizes and modes."""
     made = tmp_path_factory.mktemp("pictures")
-    for seed, (height, width, mode) in enumerate([(40, 60, "RGB"), (300, 310, "RGB"), (224, 224, "RGB"), (20, 20, "L"), (64, 48, "RGB"), (500, 30, "RGB")]):
+    for seed, (height, width, mode) in enumerate(
+        [(40, 60, "RGB"), (300, 310, "RGB"), (224, 224, "RGB"), (20, 20, "L"), (64, 48, "RGB"), (500, 30, "RGB")]
+    ):
         picture(seed, height, width, mode).save(made / f"{seed}.png")
     return made
 
@@ -63,14 +65,22 @@ def by_keras(name: str, output: str, path, weights: str = "", seed: int = 0) -> 
     size = carry.SIZES[name]
     tf.keras.utils.set_random_seed(seed)
     make = getattr(tf.keras.applications, name)
-    network = make(weights=None, include_top=True) if output == "predictions" else make(weights=None, include_top=False, pooling="avg", input_shape=(size, size, 3))
+    network = (
+        make(weights=None, include_top=True)
+        if output == "predictions"
+        else make(weights=None, include_top=False, pooling="avg", input_shape=(size, size, 3))
+    )
     if weights:
         network.load_weights(weights)
     if output not in ("features", "predictions"):
         network = tf.keras.Model(network.input, network.get_layer(output).output)
-    pixels = tf.keras.utils.img_to_array(tf.keras.utils.load_img(path, target_size=(size, size), interpolation="bilinear"))
+    pixels = tf.keras.utils.img_to_array(
+        tf.keras.utils.load_img(path, target_size=(size, size), interpolation="bilinear")
+    )
     module = {"MobileNetV2": "mobilenet_v2", "InceptionV3": "inception_v3"}[name]
-    return network(getattr(tf.keras.applications, module).preprocess_input(pixels)[None], training=False).numpy().ravel()
+    return (
+        network(getattr(tf.keras.applications, module).preprocess_input(pixels)[None], training=False).numpy().ravel()
+    )
 
 
 def same(made: np.ndarray, expected: np.ndarray) -> bool:
@@ -80,7 +90,9 @@ def same(made: np.ndarray, expected: np.ndarray) -> bool:
 
 
 def features(made, column: str = "features") -> dict[str, np.ndarray]:
-    return {row["name"]: row[column].toArray() for row in made.select("name", column).collect() if row[column] is not None}
+    return {
+        row["name"]: row[column].toArray() for row in made.select("name", column).collect() if row[column] is not None
+    }
 
 
 @pytest.mark.parametrize("name, size", [("InceptionV3", 2048), ("MobileNetV2", 1280)])
@@ -93,7 +105,9 @@ def test_features_are_those_of_keras(frame, folder, name, size):
     assert not same(made["0.png"], made["1.png"])
 
 
-@pytest.mark.parametrize("name, size", [("EfficientNetB0", 1280), ("ResNet50", 2048), ("VGG16", 512), ("VGG19", 512), ("Xception", 2048)])
+@pytest.mark.parametrize(
+    "name, size", [("EfficientNetB0", 1280), ("ResNet50", 2048), ("VGG16", 512), ("VGG19", 512), ("Xception", 2048)]
+)
 def test_the_siblings_have_their_own_sizes_and_scales(name, size):
     network = carry.Network(name, weights="")
     weights = network.whole("").get_weights()
@@ -103,7 +117,11 @@ def test_the_siblings_have_their_own_sizes_and_scales(name, size):
 
 
 def test_a_layer_by_name_and_a_seed(frame, folder):
-    made = features(DeepImageFeaturizer(modelName="MobileNetV2", weights="", layer="block_16_project", seed=5).transform(frame.where("name = '2.png'")))
+    made = features(
+        DeepImageFeaturizer(modelName="MobileNetV2", weights="", layer="block_16_project", seed=5).transform(
+            frame.where("name = '2.png'")
+        )
+    )
     expected = by_keras("MobileNetV2", "block_16_project", folder / "2.png", seed=5)
     assert made["2.png"].shape == (7 * 7 * 320,)
     assert same(made["2.png"], expected)
@@ -120,15 +138,22 @@ def test_every_kind_of_image_column_gives_the_same_features(spark):
         "encoded": spark.createDataFrame([("x", bytearray(png(picture(7, 30, 20))))], "name string, image binary"),
         "raw": spark.createDataFrame([("x", bytearray(raw))], "name string, image binary"),
         "bgr": spark.createDataFrame([("x", ("", 30, 20, 3, 16, bytearray(bgr.tobytes())))], f"name string, {struct}"),
-        "bgra": spark.createDataFrame([("x", ("", 30, 20, 4, 24, bytearray(bgra.tobytes())))], f"name string, {struct}"),
+        "bgra": spark.createDataFrame(
+            [("x", ("", 30, 20, 4, 24, bytearray(bgra.tobytes())))], f"name string, {struct}"
+        ),
     }
-    made = {kind: features(DeepImageFeaturizer(modelName="MobileNetV2", weights="").transform(each))["x"] for kind, each in frames.items()}
+    made = {
+        kind: features(DeepImageFeaturizer(modelName="MobileNetV2", weights="").transform(each))["x"]
+        for kind, each in frames.items()
+    }
     for kind in made:
         np.testing.assert_array_equal(made[kind], made["encoded"])
 
 
 def test_sparks_own_image_source_can_be_read(spark, folder):
-    found = spark.read.format("image").load(str(folder)).withColumn("name", F.element_at(F.split("image.origin", "/"), -1))
+    found = (
+        spark.read.format("image").load(str(folder)).withColumn("name", F.element_at(F.split("image.origin", "/"), -1))
+    )
     made = features(DeepImageFeaturizer(modelName="MobileNetV2", weights="").transform(found))
     assert len(made) == 6
     assert same(made["1.png"], by_keras("MobileNetV2", "features", folder / "1.png"))
@@ -138,13 +163,30 @@ def test_a_bad_image_is_null_and_counted(spark, frame):
     whole = png(picture(1))
     pickled = io.BytesIO()
     np.save(pickled, np.array([print], object), allow_pickle=True)
-    odd = [("empty", bytearray()), ("text", bytearray(b"not an image")), ("cut", bytearray(whole[: len(whole) // 2])), ("null", None), ("pickle", bytearray(pickled.getvalue())), ("good", bytearray(whole))]
+    odd = [
+        ("empty", bytearray()),
+        ("text", bytearray(b"not an image")),
+        ("cut", bytearray(whole[: len(whole) // 2])),
+        ("null", None),
+        ("pickle", bytearray(pickled.getvalue())),
+        ("good", bytearray(whole)),
+    ]
     stage = DeepImageFeaturizer(modelName="MobileNetV2", weights="")
     made = stage.transform(spark.createDataFrame(odd, "name string, image binary").repartition(2)).cache()
-    assert {row["name"]: row["features"] is not None for row in made.collect()} == {"empty": False, "text": False, "cut": False, "null": False, "pickle": False, "good": True}
+    assert {row["name"]: row["features"] is not None for row in made.collect()} == {
+        "empty": False,
+        "text": False,
+        "cut": False,
+        "null": False,
+        "pickle": False,
+        "good": True,
+    }
     assert stage.rejected == 4  # a null is not a bad image
     struct = "image struct<origin string, height int, width int, nChannels int, mode int, data binary>"
-    frames = spark.createDataFrame([("mode", ("", 2, 2, 3, 21, bytearray(48))), ("size", ("", 9, 9, 3, 16, bytearray(12))), ("null", None)], f"name string, {struct}")
+    frames = spark.createDataFrame(
+        [("mode", ("", 2, 2, 3, 21, bytearray(48))), ("size", ("", 9, 9, 3, 16, bytearray(12))), ("null", None)],
+        f"name string, {struct}",
+    )
     stage = DeepImageFeaturizer(modelName="MobileNetV2", weights="")
     assert features(stage.transform(frames)) == {}
     assert stage.rejected == 2
@@ -178,7 +220,10 @@ def test_weights_from_a_file_of_either_format(frame, folder, tmp_path, name):
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"modelName": "InceptionV4"}, "modelName = 'InceptionV4': expected one of EfficientNetB0, InceptionV3, MobileNetV2"),
+        (
+            {"modelName": "InceptionV4"},
+            "modelName = 'InceptionV4': expected one of EfficientNetB0, InceptionV3, MobileNetV2",
+        ),
         ({"inputCol": "nothing"}, r"inputCol = 'nothing': not a column \(columns: name, image\)"),
         ({"inputCol": "name"}, "inputCol = 'name': expected binary .* or Spark's image struct; found string"),
         ({"layer": "mixed99"}, r"layer = 'mixed99': no such layer in MobileNetV2 \(there are: .*block_1_expand"),
@@ -193,7 +238,9 @@ def test_a_wrong_stage_is_one_clear_error(frame, values, message):
 def test_weights_that_do_not_fit_name_a_layer(frame, tmp_path):
     path = str(tmp_path / "vgg.h5")
     tf.keras.applications.VGG16(weights=None, include_top=False).save_weights(path)
-    with pytest.raises(UserError, match="does not fit VGG19: its layer 'block3_conv4' has weights of .*the file has 'block4_conv1'"):
+    with pytest.raises(
+        UserError, match="does not fit VGG19: its layer 'block3_conv4' has weights of .*the file has 'block4_conv1'"
+    ):
         DeepImageFeaturizer(modelName="VGG19", weights=path).transform(frame)
 
 
@@ -241,16 +288,27 @@ def test_the_most_probable_classes_by_name(frame, folder, class_index, lively):
     row = made.where("name = '1.png'").first()["predictions"]
     expected = by_keras("MobileNetV2", "predictions", folder / "1.png", lively)
     best = np.argsort(-expected, kind="stable")[:3]
-    assert len(row) == 3 and [each["description"] for each in row] == [f"thing {i}" for i in best] and row[0]["class"] == f"n{best[0]:08d}"
+    assert (
+        len(row) == 3
+        and [each["description"] for each in row] == [f"thing {i}" for i in best]
+        and row[0]["class"] == f"n{best[0]:08d}"
+    )
     np.testing.assert_allclose([each["probability"] for each in row], expected[best], atol=1e-5)
     assert expected.max() > 1.5 / 1000  # classes can be told apart: for none it would be 1 / 1000
-    vectors = features(DeepImagePredictor(modelName="MobileNetV2", weights=lively, decodePredictions=False).transform(frame), "predictions")
+    vectors = features(
+        DeepImagePredictor(modelName="MobileNetV2", weights=lively, decodePredictions=False).transform(frame),
+        "predictions",
+    )
     np.testing.assert_allclose(vectors["1.png"], expected, atol=1e-5)
     assert vectors["1.png"].sum() == pytest.approx(1.0, abs=1e-4)
 
 
 def test_names_of_classes_are_checked(frame, tmp_path):
-    for text, message in (("{", "expected JSON of the form"), ('{"1": ["a", "b"]}', "expected JSON of the form"), (None, "no such file")):
+    for text, message in (
+        ("{", "expected JSON of the form"),
+        ('{"1": ["a", "b"]}', "expected JSON of the form"),
+        (None, "no such file"),
+    ):
         path = tmp_path / "index.json"
         path.unlink(missing_ok=True)
         if text:
@@ -271,7 +329,14 @@ def load_small(uri: str) -> np.ndarray:
 def small(tmp_path_factory):
     """(path, Keras model) of a model of 8x8 RGB images."""
     tf.keras.utils.set_random_seed(2)
-    model = tf.keras.Sequential([tf.keras.Input([8, 8, 3]), tf.keras.layers.Conv2D(4, 3, activation="relu"), tf.keras.layers.GlobalAveragePooling2D(), tf.keras.layers.Dense(3)])
+    model = tf.keras.Sequential(
+        [
+            tf.keras.Input([8, 8, 3]),
+            tf.keras.layers.Conv2D(4, 3, activation="relu"),
+            tf.keras.layers.GlobalAveragePooling2D(),
+            tf.keras.layers.Dense(3),
+        ]
+    )
     path = str(tmp_path_factory.mktemp("models") / "small.keras")
     model.save(path)
     return path, model
@@ -279,7 +344,10 @@ def small(tmp_path_factory):
 
 def test_files_through_a_users_loader(spark, folder, small):
     path, model = small
-    rows = [(name, str(folder / name)) for name in sorted(os.listdir(folder))] + [("gone", "/nowhere.png"), ("null", None)]
+    rows = [(name, str(folder / name)) for name in sorted(os.listdir(folder))] + [
+        ("gone", "/nowhere.png"),
+        ("null", None),
+    ]
     stage = KerasImageFileTransformer(modelFile=path, imageLoader=load_small)
     made = features(stage.transform(spark.createDataFrame(rows, "name string, uri string")), "output")
     assert sorted(made) == sorted(os.listdir(folder)) and stage.rejected == 1
@@ -303,7 +371,10 @@ def test_vectors_through_a_model(spark, tmp_path):
     path = str(tmp_path / "dense.h5")
     model.save(path)
     given = np.random.default_rng(0).normal(size=[70, 5])
-    rows = [(str(i), Vectors.dense(row), row.tolist()) for i, row in enumerate(given)] + [("short", Vectors.dense([1.0]), [1.0]), ("null", None, None)]
+    rows = [(str(i), Vectors.dense(row), row.tolist()) for i, row in enumerate(given)] + [
+        ("short", Vectors.dense([1.0]), [1.0]),
+        ("null", None, None),
+    ]
     frame = spark.createDataFrame(rows, ["name", "vector", "array"]).repartition(3)
     for column in ("vector", "array"):
         stage = KerasTransformer(inputCol=column, modelFile=path)
@@ -321,10 +392,18 @@ def test_a_model_as_an_sql_function(spark, frame, folder, small):
     register_keras_image_udf(spark, "look", path)
     register_keras_image_udf(spark, "look_scaled", model, lambda pixels: images.resize(pixels, 8, 8, "stretch") / 255.0)
     frame.createOrReplaceTempView("pictures")
-    row = spark.sql("SELECT look(image) AS plain, look_scaled(image) AS scaled FROM pictures WHERE name = '4.png'").first()
+    row = spark.sql(
+        "SELECT look(image) AS plain, look_scaled(image) AS scaled FROM pictures WHERE name = '4.png'"
+    ).first()
     pixels = np.asarray(Image.open(folder / "4.png"))
-    np.testing.assert_allclose(row["plain"], model(images.resize(pixels, 8, 8, "stretch", images.BILINEAR).astype(np.float32)[None])[0], atol=1e-3)
-    np.testing.assert_allclose(row["scaled"], model(images.resize(pixels, 8, 8, "stretch")[None] / np.float32(255))[0], atol=1e-4)
+    np.testing.assert_allclose(
+        row["plain"],
+        model(images.resize(pixels, 8, 8, "stretch", images.BILINEAR).astype(np.float32)[None])[0],
+        atol=1e-3,
+    )
+    np.testing.assert_allclose(
+        row["scaled"], model(images.resize(pixels, 8, 8, "stretch")[None] / np.float32(255))[0], atol=1e-4
+    )
     vector = tf.keras.Sequential([tf.keras.Input([5]), tf.keras.layers.Dense(2)])
     with pytest.raises(UserError, match="expected a model of images, found an input of"):
         register_keras_image_udf(spark, "not_images", vector)
@@ -332,10 +411,15 @@ def test_a_model_as_an_sql_function(spark, frame, folder, small):
 
 def test_images_of_several_sizes_through_a_model_of_any_size(spark):
     tf.keras.utils.set_random_seed(1)
-    model = tf.keras.Sequential([tf.keras.Input([None, None, 3]), tf.keras.layers.Conv2D(4, 3), tf.keras.layers.GlobalAveragePooling2D()])
+    model = tf.keras.Sequential(
+        [tf.keras.Input([None, None, 3]), tf.keras.layers.Conv2D(4, 3), tf.keras.layers.GlobalAveragePooling2D()]
+    )
     register_keras_image_udf(spark, "look_any", model, lambda pixels: pixels / np.float32(255))
     given = [picture(seed, *((20, 30) if seed % 2 else (30, 20))) for seed in range(7)]
-    rows = [(seed, bytearray(png(image))) for seed, image in enumerate(given)] + [(7, bytearray(b"no image")), (8, None)]
+    rows = [(seed, bytearray(png(image))) for seed, image in enumerate(given)] + [
+        (7, bytearray(b"no image")),
+        (8, None),
+    ]
     spark.createDataFrame(rows, "id int, image binary").coalesce(1).createOrReplaceTempView("several")
     made = {row["id"]: row["made"] for row in spark.sql("SELECT id, look_any(image) AS made FROM several").collect()}
     for seed, image in enumerate(given):

@@ -44,7 +44,8 @@ def test_two_steps_change_every_variable_that_is_trained_and_count_no_step_thems
         scalars = model.train_step([make_batch(name)] * model.batches_per_step)
     assert scalars and all(np.isfinite(float(value)) for value in scalars.values())
     unchanged = [v.shape for group in model.groups.values() for v in group if np.array_equal(before[id(v)], v.numpy())]
-    # A constant added to every score of a Wasserstein critic cancels; and hardly a signal comes through a deep random network to scale.
+    # A constant added to every score of a Wasserstein critic cancels; and hardly a signal comes through a deep random
+    # network to scale.
     assert unchanged == {"wgan_gp": [[1]], "classifier": [[1280]]}.get(name, [])
     assert int(model.step) == 0
 
@@ -57,7 +58,9 @@ def test_layers_in_bfloat16_leave_weights_scalars_and_images_in_float32(name):
         scalars = model.train_step([make_batch(name)] * model.batches_per_step)
     finally:
         tf.keras.mixed_precision.set_global_policy("float32")
-    assert {value.dtype for value in scalars.values()} == {tf.float32} and all(np.isfinite(float(value)) for value in scalars.values())
+    assert {value.dtype for value in scalars.values()} == {tf.float32} and all(
+        np.isfinite(float(value)) for value in scalars.values()
+    )
     assert {variable.dtype for variable in model.trainable_variables} == {tf.float32}
     if name in GENERATIVE:
         assert model.generate(make_inputs(name, 2), tf.range(2, dtype=tf.int64)).dtype == tf.float32
@@ -78,7 +81,9 @@ def test_spectral_norm_projects_float32_kernels_in_bfloat16():
 
 @pytest.mark.parametrize("name", ["dcgan", "discogan", "stackgan1", "cyclegan"])
 def test_sizes_that_a_network_cannot_make_are_refused(name):
-    with pytest.raises(UserError, match="model.image_size = 33: expected (an even number of pixels, at least 8|a multiple of 4)"):
+    with pytest.raises(
+        UserError, match="model.image_size = 33: expected (an even number of pixels, at least 8|a multiple of 4)"
+    ):
         make_model(name, image_size=33)
 
 
@@ -242,8 +247,14 @@ def test_vae_importance_weighted_bound_tightens_and_is_the_elbo_for_one_sample()
         noise = tf.random.stateless_normal([16, 4], [k, 1])
         z = mean + tf.exp(0.5 * log_variance) * noise
         density = lambda x, m, v: -0.5 * tf.reduce_sum(np.log(2 * np.pi) + v + tf.square(x - m) / tf.exp(v), 1)
-        singles.append(losses.bernoulli_nll(0.5 * (images + 1), model.decoder(z)) - density(z, 0.0, tf.zeros_like(z)) + density(z, mean, log_variance))
-    np.testing.assert_allclose(np.log(50) - np.logaddexp.reduce(-np.stack(singles), 0), model.importance_weighted(images, 50), rtol=1e-4)
+        singles.append(
+            losses.bernoulli_nll(0.5 * (images + 1), model.decoder(z))
+            - density(z, 0.0, tf.zeros_like(z))
+            + density(z, mean, log_variance)
+        )
+    np.testing.assert_allclose(
+        np.log(50) - np.logaddexp.reduce(-np.stack(singles), 0), model.importance_weighted(images, 50), rtol=1e-4
+    )
     assert float(np.mean(singles)) == pytest.approx(float(np.mean(elbos)), rel=0.01)
 
 
@@ -271,7 +282,10 @@ def test_wgan_critic_has_no_batch_norm():
 
 def test_began_carries_a_k_that_comes_from_all_ranks():
     """A reduce that doubles stands for other ranks with other losses."""
-    alone, together = build("began", lambda_k=0.5), build("began", reduce=lambda tensors: [2 * tensor for tensor in tensors], lambda_k=0.5)
+    alone, together = (
+        build("began", lambda_k=0.5),
+        build("began", reduce=lambda tensors: [2 * tensor for tensor in tensors], lambda_k=0.5),
+    )
     for model in (alone, together):
         model.train_step([make_batch("began")])
     assert float(alone.k) > 0 and float(together.k) == pytest.approx(2 * float(alone.k), rel=1e-3)
@@ -312,7 +326,9 @@ def test_ssgan_discriminator_is_the_n_plus_1_class_softmax_with_the_last_logit_a
 def test_cyclegan_logs_the_cycle_of_its_generators():
     model, batch = build("cyclegan"), make_batch("cyclegan")
     a, b = batch["a"]["image"], batch["b"]["image"]
-    cycle = tf.reduce_mean(tf.abs(a - model.to_a(model.to_b(a)))) + tf.reduce_mean(tf.abs(b - model.to_b(model.to_a(b))))
+    cycle = tf.reduce_mean(tf.abs(a - model.to_a(model.to_b(a)))) + tf.reduce_mean(
+        tf.abs(b - model.to_b(model.to_a(b)))
+    )
     assert float(model.train_step([batch])["cycle"]) == pytest.approx(float(cycle), rel=1e-4)
 
 
@@ -341,7 +357,9 @@ def test_noise_of_training_is_that_of_no_seed():
     model = build("dcgan")
     drawn = model.normal([3, 8]).numpy()
     assert not np.isin(model.latents(tf.range(2000, dtype=tf.int64), 8).numpy(), drawn).any()
-    assert np.array_equal(drawn, model.normal([3, 8]).numpy()) and not np.isin(model.normal([3, 8], stream=1), drawn).any()
+    assert (
+        np.array_equal(drawn, model.normal([3, 8]).numpy()) and not np.isin(model.normal([3, 8], stream=1), drawn).any()
+    )
 
 
 def test_discogans_generators_step_twice_for_each_step_of_the_discriminators():
@@ -379,12 +397,17 @@ def test_discogans_weight_decay_moves_weights_that_nothing_else_moves():
 def test_ssgan_matches_features_without_dropout_and_noise():
     model = build("ssgan", dropout=0.9, noise=5.0)
     batch = make_batch("ssgan")
-    expected = losses.feature_matching(model.classifier(batch["unlabelled"]["image"])[0], model.classifier(model.generator(model.normal([8, 8]), training=True))[0])
+    expected = losses.feature_matching(
+        model.classifier(batch["unlabelled"]["image"])[0],
+        model.classifier(model.generator(model.normal([8, 8]), training=True))[0],
+    )
     assert float(model.train_step([batch])["g_loss"]) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_what_would_teach_the_wrong_thing_is_refused():
-    with pytest.raises(UserError, match="model.minibatch with model.batches = 'together': real and generated images would count"):
+    with pytest.raises(
+        UserError, match="model.minibatch with model.batches = 'together': real and generated images would count"
+    ):
         build("dcgan", minibatch=2, batches="together")
     with pytest.raises(UserError, match="train.batch_size gives a rank one image: expected two or more"):
         build("stackgan1").train_step([make_batch("stackgan1", 1)])
@@ -395,5 +418,7 @@ def test_srgan_has_the_pixels_error_beside_the_features_only_where_it_is_asked_f
     images, made = make_batch("srgan")["image"], make_batch("srgan", seed=1)["image"]
     settings = {**MODEL_CONFIGS["srgan"], "content": "run", "content_layer": "conv1", "content_scale": 1.0}
     srgan = models.find("srgan")
-    without, beside = (srgan(srgan.Config(**settings, pixels=pixels), content_run=lenet).content(images, made) for pixels in (0.0, 0.5))
+    without, beside = (
+        srgan(srgan.Config(**settings, pixels=pixels), content_run=lenet).content(images, made) for pixels in (0.0, 0.5)
+    )
     assert float(beside - without) == pytest.approx(0.5 * float(tf.reduce_mean(tf.square(images - made))), rel=1e-4)

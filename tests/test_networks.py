@@ -1,4 +1,6 @@
-"""Networks from files of the lake: what they say is checked before anything of them is built, and nothing of them is executed."""
+"""Networks from files of the lake: what they say is checked before anything of them is built, and nothing of them is
+executed.
+"""
 
 import io
 import json
@@ -16,7 +18,9 @@ from gan_spark.config import UserError
 
 def small() -> tf.keras.Model:
     tf.keras.utils.set_random_seed(3)
-    return tf.keras.Sequential([tf.keras.Input([8, 8, 1]), tf.keras.layers.Conv2D(2, 3), tf.keras.layers.Flatten(), tf.keras.layers.Dense(3)])
+    return tf.keras.Sequential(
+        [tf.keras.Input([8, 8, 1]), tf.keras.layers.Conv2D(2, 3), tf.keras.layers.Flatten(), tf.keras.layers.Dense(3)]
+    )
 
 
 def with_code() -> tf.keras.Model:
@@ -35,7 +39,13 @@ def test_one_that_carries_code_is_refused(tmp_path, kind):
     path = str(tmp_path / f"network.{kind}")
     for network in (with_code(), tf.keras.Sequential([tf.keras.Input([4]), tf.keras.layers.Dense(4), with_code()])):
         network.save(path)
-        with pytest.raises(UserError, match=f"network.{kind}: expected Keras's own layers and plain operations on tensors, found Lambda 'lambda.*'.* save the model without it"):
+        with pytest.raises(
+            UserError,
+            match=(
+                f"network.{kind}: expected Keras's own layers and plain operations on tensors, found Lambda"
+                " 'lambda.*'.* save the model without it"
+            ),
+        ):
             networks.load_file("file://" + path)
 
 
@@ -73,13 +83,29 @@ def functional(inner: tf.keras.Model | None = None) -> tf.keras.Model:
 
 
 @pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("function", ["io.write_file", "compat.v1.write_file", "raw_ops.WriteFile", "load_op_library", "nn.fixed_unigram_candidate_sampler", "py_function", None])
+@pytest.mark.parametrize(
+    "function",
+    [
+        "io.write_file",
+        "compat.v1.write_file",
+        "raw_ops.WriteFile",
+        "load_op_library",
+        "nn.fixed_unigram_candidate_sampler",
+        "py_function",
+        None,
+    ],
+)
 @pytest.mark.parametrize("kind", ["keras", "h5"])
 def test_operations_that_touch_files_are_refused(tmp_path, kind, function, nested):
     path, written = str(tmp_path / f"network.{kind}"), tmp_path / "written"
     functional(functional() if nested else None).save(path)
     call = {"contents": "code"} if function and "rite" in function else {}
-    layer = {"class_name": "TFOpLambda", "name": "op", "config": {"name": "op", "function": function}, "inbound_nodes": [["_CONSTANT_VALUE", -1, str(written), call]]}
+    layer = {
+        "class_name": "TFOpLambda",
+        "name": "op",
+        "config": {"name": "op", "function": function},
+        "inbound_nodes": [["_CONSTANT_VALUE", -1, str(written), call]],
+    }
 
     def change(config):
         layers = config["config"]["layers"]
@@ -94,8 +120,14 @@ def test_operations_that_touch_files_are_refused(tmp_path, kind, function, neste
 @pytest.mark.parametrize(
     "wrong, found",
     [
-        ({"class_name": "SlicingOpLambda", "config": {"function": "io.read_file"}}, "SlicingOpLambda 'dense' of 'io.read_file'"),
-        ({"class_name": "ClassMethod", "config": {"cls_symbol": "io.TFRecordWriter", "method_name": "write"}}, "ClassMethod"),
+        (
+            {"class_name": "SlicingOpLambda", "config": {"function": "io.read_file"}},
+            "SlicingOpLambda 'dense' of 'io.read_file'",
+        ),
+        (
+            {"class_name": "ClassMethod", "config": {"cls_symbol": "io.TFRecordWriter", "method_name": "write"}},
+            "ClassMethod",
+        ),
         ({"class_name": "InstanceMethod", "config": {"attr_name": "numpy"}}, "InstanceMethod"),
         ({"class_name": "TensorFlowOpLayer", "config": {"node_def": {"op": "WriteFile"}}}, "TensorFlowOpLayer"),
         ({"class_name": "ResidualWrapper", "config": {"residual_fn_type": "lambda"}}, "ResidualWrapper"),
@@ -105,9 +137,36 @@ def test_operations_that_touch_files_are_refused(tmp_path, kind, function, neste
         ({"class_name": {"class_name": "__bytes__", "value": "Lambda"}}, "{'class_name': '__bytes__'"),
         ({"class_name": "StringLookup", "config": {"vocabulary": "/etc/passwd"}}, "vocabulary file '/etc/passwd'"),
         ({"config": {"activation": "deserialize"}}, "activation 'deserialize'"),
-        ({"config": {"activation": {"class_name": "function", "module": "os", "config": "system", "registered_name": "system"}}}, "function 'system' of 'os'"),
-        ({"config": {"activation": {"class_name": "function", "module": "builtins", "config": "eval", "registered_name": "eval"}}}, "function 'eval' of 'builtins'"),
-        ({"config": {"kernel_initializer": {"class_name": "__lambda__", "config": {"value": ["4wAA", None, None]}}}}, "__lambda__"),
+        (
+            {
+                "config": {
+                    "activation": {
+                        "class_name": "function",
+                        "module": "os",
+                        "config": "system",
+                        "registered_name": "system",
+                    }
+                }
+            },
+            "function 'system' of 'os'",
+        ),
+        (
+            {
+                "config": {
+                    "activation": {
+                        "class_name": "function",
+                        "module": "builtins",
+                        "config": "eval",
+                        "registered_name": "eval",
+                    }
+                }
+            },
+            "function 'eval' of 'builtins'",
+        ),
+        (
+            {"config": {"kernel_initializer": {"class_name": "__lambda__", "config": {"value": ["4wAA", None, None]}}}},
+            "__lambda__",
+        ),
     ],
 )
 @pytest.mark.parametrize("kind", ["keras", "h5"])
@@ -153,22 +212,49 @@ def test_weights_are_not_unpickled(tmp_path):
 def with_operations() -> tf.keras.Model:
     x = tf.keras.Input([8, 8, 3])
     y = tf.nn.relu(x * 2.0 + 1)
-    y = tf.image.resize(tf.pad(y[:, 1:], [[0, 0], [1, 1], [1, 1], [0, 0]], "REFLECT"), [4, 4]) - tf.reduce_mean(x, [1, 2], keepdims=True)
+    y = tf.image.resize(tf.pad(y[:, 1:], [[0, 0], [1, 1], [1, 1], [0, 0]], "REFLECT"), [4, 4]) - tf.reduce_mean(
+        x, [1, 2], keepdims=True
+    )
     y = tf.where(y > 0, y, tf.transpose(y, [0, 2, 1, 3]) / 2)
-    return tf.keras.Model(x, tf.reshape(tf.concat([y, tf.cast(tf.nn.softmax(y), tf.float32)], -1), [tf.shape(y)[0], -1]))
+    return tf.keras.Model(
+        x, tf.reshape(tf.concat([y, tf.cast(tf.nn.softmax(y), tf.float32)], -1), [tf.shape(y)[0], -1])
+    )
 
 
 def of_many_parts() -> tf.keras.Model:
-    """Layers within layers, a compiled network within one that is compiled with a loss of the user's own, objects and functions by name."""
+    """Layers within layers, a compiled network within one that is compiled with a loss of the user's own, objects and
+    functions by name.
+    """
     layers, regularizers = tf.keras.layers, tf.keras.regularizers
     cell = layers.StackedRNNCells([layers.LSTMCell(3), layers.GRUCell(2)])
-    inner = tf.keras.Sequential([tf.keras.Input([8, 9]), layers.Bidirectional(layers.LSTM(4, return_sequences=True)), layers.RNN(cell), layers.Dense(4, tf.nn.leaky_relu)])
-    inner.compile(tf.keras.optimizers.Adam(tf.keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)), tf.keras.losses.MeanSquaredError(), [tf.keras.metrics.AUC(), "mae"])
+    inner = tf.keras.Sequential(
+        [
+            tf.keras.Input([8, 9]),
+            layers.Bidirectional(layers.LSTM(4, return_sequences=True)),
+            layers.RNN(cell),
+            layers.Dense(4, tf.nn.leaky_relu),
+        ]
+    )
+    inner.compile(
+        tf.keras.optimizers.Adam(tf.keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)),
+        tf.keras.losses.MeanSquaredError(),
+        [tf.keras.metrics.AUC(), "mae"],
+    )
     x = tf.keras.Input([8, 8, 3])
     y = layers.Rescaling(1 / 255)(layers.RandomFlip("horizontal")(x))
-    y = layers.Conv2D(3, 3, activation="swish", padding="same", kernel_regularizer=regularizers.L2(0.1), kernel_constraint="max_norm", kernel_initializer=tf.constant_initializer(0.1))(y)
+    y = layers.Conv2D(
+        3,
+        3,
+        activation="swish",
+        padding="same",
+        kernel_regularizer=regularizers.L2(0.1),
+        kernel_constraint="max_norm",
+        kernel_initializer=tf.constant_initializer(0.1),
+    )(y)
     y = layers.TimeDistributed(layers.Dense(3, layers.LeakyReLU()))(layers.Add()([x, layers.BatchNormalization()(y)]))
-    y = layers.Activation(tf.keras.activations.gelu)(layers.Resizing(8, 3, dtype=tf.keras.mixed_precision.Policy("float32"))(y))
+    y = layers.Activation(tf.keras.activations.gelu)(
+        layers.Resizing(8, 3, dtype=tf.keras.mixed_precision.Policy("float32"))(y)
+    )
     model = tf.keras.Model(x, inner(layers.Reshape([8, 9])(y)))
     model.compile("sgd", lambda wanted, made: tf.reduce_mean(wanted - made))
     return model
@@ -185,7 +271,11 @@ def test_plain_layers_and_operations_compute_the_same(tmp_path, kind, make):
 
 
 def test_files_that_are_not_networks_are_named(tmp_path):
-    for name, data, message in (("a.keras", b"PK not a zip", "not a Keras model file"), ("a.h5", b"nothing", "not a Keras model file"), ("a.pkl", b"x", r"expected a Keras model file \(.keras or .h5\)")):
+    for name, data, message in (
+        ("a.keras", b"PK not a zip", "not a Keras model file"),
+        ("a.h5", b"nothing", "not a Keras model file"),
+        ("a.pkl", b"x", r"expected a Keras model file \(.keras or .h5\)"),
+    ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError, match=message):
             networks.load_file(f"file://{tmp_path}/{name}")
@@ -198,7 +288,9 @@ def test_files_that_are_not_networks_are_named(tmp_path):
     with pytest.raises(UserError, match="odd.h5: expected Keras's own layers .* found Nothing"):
         networks.load_file(f"file://{tmp_path}/odd.h5")
     with h5py.File(tmp_path / "odd.h5", "w") as file:
-        file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": {"layers": [{"class_name": "Dense", "config": {"units": -1}}]}})
+        file.attrs["model_config"] = json.dumps(
+            {"class_name": "Sequential", "config": {"layers": [{"class_name": "Dense", "config": {"units": -1}}]}}
+        )
     with pytest.raises(UserError, match="odd.h5: cannot be loaded"):
         networks.load_file(f"file://{tmp_path}/odd.h5")
 

@@ -45,9 +45,14 @@ def digits_idx(tmp_path_factory) -> str:
     """600 digits of 28x28 in IDX files, as MNIST is."""
     folder = tmp_path_factory.mktemp("idx")
     source = load_digits()
-    pixels = np.stack([np.asarray(Image.fromarray((image * 15).astype(np.uint8)).resize((28, 28))) for image in source.images[:600]])
+    pixels = np.stack(
+        [np.asarray(Image.fromarray((image * 15).astype(np.uint8)).resize((28, 28))) for image in source.images[:600]]
+    )
     for part, rows in (("train", slice(0, 500)), ("t10k", slice(500, 600))):
-        for kind, values in (("images-idx3", pixels[rows]), ("labels-idx1", source.target[:600][rows].astype(np.uint8))):
+        for kind, values in (
+            ("images-idx3", pixels[rows]),
+            ("labels-idx1", source.target[:600][rows].astype(np.uint8)),
+        ):
             header = struct.pack(">HBB", 0, 8, values.ndim) + struct.pack(f">{values.ndim}I", *values.shape)
             (folder / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
     return str(folder)
@@ -60,7 +65,9 @@ def photographs(tmp_path_factory) -> str:
     for name, value in (("dark", 40), ("light", 210)):
         (folder / name).mkdir()
         for i in range(20):
-            Image.fromarray(rng.integers(value - 40, value + 40, [40, 40, 3]).astype(np.uint8)).save(folder / name / f"{i}.png")
+            Image.fromarray(rng.integers(value - 40, value + 40, [40, 40, 3]).astype(np.uint8)).save(
+                folder / name / f"{i}.png"
+            )
     return str(folder)
 
 
@@ -73,7 +80,12 @@ def run(spark, monkeypatch, name: str, **widgets: str) -> tuple[dict, list, list
     """(the notebook's globals, tables that were displayed, HTML that was)."""
     monkeypatch.chdir(NOTEBOOKS)
     made, tables, pages = Widgets(widgets), [], []
-    names = {"spark": spark, "dbutils": SimpleNamespace(widgets=made), "display": lambda frame: tables.append(frame.collect()), "displayHTML": pages.append}
+    names = {
+        "spark": spark,
+        "dbutils": SimpleNamespace(widgets=made),
+        "display": lambda frame: tables.append(frame.collect()),
+        "displayHTML": pages.append,
+    }
     for number, cell in enumerate(cells(name)):
         if cell.startswith("# MAGIC"):
             assert all(line.startswith("# MAGIC") for line in cell.splitlines())
@@ -93,30 +105,72 @@ def test_quickstart_and_quality_report(spark, monkeypatch, root):
 
 
 def test_conditional_generation(spark, monkeypatch, root, digits_idx):
-    names, _, pages = run(spark, monkeypatch, "conditional_generation", **{"lake": root, "steps": "4", "workers": "1", "path": digits_idx, "class": "Bag", "images": "40", "set": f"{CHEAP};model.width=4;run=conditional;dataset=conditional"})
+    names, _, pages = run(
+        spark,
+        monkeypatch,
+        "conditional_generation",
+        **{
+            "lake": root,
+            "steps": "4",
+            "workers": "1",
+            "path": digits_idx,
+            "class": "Bag",
+            "images": "40",
+            "set": f"{CHEAP};model.width=4;run=conditional;dataset=conditional",
+        },
+    )
     assert len(pages) == 1 and 0 <= names["measured"]["class_agreement"] <= 1
 
 
 def test_image_translation(spark, monkeypatch, root, digits_idx):
     small = f"{LOCAL};model.width=4;model.blocks=1;generate.batch_size=20"
-    _, _, pages = run(spark, monkeypatch, "image_translation", **{"lake": root, "steps": "2", "workers": "1", "path": digits_idx, "from": "b", "images": "40", "set": small})
+    _, _, pages = run(
+        spark,
+        monkeypatch,
+        "image_translation",
+        **{"lake": root, "steps": "2", "workers": "1", "path": digits_idx, "from": "b", "images": "40", "set": small},
+    )
     assert len(pages) == 1
 
 
 def test_text_to_image(spark, monkeypatch, root):
     names, tables, pages = run(
-        spark, monkeypatch, "text_to_image", lake=root, steps="2", encoder_steps="2", workers="1", count="200", sentences="a red circle; a blue square",
+        spark,
+        monkeypatch,
+        "text_to_image",
+        lake=root,
+        steps="2",
+        encoder_steps="2",
+        workers="1",
+        count="200",
+        sentences="a red circle; a blue square",
         set=f"{LOCAL};model.embedding=16",
-    )  # fmt: skip
+    )
     assert names["matched"]["steps"] == 2 and len(pages) == 1
     assert {row["input"] for row in tables[1]} == {"a red circle", "a blue square"}
 
 
 def test_transfer_learning(spark, monkeypatch, root, photographs):
-    names, _, _ = run(spark, monkeypatch, "transfer_learning", lake=root, path=photographs, network="MobileNetV2", weights="", set="ingest.planned_workers=1;ingest.height=32;ingest.width=32;featurize.iterations=3;featurize.regularisation=0.0")
+    names, _, _ = run(
+        spark,
+        monkeypatch,
+        "transfer_learning",
+        lake=root,
+        path=photographs,
+        network="MobileNetV2",
+        weights="",
+        set="ingest.planned_workers=1;ingest.height=32;ingest.width=32;featurize.iterations=3;featurize.regularisation=0.0",
+    )
     assert names["fitted"]["images"] + names["fitted"]["trained_on"] == 40 and names["fitted"]["accuracy"] > 0.5
 
 
 def test_every_notebook_is_run_here():
-    tested = {"quickstart", "quality_report", "conditional_generation", "image_translation", "text_to_image", "transfer_learning"}
+    tested = {
+        "quickstart",
+        "quality_report",
+        "conditional_generation",
+        "image_translation",
+        "text_to_image",
+        "transfer_learning",
+    }
     assert {path.stem for path in NOTEBOOKS.glob("*.py")} == tested

@@ -69,7 +69,9 @@ def test_a_batch_holds_both_domains(recoloured):
     url, _ = recoloured
     batch = next(iter(reader.batches(url, "train", 32, parts=("a", "b"))))
     assert batch["a"]["image"].shape == batch["b"]["image"].shape == (32, 16, 16, 1)
-    assert float(batch["a"]["image"].numpy().mean()) < -0.2 and float(batch["b"]["image"].numpy().mean()) > 0.2  # inverted
+    assert (
+        float(batch["a"]["image"].numpy().mean()) < -0.2 and float(batch["b"]["image"].numpy().mean()) > 0.2
+    )  # inverted
 
 
 def test_classes_become_domains_and_other_classes_are_rejected(spark, lake):
@@ -98,7 +100,10 @@ def test_labels_are_kept_by_as_many_of_each_class(spark, lake):
         ({"parts": "classes", "domains": ("1",)}, "expected two classes"),
         ({"parts": "labels"}, "ingest.labels = 0"),
         ({"parts": "labels", "labels": 51}, "does not divide by the 10 classes"),
-        ({"parts": "labels", "labels": 10, "validation": 0.5, "test": 0.499999}, "fewer training images than its share"),
+        (
+            {"parts": "labels", "labels": 10, "validation": 0.5, "test": 0.499999},
+            "fewer training images than its share",
+        ),
         ({"parts": "labels", "labels": 5000}, "fewer training images than its share"),
     ],
 )
@@ -109,7 +114,10 @@ def test_parts_that_cannot_be_made_are_refused(spark, lake, options, message):
 
 
 def test_a_model_that_reads_parts_says_how_to_ingest_them(spark, lake, digits):
-    with pytest.raises(UserError, match=r"model 'cyclegan' reads a, b; dataset .* has image, label: ingest it with ingest.parts = 'classes'"):
+    with pytest.raises(
+        UserError,
+        match=r"model 'cyclegan' reads a, b; dataset .* has image, label: ingest it with ingest.parts = 'classes'",
+    ):
         driver.train(spark, make_config(lake, "cyclegan", run="no-parts"))
 
 
@@ -117,32 +125,68 @@ def test_a_translation_says_which_image_it_is_of_and_is_compared_with_the_truth(
     from gan_spark.quality import evaluate
 
     url, _ = recoloured
-    config = dataclasses.replace(make_config(lake, "cyclegan", run="translates", generate={"images": 40, "batch_size": 16, "part": "a"}), dataset="digits-recoloured")
+    config = dataclasses.replace(
+        make_config(lake, "cyclegan", run="translates", generate={"images": 40, "batch_size": 16, "part": "a"}),
+        dataset="digits-recoloured",
+    )
     driver.train(spark, config)
     answer = generate.generate(spark, config)
     made = spark.read.parquet(answer["table"]).collect()
     found = rows(spark, url)
     assert answer["images"] == len(made) == 40
-    assert {found[row["input"]]["part"] for row in made} == {"a"} and {found[row["input"]]["split"] for row in made} == {"test"}
+    assert {found[row["input"]]["part"] for row in made} == {"a"} and {
+        found[row["input"]]["split"] for row in made
+    } == {"test"}
     real = spark.read.parquet(*splits.files(url, "test", "b"))
     manifest = schema.read_manifest(url)
     pairs = evaluate.paired(real, spark.read.parquet(answer["table"]), "b")
     errors = evaluate.pair_errors(pairs, manifest)
-    expected = np.mean([np.abs(generate.images.decode_png(row["image"]) / 255 - pixels(found["b" + row["input"][1:]]) / 255).mean() for row in made])
+    expected = np.mean(
+        [
+            np.abs(generate.images.decode_png(row["image"]) / 255 - pixels(found["b" + row["input"][1:]]) / 255).mean()
+            for row in made
+        ]
+    )
     assert errors["pairs"] == 40 and errors["pair_l1"] == pytest.approx(expected, rel=1e-6)
-    measured = evaluate.evaluate(spark, dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, part="b", classifier_steps=20, classifier_batch=16)))
+    measured = evaluate.evaluate(
+        spark,
+        dataclasses.replace(
+            config, evaluate=dataclasses.replace(config.evaluate, part="b", classifier_steps=20, classifier_batch=16)
+        ),
+    )
     assert measured["pair_l1"] == pytest.approx(expected, rel=1e-4) and measured["pairs"] == 40
     # The same by hand: the classifier's answer to each translation against the label of the image that it is of.
-    network = evaluate.features.network(spark, dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, part="b", classifier_steps=20, classifier_batch=16)))
-    answers = evaluate.features.function(network)(np.stack([generate.images.decode_png(row["image"]) for row in made]))[1].argmax(1)
-    assert measured["labels_kept"] == pytest.approx(np.mean([answer == found[row["input"]]["label"] for answer, row in zip(answers, made)]), abs=1e-6)
+    network = evaluate.features.network(
+        spark,
+        dataclasses.replace(
+            config, evaluate=dataclasses.replace(config.evaluate, part="b", classifier_steps=20, classifier_batch=16)
+        ),
+    )
+    answers = evaluate.features.function(network)(np.stack([generate.images.decode_png(row["image"]) for row in made]))[
+        1
+    ].argmax(1)
+    assert measured["labels_kept"] == pytest.approx(
+        np.mean([answer == found[row["input"]]["label"] for answer, row in zip(answers, made)]), abs=1e-6
+    )
     # Both directions in one table: only one of them counts; and none, where the other is asked for alone.
-    back = generate.generate(spark, dataclasses.replace(config, generate=dataclasses.replace(config.generate, part="b", table="back")))
-    both = dataclasses.replace(config, generate=dataclasses.replace(config.generate, table="both"), evaluate=dataclasses.replace(config.evaluate, part="b", classifier_steps=20, classifier_batch=16))
-    with tables.replacing(spark.read.parquet(back["table"]).union(spark.read.parquet(answer["table"])), lakes.table_url(both)):
+    back = generate.generate(
+        spark, dataclasses.replace(config, generate=dataclasses.replace(config.generate, part="b", table="back"))
+    )
+    both = dataclasses.replace(
+        config,
+        generate=dataclasses.replace(config.generate, table="both"),
+        evaluate=dataclasses.replace(config.evaluate, part="b", classifier_steps=20, classifier_batch=16),
+    )
+    with tables.replacing(
+        spark.read.parquet(back["table"]).union(spark.read.parquet(answer["table"])), lakes.table_url(both)
+    ):
         pass
     again = evaluate.evaluate(spark, both)
-    assert again["generated_images"] == 40 and again["fid"] == pytest.approx(measured["fid"], rel=1e-6) and again["labels_kept"] == measured["labels_kept"]
+    assert (
+        again["generated_images"] == 40
+        and again["fid"] == pytest.approx(measured["fid"], rel=1e-6)
+        and again["labels_kept"] == measured["labels_kept"]
+    )
     with pytest.raises(UserError, match="evaluate.part = 'b': table .* has no image made from one of part 'a'"):
         evaluate.evaluate(spark, dataclasses.replace(both, generate=dataclasses.replace(both.generate, table="back")))
     with pytest.raises(UserError, match="expected the domain to start from, one of a, b"):
@@ -171,7 +215,9 @@ def test_an_ssgan_is_a_stage_of_a_spark_ml_pipeline(spark, lake, tmp_path):
     from gan_spark.ml import ImageClassifier
 
     url, _ = write(spark, lake, "digits-100-labels", parts="labels", labels=100, fit="pad")
-    config = dataclasses.replace(make_config(lake, "ssgan", run="classifies-too", train={"steps": 4}), dataset="digits-100-labels")
+    config = dataclasses.replace(
+        make_config(lake, "ssgan", run="classifies-too", train={"steps": 4}), dataset="digits-100-labels"
+    )
     driver.train(spark, config)
     run = Run.of(config).url
     test = spark.read.parquet(url).where("split = 'test'").select("id", "image", "label")
@@ -189,7 +235,9 @@ def test_an_ssgan_is_a_stage_of_a_spark_ml_pipeline(spark, lake, tmp_path):
         expected = model.classify(images.to_unit(shown[None])).numpy()[0]
         np.testing.assert_allclose(kept[id]["probability"].toArray(), expected, atol=1e-5)
         assert kept[id]["prediction"] == expected.argmax()
-    accuracy = MulticlassClassificationEvaluator(labelCol="label", metricName="accuracy").evaluate(answers.where("prediction is not null and id != 'tall'").withColumn("label", answers["label"].cast("double")))
+    accuracy = MulticlassClassificationEvaluator(labelCol="label", metricName="accuracy").evaluate(
+        answers.where("prediction is not null and id != 'tall'").withColumn("label", answers["label"].cast("double"))
+    )
     right = [row["prediction"] == row["label"] for id, row in kept.items() if id not in ("null", "text", "tall")]
     assert accuracy == pytest.approx(np.mean(right))
     assert len(ImageClassifier(run=run).classes()) == 10

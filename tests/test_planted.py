@@ -36,7 +36,17 @@ BAD = {
     "cat/deep/shut": "^a folder that cannot be listed: Permission denied$",
 }
 SHUT = ["shut", "cat/deep/shut"]
-ODD = ["cat/cmyk.jpg", "cat/palette.png", "cat/turned.jpg", "cat/png named.jpg", "dog/16 bit.png", "dog/same name.png", "cat/same name.png", "dog/half clear.png", "dog/é #%20?.png"]
+ODD = [
+    "cat/cmyk.jpg",
+    "cat/palette.png",
+    "cat/turned.jpg",
+    "cat/png named.jpg",
+    "dog/16 bit.png",
+    "dog/same name.png",
+    "cat/same name.png",
+    "dog/half clear.png",
+    "dog/é #%20?.png",
+]
 GOOD = [f"{kind}/{i:02d}.png" for kind in ("cat", "dog") for i in range(15)]
 
 
@@ -45,8 +55,14 @@ def good_value(name: str) -> int:
 
 
 def huge_png(width: int, height: int) -> bytes:
-    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts)
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(1000))),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )
 
 
 def left_and_right(left, right) -> Image.Image:
@@ -79,7 +95,13 @@ def plant(folder) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     # Black above white as stored; turned a quarter to the right, white is on the left.
-    save("cat/turned.jpg", Image.fromarray(np.repeat([0, 255], 4).astype(np.uint8)[:, None].repeat(8, axis=1)), "JPEG", quality=95, exif=exif)
+    save(
+        "cat/turned.jpg",
+        Image.fromarray(np.repeat([0, 255], 4).astype(np.uint8)[:, None].repeat(8, axis=1)),
+        "JPEG",
+        quality=95,
+        exif=exif,
+    )
 
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     jpeg, lossless = png(noise, "JPEG"), png(noise)
@@ -130,10 +152,17 @@ max_file_mb = 1
 """)
     # Root reads what it may not, unless it gives up these two capabilities.
     capabilities = "-dac_override,-dac_read_search"
-    unprivileged = ["setpriv", f"--bounding-set={capabilities}", f"--inh-caps={capabilities}"] if os.geteuid() == 0 else []
+    unprivileged = (
+        ["setpriv", f"--bounding-set={capabilities}", f"--inh-caps={capabilities}"] if os.geteuid() == 0 else []
+    )
     refused = subprocess.run([*unprivileged, "cat", str(folder / "dog/locked.png")], capture_output=True, text=True)
     assert refused.returncode == 1 and "Permission denied" in refused.stderr, refused.stderr
-    job = subprocess.run([*unprivileged, sys.executable, str(ROOT / "jobs/ingest.py"), "--config", str(base / "run.toml")], capture_output=True, text=True, timeout=300)
+    job = subprocess.run(
+        [*unprivileged, sys.executable, str(ROOT / "jobs/ingest.py"), "--config", str(base / "run.toml")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     for name in SHUT:
         (folder / name).chmod(0o700)
     assert job.returncode == 0, job.stderr[-3000:]

@@ -17,7 +17,14 @@ from gan_spark.runs.store import Run
 from gan_spark.sampling import generate
 from gan_spark.version import code_version
 
-ALIKE = {"features": "lenet (lenet-digits-abc, step 20)", "dataset": "digits", "fingerprint": "abc", "split": "test", "part": "", "generated_images": 60}
+ALIKE = {
+    "features": "lenet (lenet-digits-abc, step 20)",
+    "dataset": "digits",
+    "fingerprint": "abc",
+    "split": "test",
+    "part": "",
+    "generated_images": 60,
+}
 
 
 def add_run(root: str, name: str, fid: float | None, step: int = 10) -> None:
@@ -25,8 +32,10 @@ def add_run(root: str, name: str, fid: float | None, step: int = 10) -> None:
     run = Run(lakes.join(lakes.to_url(root), "runs", name))
     record = {
         "config": {"run": name, "model": {"name": "dcgan"}, "train": {"steps": step}, "uses": {}},
-        "dataset": {"url": f"file://{root}/datasets/digits", "fingerprint": "abc", "classes": []}, "versions": {"gan_spark": "0.1.0"}, "created": f"2026-01-0{step % 9 + 1}",
-    }  # fmt: skip
+        "dataset": {"url": f"file://{root}/datasets/digits", "fingerprint": "abc", "classes": []},
+        "versions": {"gan_spark": "0.1.0"},
+        "created": f"2026-01-0{step % 9 + 1}",
+    }
     run.start(record)
     run.append_metrics({"event": "start"}, {"step": step, "d_loss": 1.5, "scalars": ["d_loss"]})
 
@@ -42,7 +51,19 @@ def add_run(root: str, name: str, fid: float | None, step: int = 10) -> None:
 def add_quality(root: str, name: str, fid: float, step: int, table: str = "", **changes) -> None:
     """What `evaluate` says of a run's images in a table; `changes` to what was measured with, and when it was."""
     url = lakes.join(lakes.to_url(root), "generated", table or name)
-    lakes.write_json(f"{url}.quality.json", {"fid": fid, **ALIKE, "step": step, "run": f"file://{root}/runs/{name}", "table": url, "report": "x", "evaluated": "2026-01-01", **changes})
+    lakes.write_json(
+        f"{url}.quality.json",
+        {
+            "fid": fid,
+            **ALIKE,
+            "step": step,
+            "run": f"file://{root}/runs/{name}",
+            "table": url,
+            "report": "x",
+            "evaluated": "2026-01-01",
+            **changes,
+        },
+    )
 
 
 @pytest.fixture
@@ -53,26 +74,51 @@ def root(tmp_path) -> str:
 
 
 def test_only_a_better_run_is_promoted(root):
-    assert registry.promote(root, "first", "digits", better=True) == {"model": "digits", "version": 1, "run": "first", "step": 10, "fid": 20.0, "promoted": True, "before": 0}
+    assert registry.promote(root, "first", "digits", better=True) == {
+        "model": "digits",
+        "version": 1,
+        "run": "first",
+        "step": 10,
+        "fid": 20.0,
+        "promoted": True,
+        "before": 0,
+    }
     assert registry.promote(root, "worse", "digits", better=True)["promoted"] is False
     assert registry.current(root, "digits")["run"] == "first"
     assert registry.promote(root, "better", "digits", better=True)["promoted"] is True
-    assert registry.current(root, "digits") == {**registry.read(root, "digits")["versions"][2]} and registry.current(root, "digits")["run"] == "better"
+    assert (
+        registry.current(root, "digits") == {**registry.read(root, "digits")["versions"][2]}
+        and registry.current(root, "digits")["run"] == "better"
+    )
     with pytest.raises(UserError, match="no FID was measured at step 13"):
         registry.promote(root, "unmeasured", "digits", better=True)
     assert registry.promote(root, "unmeasured", "digits")["promoted"] is True
 
 
-@pytest.mark.parametrize("changes", [
-    {"features": "InceptionV3 (imagenet)"}, {"dataset": "letters"}, {"fingerprint": "abd"}, {"split": "train"}, {"part": "a"}, {"generated_images": 6000},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"features": "InceptionV3 (imagenet)"},
+        {"dataset": "letters"},
+        {"fingerprint": "abd"},
+        {"split": "train"},
+        {"part": "a"},
+        {"generated_images": 6000},
+    ],
+)
 def test_fids_that_were_not_measured_alike_are_not_compared(root, changes):
     registry.promote(root, "first", "digits")
     before = registry.read(root, "digits")
     add_quality(root, "better", 15.0, 12, **changes)
     ((key, value),) = changes.items()
     expected = re.escape(f"{key} {value!r} and {ALIKE[key]!r}. Evaluate both alike")
-    with pytest.raises(UserError, match=rf"run better at step 12, and of the promoted version 1, run first at step 10, cannot be compared; they were not measured alike: {expected}.*only_if_better = false"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"run better at step 12, and of the promoted version 1, run first at step 10, cannot be compared; they"
+            rf" were not measured alike: {expected}.*only_if_better = false"
+        ),
+    ):
         registry.promote(root, "better", "digits", better=True)
     assert registry.read(root, "digits") == before
     assert registry.promote(root, "better", "digits")["promoted"] is True
@@ -90,7 +136,10 @@ def test_evaluations_of_unknown_images_are_not_compared(root):
 
 def test_a_version_that_was_measured_after_it_was_promoted_is_compared(root):
     registry.promote(root, "unmeasured", "digits")
-    with pytest.raises(UserError, match="promoted version 1, run unmeasured at step 13, cannot be compared; the second was not measured"):
+    with pytest.raises(
+        UserError,
+        match="promoted version 1, run unmeasured at step 13, cannot be compared; the second was not measured",
+    ):
         registry.promote(root, "better", "digits", better=True)
     add_quality(root, "unmeasured", 12.0, 13)
     assert registry.promote(root, "better", "digits", better=True)["promoted"] is False
@@ -126,15 +175,29 @@ def test_the_job_measures_the_promoted_version_again_on_new_images(root, monkeyp
 
     def measure(spark, config):
         told.append(config)
-        add_quality(root, config.run, fid, config.generate.checkpoint, config.generate.table, fingerprint="abd", evaluated="2026-01-02")
+        add_quality(
+            root,
+            config.run,
+            fid,
+            config.generate.checkpoint,
+            config.generate.table,
+            fingerprint="abd",
+            evaluated="2026-01-02",
+        )
 
     monkeypatch.setattr(generate, "generate", lambda spark, config: told.append(config))
     monkeypatch.setattr(evaluate, "evaluate", measure)
-    config = make_config(root, run="better", generate={"images": 60, "model": "another", "append": True}, promote={"model": "digits"})
+    config = make_config(
+        root, run="better", generate={"images": 60, "model": "another", "append": True}, promote={"model": "digits"}
+    )
     assert promote.promote_run(None, config)["promoted"] is promoted
     made, measured = told
-    assert made == measured and made.run == "first" and made.dataset == config.dataset and made.evaluate == config.evaluate
-    assert made.generate == dataclasses.replace(config.generate, checkpoint=10, table="digits-promoted", model="", append=False)
+    assert (
+        made == measured and made.run == "first" and made.dataset == config.dataset and made.evaluate == config.evaluate
+    )
+    assert made.generate == dataclasses.replace(
+        config.generate, checkpoint=10, table="digits-promoted", model="", append=False
+    )
     assert promote.promote_run(None, config)["promoted"] is promoted and len(told) == 2  # once is enough
 
 
@@ -169,7 +232,9 @@ def test_a_run_leads_to_its_config_code_data_and_figures(root):
     found = catalogue.lineage(root, "first")
     assert found["config"]["train"]["steps"] == 10 and found["gan_spark"] == "0.1.0" and found["fingerprint"] == "abc"
     assert found["checkpoints"] == [10] and found["metrics"] == {"step": 10, "d_loss": 1.5}
-    assert list(found["quality"].values()) == [{"fid": 20.0, **ALIKE, "step": 10, "evaluated": "2026-01-01"}] and found["registered"] == ["digits v1"]
+    assert list(found["quality"].values()) == [{"fid": 20.0, **ALIKE, "step": 10, "evaluated": "2026-01-01"}] and found[
+        "registered"
+    ] == ["digits v1"]
     with pytest.raises(UserError, match="no run at .*/none"):
         catalogue.lineage(root, "none")
 
@@ -188,7 +253,12 @@ def test_the_command_line_prints_tables(root):
     assert command("promote", "first", "--model", "digits", "--lake", root).returncode == 0
     listed = command("runs", "--lake", root).stdout.splitlines()
     assert listed[0].split() == ["run", "model", "dataset", "step", "fid", "created", "promoted"]
-    assert [line.split()[0] for line in listed[1:]] == ["first", "worse", "better", "unmeasured"] and "digits v1" in listed[1]
+    assert [line.split()[0] for line in listed[1:]] == [
+        "first",
+        "worse",
+        "better",
+        "unmeasured",
+    ] and "digits v1" in listed[1]
     assert json.loads(command("runs", "--lake", root, "--json").stdout)[2]["fid"] == 15.0
     assert "config.train.steps" in command("show", "first", "--lake", root).stdout
     failed = command("show", "none", "--lake", root)

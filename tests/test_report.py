@@ -22,7 +22,14 @@ from gan_spark.training import driver
 @pytest.fixture(scope="module")
 def config(spark, lake, digits):
     """A conditional GAN of a few steps, generated from and measured."""
-    made = make_config(lake, "cgan", "reported", train={"steps": 4, "log_every": 1}, generate={"images": 40, "batch_size": 8}, evaluate={"classifier_steps": 20, "kid_subset_size": 10, "kid_subsets": 3})
+    made = make_config(
+        lake,
+        "cgan",
+        "reported",
+        train={"steps": 4, "log_every": 1},
+        generate={"images": 40, "batch_size": 8},
+        evaluate={"classifier_steps": 20, "kid_subset_size": 10, "kid_subsets": 3},
+    )
     driver.train(spark, made)
     generate.generate(spark, made)
     evaluate.evaluate(spark, made)
@@ -39,8 +46,20 @@ def page(spark, config) -> tuple[str, str]:
 def test_the_page_says_what_was_measured_and_where_it_came_from(config, page):
     quality = lakes.read_json(lakes.table_url(config) + ".quality.json")
     html = page[0]
-    assert f"{quality['fid']:.2f}" in html and f"floor {quality['fid_floor']:.2f}" in html and f"{quality['class_agreement']:.1%}" in html
-    for text in ("config.model.width", "fingerprint", "Losses", "Nearest real images", "From fixed seeds", "asked for and given", "<td>9</td>"):
+    assert (
+        f"{quality['fid']:.2f}" in html
+        and f"floor {quality['fid_floor']:.2f}" in html
+        and f"{quality['class_agreement']:.1%}" in html
+    )
+    for text in (
+        "config.model.width",
+        "fingerprint",
+        "Losses",
+        "Nearest real images",
+        "From fixed seeds",
+        "asked for and given",
+        "<td>9</td>",
+    ):
         assert text in html, text
 
 
@@ -56,15 +75,23 @@ def test_names_from_the_lake_are_text_and_not_markup():
 
     import jinja2
 
-    template = jinja2.Environment(autoescape=True).from_string(resources.files("gan_spark.quality").joinpath("report.html").read_text())
-    html = template.render(title="t", subtitle="s", cards=[], sections=[], lineage=[("class", "<script>alert(1)</script>")])
+    template = jinja2.Environment(autoescape=True).from_string(
+        resources.files("gan_spark.quality").joinpath("report.html").read_text()
+    )
+    html = template.render(
+        title="t", subtitle="s", cards=[], sections=[], lineage=[("class", "<script>alert(1)</script>")]
+    )
     assert "<script>" not in html and "&lt;script&gt;" in html
 
 
 def test_the_nearest_are_the_nearest(spark, config):
     record = report.Run.of(config).record()
     manifest = report.schema.read_manifest(record["dataset"]["url"])
-    train = report.schema.unpack([row["image"] for row in spark.read.parquet(*splits.files(record["dataset"]["url"], "train")).collect()], manifest.shape, manifest.encoding)
+    train = report.schema.unpack(
+        [row["image"] for row in spark.read.parquet(*splits.files(record["dataset"]["url"], "train")).collect()],
+        manifest.shape,
+        manifest.encoding,
+    )
     sheet = images.decode_png(base64.b64decode(report._neighbours(spark, config, record, manifest, train[:2])["data"]))
     expected = []
     for target in train[:2]:
@@ -77,26 +104,67 @@ def test_the_nearest_are_the_nearest(spark, config):
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium on the PATH")
 def test_it_opens_in_a_browser(page, tmp_path):
     with tempfile.TemporaryDirectory() as profile:
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}"]
-        subprocess.run(["chromium", *flags, "--window-size=1000,1200", f"--screenshot={tmp_path / 'page.png'}", f"file://{page[1]}"], check=True, capture_output=True, timeout=120)
+        flags = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={profile}",
+        ]
+        subprocess.run(
+            [
+                "chromium",
+                *flags,
+                "--window-size=1000,1200",
+                f"--screenshot={tmp_path / 'page.png'}",
+                f"file://{page[1]}",
+            ],
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
         shown = images.decode_png((tmp_path / "page.png").read_bytes())
         assert shown.shape[:2] == (1200, 1000) and shown.std() > 20 and (shown < 60).any()
-        text = subprocess.run(["chromium", *flags, "--dump-dom", f"file://{page[1]}"], check=True, capture_output=True, text=True, timeout=120).stdout
+        text = subprocess.run(
+            ["chromium", *flags, "--dump-dom", f"file://{page[1]}"],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        ).stdout
         assert "reported" in text and text.count("<img") >= 5
 
 
 def test_a_promoted_model_is_measured_and_reported_where_it_generates(spark, lake, config):
     registry.promote(lake, "reported", "shown")
-    asked = replaced(make_config(lake, "cgan", "another"), generate={"model": "shown", "images": 40, "batch_size": 8}, evaluate=vars(config.evaluate))
+    asked = replaced(
+        make_config(lake, "cgan", "another"),
+        generate={"model": "shown", "images": 40, "batch_size": 8},
+        evaluate=vars(config.evaluate),
+    )
     generate.generate(spark, asked)
     made = report.report(spark, asked)
     html = lakes.read_bytes(made["report"]).decode()
-    assert made["table"].endswith("/generated/shown") and made["run"].endswith("/runs/reported") and "not measured" in html
+    assert (
+        made["table"].endswith("/generated/shown") and made["run"].endswith("/runs/reported") and "not measured" in html
+    )
     found = evaluate.evaluate(spark, asked)
-    assert (found["table"], found["run"], found["step"], found["generated_images"]) == (made["table"], made["run"], 4, 40)
+    assert (found["table"], found["run"], found["step"], found["generated_images"]) == (
+        made["table"],
+        made["run"],
+        4,
+        40,
+    )
     url = f"{made['table']}.quality.json"
     quality = lakes.read_json(url)
-    assert f"{quality['fid']:.2f}" in (html := lakes.read_bytes(report.report(spark, asked)["report"]).decode()) and "not measured" not in html
+    assert (
+        f"{quality['fid']:.2f}" in (html := lakes.read_bytes(report.report(spark, asked)["report"]).decode())
+        and "not measured" not in html
+    )
     lakes.write_json(url, {**quality, "step": 1})  # measured were other rows of the table
     assert "not measured" in lakes.read_bytes(report.report(spark, asked)["report"]).decode()
 

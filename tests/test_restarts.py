@@ -1,4 +1,6 @@
-"""How a training job ends and is taken up again: no slots, no network, another job's run, a run that others are built on."""
+"""How a training job ends and is taken up again: no slots, no network, another job's run, a run that others are built
+on.
+"""
 
 import dataclasses
 
@@ -14,7 +16,9 @@ from gan_spark.training import driver, ranks
 
 
 def ends(monkeypatch, *ways) -> list:
-    """Lets the job's attempts end in these ways, one after the other: each a function of (run, job). Returns the jobs that began."""
+    """Lets the job's attempts end in these ways, one after the other: each a function of (run, job). Returns the jobs
+    that began.
+    """
     begun = []
 
     def run(spark, function, job, config):
@@ -48,7 +52,14 @@ def another_user_error(run, job):
 
 
 def a_user_error_of_a_rank(run, job):
-    run.append_metrics({"event": "error", "owner": job["owner"], "wrong": "the dataset was replaced", "error": "rank 1: UserError: the dataset was replaced"})
+    run.append_metrics(
+        {
+            "event": "error",
+            "owner": job["owner"],
+            "wrong": "the dataset was replaced",
+            "error": "rank 1: UserError: the dataset was replaced",
+        }
+    )
     raise ranks.RankFailure("a rank failed")
 
 
@@ -61,7 +72,18 @@ def no_network(run, job):
     raise ranks.NoNetwork("no route")
 
 
-@pytest.mark.parametrize("way, stays", [(no_slots, False), (no_slots_for_a_run_that_another_trains, True), (no_slots_for_a_run_that_has_a_checkpoint, True), (another_user_error, False), (a_user_error_of_a_rank, False), (a_user_error_of_a_rank_that_began, True), (no_network, True)])
+@pytest.mark.parametrize(
+    "way, stays",
+    [
+        (no_slots, False),
+        (no_slots_for_a_run_that_another_trains, True),
+        (no_slots_for_a_run_that_has_a_checkpoint, True),
+        (another_user_error, False),
+        (a_user_error_of_a_rank, False),
+        (a_user_error_of_a_rank_that_began, True),
+        (no_network, True),
+    ],
+)
 def test_only_a_run_that_never_began_is_removed(spark, lake, digits, monkeypatch, way, stays):
     config = make_config(lake, run=way.__name__.replace("_", "-"))
     begun = ends(monkeypatch, way)
@@ -94,15 +116,22 @@ def test_a_job_whose_run_was_taken_over_stops_for_good(spark, lake, digits, monk
 
     config = make_config(lake, run="taken-over", train={"restarts": 2})
     begun = ends(monkeypatch, fails, fails, fails)
-    with pytest.raises(driver.TrainingStopped, match="taken-over was taken over by another job, or removed, .*One job at a time can train a run"):
+    with pytest.raises(
+        driver.TrainingStopped,
+        match="taken-over was taken over by another job, or removed, .*One job at a time can train a run",
+    ):
         driver.train(spark, config)
     assert len(begun) == 1 and Run.of(config).is_owner(owners[0])
 
 
 def test_what_other_jobs_failed_of_is_not_told_as_the_reason(spark, lake, digits, monkeypatch):
     def fails(run, job):
-        run.append_metrics({"event": "error", "rank": 0, "attempt": 0, "owner": "another", "error": "rank 0: of the other job"})
-        run.append_metrics({"event": "error", "rank": 0, "attempt": 0, "owner": job["owner"], "error": "rank 0: of this job"})
+        run.append_metrics(
+            {"event": "error", "rank": 0, "attempt": 0, "owner": "another", "error": "rank 0: of the other job"}
+        )
+        run.append_metrics(
+            {"event": "error", "rank": 0, "attempt": 0, "owner": job["owner"], "error": "rank 0: of this job"}
+        )
         raise ranks.RankFailure("failed")
 
     ends(monkeypatch, fails)
@@ -113,8 +142,19 @@ def test_what_other_jobs_failed_of_is_not_told_as_the_reason(spark, lake, digits
 @pytest.mark.parametrize(
     "wait, error, message",
     [
-        ("wait_for_initial_registration", ranks.NoSlots, "train.workers = 2: not that many free task slots in train.start_timeout = 9 s"),
-        ("wait_for_task_to_task_address_updates", ranks.NoNetwork, r"train.workers = 2: .*start_timeout = 9 s \(Timed out waiting for Spark tasks to update task-to-task addresses\): a network problem between executors"),
+        (
+            "wait_for_initial_registration",
+            ranks.NoSlots,
+            "train.workers = 2: not that many free task slots in train.start_timeout = 9 s",
+        ),
+        (
+            "wait_for_task_to_task_address_updates",
+            ranks.NoNetwork,
+            (
+                r"train.workers = 2: .*start_timeout = 9 s \(Timed out waiting for Spark tasks to update task-to-task"
+                r" addresses\): a network problem between executors"
+            ),
+        ),
     ],
 )
 def test_what_horovod_waited_for_in_vain_is_told_apart(monkeypatch, wait, error, message):
@@ -131,7 +171,9 @@ def test_what_horovod_waited_for_in_vain_is_told_apart(monkeypatch, wait, error,
     def run(*arguments, **options):
         driver = SparkDriverService(2, 2, None, (), {}, secret.make_secret_key(), {"lo"})
         try:
-            getattr(driver, wait)(Timeout(-1, "Timed out waiting for {activity}. Please check that you have enough resources."))
+            getattr(driver, wait)(
+                Timeout(-1, "Timed out waiting for {activity}. Please check that you have enough resources.")
+            )
         finally:
             driver.shutdown()
 
@@ -157,7 +199,9 @@ def test_a_rank_that_timed_out_itself_is_a_failure_of_the_rank(monkeypatch):
 
 def test_a_best_checkpoint_from_later_is_not_what_is_compared_with(spark, lake, digits):
     """It is damaged where training begins before it."""
-    config = make_config(lake, "lenet", run="best-is-lost", train={"steps": 4, "validate_every": 2, "checkpoint_every": 2})
+    config = make_config(
+        lake, "lenet", run="best-is-lost", train={"steps": 4, "validate_every": 2, "checkpoint_every": 2}
+    )
     driver.train(spark, config)
     run = Run.of(config)
     lakes.remove(run.path("checkpoints", "step-00000004"))
@@ -184,7 +228,13 @@ def test_a_run_that_is_built_on_another_resumes_after_that_one_went_on(tmp_path)
     assert loading.used_runs(second) == record["config"]["uses"]
     Run.of(second).check({"config": {"uses": loading.used_runs(second)}, "dataset": {}}, {})
     checkpoint_of(Run.of(first), 10)  # the checkpoint of step 4 is gone
-    with pytest.raises(UserError, match="second was started with checkpoint 4 of .*first, which is gone .there are: 6, 8, 10., and has none of its own"):
+    with pytest.raises(
+        UserError,
+        match=(
+            "second was started with checkpoint 4 of .*first, which is gone .there are: 6, 8, 10., and has none of"
+            " its own"
+        ),
+    ):
         loading.used_runs(second)
     checkpoint_of(Run.of(second), 1)  # it holds what it was started with
     assert loading.used_runs(second) == record["config"]["uses"]
@@ -199,4 +249,7 @@ def test_a_run_that_was_removed_and_trained_again_is_loaded_again(monkeypatch):
     record = {"config": {"model": MODEL_CONFIGS["dcgan"], "uses": {}}, "created": "2024-01-01T00:00:00+00:00"}
     first = loading.load_model("file:///runs/r", 4, record)
     assert loading.load_model("file:///runs/r", 4, dict(record)) is first and len(built) == 1
-    assert loading.load_model("file:///runs/r", 4, {**record, "created": "2024-01-02T00:00:00+00:00"}) is not first and len(built) == 2
+    assert (
+        loading.load_model("file:///runs/r", 4, {**record, "created": "2024-01-02T00:00:00+00:00"}) is not first
+        and len(built) == 2
+    )

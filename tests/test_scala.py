@@ -21,9 +21,21 @@ def submit(*arguments: str) -> subprocess.CompletedProcess:
     if not JAR.exists():
         pytest.skip(f"no {JAR.name}: scala/sbt package makes it")
     java, spark = job.java_home(), os.path.dirname(pyspark.__file__)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYSPARK_")} | ({"JAVA_HOME": java} if java else {})
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYSPARK_")} | (
+        {"JAVA_HOME": java} if java else {}
+    )
     environment |= {"SPARK_HOME": spark, "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_CONF_DIR": str(ROOT / "conf")}
-    command = [os.path.join(spark, "bin", "spark-submit"), "--master", "local[2]", "--class", "ganspark.Score", "--jars", ",".join(bigdl.jars()), str(JAR), *arguments]
+    command = [
+        os.path.join(spark, "bin", "spark-submit"),
+        "--master",
+        "local[2]",
+        "--class",
+        "ganspark.Score",
+        "--jars",
+        ",".join(bigdl.jars()),
+        str(JAR),
+        *arguments,
+    ]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
@@ -31,7 +43,9 @@ def test_scala_predicts_what_python_predicts(spark, lake, digits, tmp_path):
     trained = bigdl.lenet(spark, lenet_config(lake, run="scala", epochs=1))
     prefix = f"{trained['run']}/checkpoints/step-00000001/checkpoint"
     assert Run(trained["run"]).checkpoints() == [1]
-    done = submit("--model", prefix, "--shape", "16,16,1", "--input", f"{digits}/split=test", "--output", str(tmp_path / "scored"))
+    done = submit(
+        "--model", prefix, "--shape", "16,16,1", "--input", f"{digits}/split=test", "--output", str(tmp_path / "scored")
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.strip().splitlines()[-1])["images"] == trained["images"]
     ours = {row["id"]: row for row in spark.read.parquet(trained["predictions"]).collect()}
@@ -45,4 +59,6 @@ def test_scala_predicts_what_python_predicts(spark, lake, digits, tmp_path):
 def test_a_wrong_request_is_one_line_and_exit_code_2():
     done = submit("--model", "none", "--shape", "16,16,1", "--input", "nowhere", "--output", "out")
     assert done.returncode == 2
-    assert [line for line in done.stderr.splitlines() if line.startswith("error:")] == ["error: nowhere: no such folder"]
+    assert [line for line in done.stderr.splitlines() if line.startswith("error:")] == [
+        "error: nowhere: no such folder"
+    ]

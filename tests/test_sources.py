@@ -37,7 +37,15 @@ def test_a_source_needs_a_path(spark, source):
         sources.open_source(spark, Ingest(source=source))
 
 
-@pytest.mark.parametrize("source, message", [("idx", "expected a folder of IDX files"), ("folder", "expected a folder of images"), ("cifar10", "nothing there"), ("table", "cannot be read as a table")])
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("idx", "expected a folder of IDX files"),
+        ("folder", "expected a folder of images"),
+        ("cifar10", "nothing there"),
+        ("table", "cannot be read as a table"),
+    ],
+)
 def test_a_path_that_is_not_there_is_named(spark, tmp_path, source, message):
     with pytest.raises(UserError, match=f"^ingest.path = '{tmp_path}/missing': {message}"):
         sources.open_source(spark, Ingest(source=source, path=f"{tmp_path}/missing"))
@@ -67,7 +75,9 @@ def idx(array: np.ndarray, count: int | None = None) -> bytes:
 def put_idx(folder, part: str, images: bytes, labels: bytes | None = None, packed: bool = False) -> Ingest:
     for data, kind in ((images, "images-idx3"), (labels, "labels-idx1")):
         if data is not None:
-            (folder / f"{part}-{kind}-ubyte{'.gz' * packed}").write_bytes(gzip.compress(data, mtime=0) if packed else data)
+            (folder / f"{part}-{kind}-ubyte{'.gz' * packed}").write_bytes(
+                gzip.compress(data, mtime=0) if packed else data
+            )
     return Ingest(source="idx", path=str(folder))
 
 
@@ -96,7 +106,11 @@ def test_idx_with_its_own_test_split(spark, tmp_path):
     put_idx(tmp_path, "t10k", idx(IMAGES[:3]))
     source, found = rows(spark, put_idx(tmp_path, "train", idx(IMAGES[3:7])))
     assert source.count == 7
-    assert {row.id: row.split for row in found.values()} == {f"{part}/{i:06d}": split for part, split, many in (("t10k", "test", 3), ("train", "train", 4)) for i in range(many)}
+    assert {row.id: row.split for row in found.values()} == {
+        f"{part}/{i:06d}": split
+        for part, split, many in (("t10k", "test", 3), ("train", "train", 4))
+        for i in range(many)
+    }
 
 
 def test_idx_class_names(spark, tmp_path):
@@ -132,7 +146,11 @@ def test_a_damaged_idx_gz_gives_each_declared_record_once(spark, tmp_path, kind,
     assert 1000 < len(good) < 2000
     for i, row in enumerate(good):
         assert (row.id, row.content, row.label) == (f"train/{i:06d}", images[i].tobytes(), str(labels[i]))
-    assert all(row.content is None and row.reason.startswith(f"truncated: {name} ends before this") for row in found.values() if row.reason)
+    assert all(
+        row.content is None and row.reason.startswith(f"truncated: {name} ends before this")
+        for row in found.values()
+        if row.reason
+    )
 
 
 def test_an_idx_gz_that_fails_its_checksum_is_not_passed_in_silence(spark, tmp_path):
@@ -157,17 +175,43 @@ def test_an_idx_file_shorter_than_declared(spark, tmp_path):
 @pytest.mark.parametrize(
     "files, message",
     [
-        ({"train-images-idx3-ubyte": idx(IMAGES), "train-labels-idx1-ubyte": idx(LABELS[:49])}, "declares 50 images, train-labels-idx1-ubyte declares 49 labels"),
-        ({"train-images-idx3-ubyte": b"no such file"}, "train-images-idx3-ubyte: not an IDX file of 3-dimensional unsigned bytes; it starts with b'no s'"),
+        (
+            {"train-images-idx3-ubyte": idx(IMAGES), "train-labels-idx1-ubyte": idx(LABELS[:49])},
+            "declares 50 images, train-labels-idx1-ubyte declares 49 labels",
+        ),
+        (
+            {"train-images-idx3-ubyte": b"no such file"},
+            "train-images-idx3-ubyte: not an IDX file of 3-dimensional unsigned bytes; it starts with b'no s'",
+        ),
         ({"train-images-idx3-ubyte": idx(LABELS)}, "not an IDX file of 3-dimensional"),
         ({"train-images-idx3-ubyte": b""}, "not an IDX file of 3-dimensional unsigned bytes; it starts with b''"),
         ({"train-images-idx3-ubyte.gz": idx(IMAGES)}, r"train-images-idx3-ubyte\.gz: cannot be read as an IDX file: "),
-        ({"train-images-idx3-ubyte.gz": gzip.compress(idx(IMAGES))[:15]}, r"train-images-idx3-ubyte\.gz: cannot be read as an IDX file: |not an IDX file"),
-        ({"train-images-idx3-ubyte": idx(IMAGES), "train-labels-idx1-ubyte": idx(LABELS), "t10k-images-idx3-ubyte": idx(IMAGES)}, "expected all or none"),
+        (
+            {"train-images-idx3-ubyte.gz": gzip.compress(idx(IMAGES))[:15]},
+            r"train-images-idx3-ubyte\.gz: cannot be read as an IDX file: |not an IDX file",
+        ),
+        (
+            {
+                "train-images-idx3-ubyte": idx(IMAGES),
+                "train-labels-idx1-ubyte": idx(LABELS),
+                "t10k-images-idx3-ubyte": idx(IMAGES),
+            },
+            "expected all or none",
+        ),
         ({"notes.txt": b""}, r"no file named <part>-images-idx3-ubyte\[\.gz\] in it \(found: notes\.txt\)"),
         ({}, r"no file named .* \(found: nothing\)"),
     ],
-    ids=["count", "text", "labels for images", "empty", "not gz", "gz cut in its header", "half labelled", "no idx", "nothing"],
+    ids=[
+        "count",
+        "text",
+        "labels for images",
+        "empty",
+        "not gz",
+        "gz cut in its header",
+        "half labelled",
+        "no idx",
+        "nothing",
+    ],
 )
 def test_a_wrong_idx_folder_is_refused(spark, tmp_path, files, message):
     for name, data in files.items():
@@ -191,14 +235,18 @@ def test_class_folders(spark, tmp_path):
     source, found = rows(spark, put(tmp_path, *names))
     assert source.count == 5
     assert source.classes == ("a b", "cat", "dog")
-    assert {row.id: (row.label, row.reason) for row in found.values()} == {name: (name.split("/")[0], None) for name in names}
+    assert {row.id: (row.label, row.reason) for row in found.values()} == {
+        name: (name.split("/")[0], None) for name in names
+    }
     assert {row.id: row.url for row in found.values()} == {name: f"file://{tmp_path}/{name}" for name in names}
 
 
 def test_a_flat_folder_has_no_classes(spark, tmp_path):
     source, found = rows(spark, put(tmp_path, "1.png", "2.png", "notes.txt"))
     assert source.classes == ()
-    assert {row.id: (row.label, row.reason) for row in found.values()} == {name: (None, None) for name in ("1.png", "2.png", "notes.txt")}
+    assert {row.id: (row.label, row.reason) for row in found.values()} == {
+        name: (None, None) for name in ("1.png", "2.png", "notes.txt")
+    }
 
 
 def test_what_is_no_image_of_a_class_carries_a_reason(spark, tmp_path):
@@ -269,7 +317,12 @@ def test_an_empty_folder_is_refused(spark, tmp_path):
 @pytest.fixture(scope="module")
 def frame(spark):
     return spark.createDataFrame(
-        [("a", 1, bytearray(png(1)), "cat"), ("b", 2, None, "dog"), (None, 3, bytearray(png(3)), "cat"), ("d", 4, bytearray(png(4)), None)],
+        [
+            ("a", 1, bytearray(png(1)), "cat"),
+            ("b", 2, None, "dog"),
+            (None, 3, bytearray(png(3)), "cat"),
+            ("d", 4, bytearray(png(4)), None),
+        ],
         "id string, number int, content binary, kind string",
     )
 
@@ -301,14 +354,21 @@ def test_a_null_id_is_a_reason(frame):
 
 def test_columns_may_have_any_name(spark):
     names = ("file.name", "größe des bildes", "label.0")
-    made = spark.createDataFrame([("a", bytearray(png()), "cat")], "id string, content binary, kind string").toDF(*names)
-    assert [(row.id, bytes(row.content), row.label) for row in sources.from_frame(made, *names).frame.collect()] == [("a", png(), "cat")]
+    made = spark.createDataFrame([("a", bytearray(png()), "cat")], "id string, content binary, kind string").toDF(
+        *names
+    )
+    assert [(row.id, bytes(row.content), row.label) for row in sources.from_frame(made, *names).frame.collect()] == [
+        ("a", png(), "cat")
+    ]
 
 
 @pytest.mark.parametrize(
     "columns, message",
     [
-        (("ident", "content", ""), r"^ingest\.id_column = 'ident': not a column of the table \(columns: id, number, content, kind\)"),
+        (
+            ("ident", "content", ""),
+            r"^ingest\.id_column = 'ident': not a column of the table \(columns: id, number, content, kind\)",
+        ),
         (("id", "image", ""), r"^ingest\.image_column = 'image': not a column of the table"),
         (("id", "content", "label"), r"^ingest\.label_column = 'label': not a column of the table"),
         (("id", "kind", ""), r"^ingest\.image_column = 'kind': expected a binary column, found string"),

@@ -57,8 +57,19 @@ def test_sub_pixels_are_laid_out_in_space():
 
 
 def test_the_discriminator_is_the_papers():
-    convolutions = [layer for layer in srgan.discriminator(Config()).layers if isinstance(layer, tf.keras.layers.Conv2D)]
-    assert [(layer.filters, layer.strides[0]) for layer in convolutions] == [(64, 1), (64, 2), (128, 1), (128, 2), (256, 1), (256, 2), (512, 1), (512, 2)]
+    convolutions = [
+        layer for layer in srgan.discriminator(Config()).layers if isinstance(layer, tf.keras.layers.Conv2D)
+    ]
+    assert [(layer.filters, layer.strides[0]) for layer in convolutions] == [
+        (64, 1),
+        (64, 2),
+        (128, 1),
+        (128, 2),
+        (256, 1),
+        (256, 2),
+        (512, 1),
+        (512, 2),
+    ]
 
 
 def test_srresnet_has_no_discriminator_and_lowers_its_error():
@@ -103,7 +114,9 @@ def test_features_of_vgg19_from_a_file(tmp_path):
     network.save_weights(path)
     model = build(content="vgg19", content_weights=path, content_layer="block2_conv1")
     images = make_batch("srgan")["image"]
-    expected = tf.keras.Model(network.input, network.get_layer("block2_conv1").output)(tf.keras.applications.vgg19.preprocess_input(tf.image.grayscale_to_rgb(images + 1.0) * 127.5))
+    expected = tf.keras.Model(network.input, network.get_layer("block2_conv1").output)(
+        tf.keras.applications.vgg19.preprocess_input(tf.image.grayscale_to_rgb(images + 1.0) * 127.5)
+    )
     np.testing.assert_allclose(model._features(images), expected, rtol=1e-4, atol=1e-4)
     assert float(model.content(images, images)) == 0.0 < float(model.content(images, -images))
     assert not {id(v) for v in network.trainable_variables} & {id(v) for group in model.groups.values() for v in group}
@@ -129,20 +142,40 @@ def test_a_run_starts_from_another_and_looks_through_a_third(spark, lake, digits
     first = dataclasses.replace(first, model=dataclasses.replace(first.model, adversarial="none"))
     driver.train(spark, first)
     second = make_config(lake, "srgan", run="sr-gan", train={"steps": 1})
-    second = dataclasses.replace(second, model=dataclasses.replace(second.model, pretrained="sr-resnet", content="run", content_run="sr-features", content_layer="conv2", rate=0.0))
+    second = dataclasses.replace(
+        second,
+        model=dataclasses.replace(
+            second.model,
+            pretrained="sr-resnet",
+            content="run",
+            content_run="sr-features",
+            content_layer="conv2",
+            rate=0.0,
+        ),
+    )
     with pytest.raises(UserError, match="no such layer"):
-        loading.build(dataclasses.replace(second.model, content_layer="nothing"), uses=loading.used_runs(second)).content(tf.zeros([1, 16, 16, 1]), tf.zeros([1, 16, 16, 1]))
+        loading.build(
+            dataclasses.replace(second.model, content_layer="nothing"), uses=loading.used_runs(second)
+        ).content(tf.zeros([1, 16, 16, 1]), tf.zeros([1, 16, 16, 1]))
     with pytest.raises(UserError, match="model.content_run = 'sr-resnet': expected the run of a lenet, found srgan"):
         loading.used_runs(dataclasses.replace(second, model=dataclasses.replace(second.model, content_run="sr-resnet")))
-    wider = dataclasses.replace(second, run="sr-wider", model=dataclasses.replace(second.model, width=2 * second.model.width))
+    wider = dataclasses.replace(
+        second, run="sr-wider", model=dataclasses.replace(second.model, width=2 * second.model.width)
+    )
     with pytest.raises(UserError, match="model.pretrained: its generator has other layers than this one"):
         driver.train(spark, wider)
     assert not lakes.exists(Run.of(wider).url)  # so that its name is free for the config that fits
-    nowhere = dataclasses.replace(second, run="sr-nowhere", model=dataclasses.replace(second.model, content="vgg19", content_weights="/nowhere.h5"))
+    nowhere = dataclasses.replace(
+        second,
+        run="sr-nowhere",
+        model=dataclasses.replace(second.model, content="vgg19", content_weights="/nowhere.h5"),
+    )
     with pytest.raises(UserError, match="^file:///nowhere.h5: no such file"):
         driver.train(spark, nowhere)
     assert not lakes.exists(Run.of(nowhere).url)
-    half = dataclasses.replace(second, run="sr-half", train=dataclasses.replace(second.train, precision="mixed_bfloat16"))
+    half = dataclasses.replace(
+        second, run="sr-half", train=dataclasses.replace(second.train, precision="mixed_bfloat16")
+    )
     assert np.isfinite(driver.train(spark, half)["content"])
     uses = loading.used_runs(second)
     assert uses["pretrained"]["step"] == 4 and uses["content_run"]["url"] == Run.of(classifier).url
@@ -154,7 +187,9 @@ def test_a_run_starts_from_another_and_looks_through_a_third(spark, lake, digits
     for variable, value in zip(end.generator.weights, learnt):
         if variable.trainable:
             np.testing.assert_array_equal(variable.numpy(), value)
-    table = loading.load_model(Run.of(second).url, 1, Run.of(second).record()).generate({"image": make_batch("srgan")["image"]}, None)
+    table = loading.load_model(Run.of(second).url, 1, Run.of(second).record()).generate(
+        {"image": make_batch("srgan")["image"]}, None
+    )
     assert table.shape == (8, 16, 16, 1)
     with pytest.raises(UserError, match="no run at .*nowhere"):
         loading.used_runs(dataclasses.replace(second, model=dataclasses.replace(second.model, pretrained="nowhere")))

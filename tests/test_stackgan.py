@@ -49,7 +49,10 @@ def test_pixels_agree_with_the_attributes():
     for index in range(300):
         pixels, attributes, _ = shapes.draw(index, 64)
         x, y = shapes._CENTRES[attributes["place"]]
-        assert np.abs(pixels[int(y * 64), int(x * 64)] - np.array(shapes._COLOURS[attributes["colour"]], float)).max() <= 13
+        assert (
+            np.abs(pixels[int(y * 64), int(x * 64)] - np.array(shapes._COLOURS[attributes["colour"]], float)).max()
+            <= 13
+        )
         assert np.abs(pixels[0, 0] - float(shapes._GREYS[attributes["background"]])).max() <= 13
         if attributes["shape"] == "circle":
             areas[attributes["size"]].append(np.any(pixels != pixels[0, 0], -1).mean())
@@ -57,7 +60,10 @@ def test_pixels_agree_with_the_attributes():
     assert np.mean(areas["small"]) == pytest.approx(np.pi * shapes._RADII["small"] ** 2, rel=0.25)
 
 
-@pytest.mark.parametrize("shape, area", [("circle", np.pi), ("square", 1.7**2), ("triangle", 1.7 * 1.7 / 1.8), ("cross", 4 * 0.33 * (2 - 0.33))])
+@pytest.mark.parametrize(
+    "shape, area",
+    [("circle", np.pi), ("square", 1.7**2), ("triangle", 1.7 * 1.7 / 1.8), ("cross", 4 * 0.33 * (2 - 0.33))],
+)
 def test_shapes_have_their_areas(shape, area):
     points = (np.arange(400) + 0.5) / 100 - 2
     assert (shapes.distance(shape, points[None], points[:, None]) < 0).mean() * 16 == pytest.approx(area, rel=0.01)
@@ -73,7 +79,16 @@ def test_a_label_is_a_whole_combination():
 
 # --- the dataset -----------------------------------------------------------------------
 
-PICTURES = {"source": "shapes", "count": 600, "height": 16, "width": 16, "channels": 3, "validation": 0.1, "test": 0.2, "planned_workers": 2}
+PICTURES = {
+    "source": "shapes",
+    "count": 600,
+    "height": 16,
+    "width": 16,
+    "channels": 3,
+    "validation": 0.1,
+    "test": 0.2,
+    "planned_workers": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +98,22 @@ def pictures(spark, lake) -> str:
 
 def shapes_config(lake, model="text_encoder", run="shapes-text", **changes):
     table = {
-        "run": run, "dataset": "shapes", "lake": lake, "ingest": PICTURES, "model": {**MODEL_CONFIGS[model], "channels": 3, **changes},
-        "train": {"steps": 3, "batch_size": 16, "launcher": "local", "log_every": 1, "checkpoint_every": 3, "sample_every": 3},
-        "generate": {"images": 40, "batch_size": 16}, "evaluate": {"reader": "shapes-reader"},
-    }  # fmt: skip
+        "run": run,
+        "dataset": "shapes",
+        "lake": lake,
+        "ingest": PICTURES,
+        "model": {**MODEL_CONFIGS[model], "channels": 3, **changes},
+        "train": {
+            "steps": 3,
+            "batch_size": 16,
+            "launcher": "local",
+            "log_every": 1,
+            "checkpoint_every": 3,
+            "sample_every": 3,
+        },
+        "generate": {"images": 40, "batch_size": 16},
+        "evaluate": {"reader": "shapes-reader"},
+    }
     return parse(table, models.config_class)
 
 
@@ -132,7 +159,9 @@ def test_contrastive_of_known_scores():
     assert float(losses.contrastive(scores, different)) == pytest.approx(-np.mean(np.log([1 / 3, 4 / 7, 1 / 4, 4 / 6])))
     assert float(losses.contrastive(tf.zeros([4, 4]), tf.range(4))) == pytest.approx(np.log(4))
     # Two of one class: either is right for both.
-    assert float(losses.contrastive(tf.zeros([4, 4]), tf.constant([0, 1, 1, 2]))) == pytest.approx(np.mean(np.log([4, 2, 2, 4])))
+    assert float(losses.contrastive(tf.zeros([4, 4]), tf.constant([0, 1, 1, 2]))) == pytest.approx(
+        np.mean(np.log([4, 2, 2, 4]))
+    )
     assert float(losses.contrastive(50 * tf.eye(3), tf.range(3))) == pytest.approx(0.0, abs=1e-6)
     assert float(losses.contrastive(-50 * tf.eye(3), tf.range(3))) == pytest.approx(50 + np.log(2))
     assert float(losses.contrastive(tf.zeros([2, 2]), tf.constant([1, 1]))) == 0.0
@@ -143,8 +172,9 @@ def test_the_encoder_learns_to_match():
     drawn = [shapes.draw(i, 16) for i in range(8)]
     batch = {
         "image": tf.image.rgb_to_grayscale(images.to_unit(np.stack([each[0] for each in drawn]))),
-        "caption": tf.constant(["\n".join(each[2]) for each in drawn]), "label": tf.range(8),
-    }  # fmt: skip
+        "caption": tf.constant(["\n".join(each[2]) for each in drawn]),
+        "label": tf.range(8),
+    }
     first = float(model.train_step([batch])["loss"])
     step = tf.function(lambda: (model.train_step([batch]), model.step.assign_add(1))[0])
     for _ in range(150):
@@ -182,7 +212,9 @@ def test_consistency_holds_stage_two_to_the_image_of_stage_one():
 
 def test_conditioning_is_its_mean_without_noise_and_the_kl_is_of_its_two_halves():
     model = make_model("stackgan1")
-    dense = next(layer for layer in model.generator.layers if isinstance(layer, tf.keras.layers.Dense) and layer.units == 8)
+    dense = next(
+        layer for layer in model.generator.layers if isinstance(layer, tf.keras.layers.Dense) and layer.units == 8
+    )
     dense.kernel.assign(tf.zeros_like(dense.kernel))
     dense.bias.assign([1.0, 2.0, 3.0, 4.0, 0.0, 0.0, 0.0, 2 * np.log(2.0)])
     _, mean, log_variance = model.generator([tf.zeros([1, 4]), tf.zeros([1, 8]), tf.zeros([1, 4])])
@@ -206,7 +238,10 @@ def test_the_wrong_text_is_the_neighbours():
     """`d_wrong` is what the discriminator says of real images with the texts of the rows before them."""
     model, batch = make_model("stackgan1"), make_batch("stackgan1")
     embedding = model.embeddings(batch, model.uniform([8], stream=1, low=0.0))
-    logits = model.joint([model.image_features(batch["image"], training=True), tf.concat([embedding[-1:], embedding[:-1]], 0)], training=True)
+    logits = model.joint(
+        [model.image_features(batch["image"], training=True), tf.concat([embedding[-1:], embedding[:-1]], 0)],
+        training=True,
+    )
     expected = float(tf.reduce_mean(tf.sigmoid(logits)))
     scalars = model.train_step([batch])
     assert float(scalars["d_wrong"]) == pytest.approx(expected, rel=1e-4)
@@ -221,7 +256,9 @@ def test_the_embedding_is_tiled():
 @pytest.mark.parametrize("size, halvings", [(64, 1), (128, 2), (64, 0)])
 def test_stage_two_has_four_times_the_side(size, halvings):
     first = make_model("stackgan1", image_size=size // 4)
-    model = stackgan2.StackGAN2(stackgan2.Config(**{**MODEL_CONFIGS["stackgan2"], "image_size": size, "halvings": halvings}), stage1=first)
+    model = stackgan2.StackGAN2(
+        stackgan2.Config(**{**MODEL_CONFIGS["stackgan2"], "image_size": size, "halvings": halvings}), stage1=first
+    )
     inputs = {"embedding": tf.ones([2, 3, 8])}
     assert first.generate(inputs, tf.range(2)).shape == (2, size // 4, size // 4, 1)
     assert model.generate(inputs, tf.range(2)).shape == (2, size, size, 1)
@@ -249,7 +286,9 @@ def test_a_text_makes_a_difference_at_equal_seeds_in_both_stages():
 def test_an_embedding_is_one_of_the_rows_in_training_and_the_first_in_sampling():
     model = make_model("stackgan1")
     values = tf.reshape(tf.range(48.0), [2, 3, 8])
-    np.testing.assert_array_equal(model.embeddings({"embedding": values}, tf.constant([0.0, 0.99])), [values[0, 0], values[1, 2]])
+    np.testing.assert_array_equal(
+        model.embeddings({"embedding": values}, tf.constant([0.0, 0.99])), [values[0, 0], values[1, 2]]
+    )
     np.testing.assert_array_equal(model.embeddings({"embedding": values}, tf.zeros([2])), values[:, 0])
     with pytest.raises(UserError, match=r"model\.embedding = 8; the dataset's embeddings have 5 numbers"):
         model.embeddings({"embedding": tf.zeros([2, 3, 5])}, tf.zeros([2]))
@@ -289,21 +328,37 @@ def test_from_captions_to_judged_pictures(spark, lake, pictures):
     assert len(rows) == 40 and {row["input"] for row in rows} <= truth
     report = attributes.attributes(spark, config)
     assert report["seen"]["images"] + report["heldout"]["images"] == 40 and lakes.exists(report["report"])
-    assert {"all", *shapes.ATTRIBUTES} <= report["seen"].keys() and {"all", *shapes.ATTRIBUTES} == report["real"]["heldout"].keys()
-    assert all(report[kind]["all"] <= min(report[kind][name] for name in shapes.ATTRIBUTES) for kind in attributes.KINDS)
+    assert {"all", *shapes.ATTRIBUTES} <= report["seen"].keys() and {"all", *shapes.ATTRIBUTES} == report["real"][
+        "heldout"
+    ].keys()
+    assert all(
+        report[kind]["all"] <= min(report[kind][name] for name in shapes.ATTRIBUTES) for kind in attributes.KINDS
+    )
 
     written = ("a red cross", "one blue circle")
-    typed = dataclasses.replace(config, generate=dataclasses.replace(config.generate, captions=written, images=4, table="typed"))
+    typed = dataclasses.replace(
+        config, generate=dataclasses.replace(config.generate, captions=written, images=4, table="typed")
+    )
     tables = []
     for partitions in (1, 3):
         given = generate.inputs(spark, typed).repartition(partitions)
-        tables.append({row["seed"]: (row["input"], bytes(row["image"])) for row in generate.generated(given, Run.of(typed), typed.generate).collect()})
+        tables.append(
+            {
+                row["seed"]: (row["input"], bytes(row["image"]))
+                for row in generate.generated(given, Run.of(typed), typed.generate).collect()
+            }
+        )
     assert tables[0] == tables[1] and [tables[0][seed][0] for seed in range(4)] == [*written, *written]
     assert tables[0][0] != tables[0][1]
     generate.generate(spark, typed)
-    with pytest.raises(UserError, match="table .*typed: its input '(a red cross|one blue circle)' says nothing of place, size, background"):
+    with pytest.raises(
+        UserError,
+        match="table .*typed: its input '(a red cross|one blue circle)' says nothing of place, size, background",
+    ):
         attributes.attributes(spark, typed)
-    assert attributes.unsaid(None) == list(shapes.ATTRIBUTES) and attributes.unsaid("a red cross at the top of a white background") == ["size"]
+    assert attributes.unsaid(None) == list(shapes.ATTRIBUTES) and attributes.unsaid(
+        "a red cross at the top of a white background"
+    ) == ["size"]
 
 
 def test_the_judge_counts_what_matches():
@@ -313,19 +368,43 @@ def test_the_judge_counts_what_matches():
     assert len(index) == 5
     assert attributes.matches(said, np.array([order[name] for name in shapes.ATTRIBUTES])).all()
     order["colour"] += 1
-    assert attributes.matches(said, np.array([order[name] for name in shapes.ATTRIBUTES])).tolist() == [True, False, True, True, True]
+    assert attributes.matches(said, np.array([order[name] for name in shapes.ATTRIBUTES])).tolist() == [
+        True,
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_both_stages_on_precomputed_embeddings(spark, lake, tmp_path):
     """The CUB layout: ten embeddings a picture, as a column of a table."""
     rng = np.random.default_rng(0)
-    drawn = [(f"{i:03d}", bytearray(images.encode_png(shapes.draw(i, 64)[0])), rng.normal(size=[10, 8]).tolist()) for i in range(64)]
-    spark.createDataFrame(drawn, "id string, content binary, embedding array<array<double>>").write.parquet(str(tmp_path / "table"))
+    drawn = [
+        (f"{i:03d}", bytearray(images.encode_png(shapes.draw(i, 64)[0])), rng.normal(size=[10, 8]).tolist())
+        for i in range(64)
+    ]
+    spark.createDataFrame(drawn, "id string, content binary, embedding array<array<double>>").write.parquet(
+        str(tmp_path / "table")
+    )
     configs = {}
     for side, name in ((16, "stackgan1"), (64, "stackgan2")):
-        table = {"source": "table", "path": str(tmp_path / "table"), "embedding_column": "embedding", "height": side, "width": side, "channels": 3, "planned_workers": 1}
+        table = {
+            "source": "table",
+            "path": str(tmp_path / "table"),
+            "embedding_column": "embedding",
+            "height": side,
+            "width": side,
+            "channels": 3,
+            "planned_workers": 1,
+        }
         config = shapes_config(lake, name, f"cub-{name}", **({"stage1": "cub-stackgan1"} if side == 64 else {}))
-        config = dataclasses.replace(config, dataset=f"cub-{side}", ingest=Ingest(**table), generate=dataclasses.replace(config.generate, images=5, split="train"))
+        config = dataclasses.replace(
+            config,
+            dataset=f"cub-{side}",
+            ingest=Ingest(**table),
+            generate=dataclasses.replace(config.generate, images=5, split="train"),
+        )
         ingest.ingest(spark, config)
         assert schema.read_manifest(lakes.dataset_url(config)).embedding == (10, 8)
         driver.train(spark, config)
@@ -337,7 +416,9 @@ def test_both_stages_on_precomputed_embeddings(spark, lake, tmp_path):
     first, second = (loading.load_model(Run.of(config).url, 3, Run.of(config).record()) for config in configs.values())
     for variable, value in zip(second.stage1.variables, first.variables):
         np.testing.assert_array_equal(variable, value)
-    stored = spark.read.parquet(*splits.files(lakes.dataset_url(configs["stackgan2"]), "train")).withColumn("seed", F.xxhash64("id").bitwiseAND(2**62 - 1))
+    stored = spark.read.parquet(*splits.files(lakes.dataset_url(configs["stackgan2"]), "train")).withColumn(
+        "seed", F.xxhash64("id").bitwiseAND(2**62 - 1)
+    )
     row = stored.where(F.col("seed") == rows[0]["seed"]).first()
     given = {"embedding": tf.constant(schema.unpack_arrays([row["embedding"]] * 16, (10, 8), np.float32))}
     made = images.to_pixels(tf.function(second.generate)(given, tf.fill([16], tf.constant(rows[0]["seed"], tf.int64))))

@@ -140,7 +140,13 @@ def test_a_store_that_does_not_answer_is_no_missing_file(monkeypatch):
     with monkeypatch.context() as patch:
         for method in ("info", "cat_file"):
             patch.setattr(type(lake.filesystem(run.url)[0]), method, fails)
-        for ask in (run.best, run.record, lambda: run.check({}, {}), lambda: run.start({}), lambda: run.is_owner("token")):
+        for ask in (
+            run.best,
+            run.record,
+            lambda: run.check({}, {}),
+            lambda: run.start({}),
+            lambda: run.is_owner("token"),
+        ):
             with pytest.raises(ConnectionError):
                 ask()
     assert run.best() == {"step": 5} and run.record()["config"] == {"width": 4}
@@ -188,7 +194,10 @@ def test_a_save_that_fails_leaves_no_checkpoint_that_looks_whole(run):
 
 
 def test_another_config_is_refused_with_the_differences(run):
-    record = {"config": {"model": {"name": "dcgan", "width": 64}, "train": {"steps": 10, "seed": 0}}, "dataset": {"fingerprint": "a"}}
+    record = {
+        "config": {"model": {"name": "dcgan", "width": 64}, "train": {"steps": 10, "seed": 0}},
+        "dataset": {"fingerprint": "a"},
+    }
     run.check(record, {})
     run.start(record)
     run.check({**record, "config": {**record["config"], "train": {"steps": 99, "seed": 0}}}, {})
@@ -259,7 +268,11 @@ def appends(monkeypatch):
         opened = getattr(target, name)
 
         def spy(*arguments, **options):
-            found.extend(mode for mode in [*arguments, *options.values()] if isinstance(mode, str) and mode.startswith("a") and len(mode) <= 3)
+            found.extend(
+                mode
+                for mode in [*arguments, *options.values()]
+                if isinstance(mode, str) and mode.startswith("a") and len(mode) <= 3
+            )
             return opened(*arguments, **options)
 
         monkeypatch.setattr(target, name, spy)
@@ -269,7 +282,9 @@ def appends(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("url", ["memory://lake/runs/r", "dbfs:/lake/runs/r", "file:///dbfs/lake/runs/r", "file:///Volumes/a/b/c/runs/r"])
+@pytest.mark.parametrize(
+    "url", ["memory://lake/runs/r", "dbfs:/lake/runs/r", "file:///dbfs/lake/runs/r", "file:///Volumes/a/b/c/runs/r"]
+)
 def test_where_nothing_can_be_appended_the_file_is_written_anew(url, appends, monkeypatch):
     """HDFS has no append to a file that is not there, Databricks' mounts and object stores have none at all."""
     held = {}

@@ -19,20 +19,40 @@ def files(client: MlflowClient, id: str, path: str = "") -> list[str]:
 
 def test_training_generation_and_quality_go_to_one_run(spark, lake, digits, tmp_path):
     tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "artifacts": f"file://{tmp_path}/files"}
-    config = make_config(lake, run="tracked", tracking=tracking, generate={"images": 20}, evaluate={"classifier_steps": 5, "kid_subset_size": 10})
+    config = make_config(
+        lake,
+        run="tracked",
+        tracking=tracking,
+        generate={"images": 20},
+        evaluate={"classifier_steps": 5, "kid_subset_size": 10},
+    )
     client = MlflowClient(tracking_uri=tracking["uri"])
 
     def told():
-        (run,) = client.search_runs([client.get_experiment_by_name("gan_spark").experiment_id], "tags.`gan_spark.run` LIKE '%/tracked'")
+        (run,) = client.search_runs(
+            [client.get_experiment_by_name("gan_spark").experiment_id], "tags.`gan_spark.run` LIKE '%/tracked'"
+        )
         return run
 
     driver.train(spark, config)
     run = told()
     assert run.info.status == "FINISHED" and run.info.run_name == "tracked"
-    assert run.data.params["model.name"] == "dcgan" and run.data.params["train.steps"] == "4" and run.data.params["dataset.url"] == digits
+    assert (
+        run.data.params["model.name"] == "dcgan"
+        and run.data.params["train.steps"] == "4"
+        and run.data.params["dataset.url"] == digits
+    )
     ours = [(line["step"], line["d_loss"]) for line in Run.of(config).metrics() if "scalars" in line]
-    assert [(each.step, each.value) for each in client.get_metric_history(run.info.run_id, "d_loss")] == ours and len(ours) == 2
-    assert files(client, run.info.run_id) == ["model/checkpoint.data-00000-of-00001", "model/checkpoint.index", "model/config.json", "model/manifest.json", "samples/step-00000004.png"]
+    assert [(each.step, each.value) for each in client.get_metric_history(run.info.run_id, "d_loss")] == ours and len(
+        ours
+    ) == 2
+    assert files(client, run.info.run_id) == [
+        "model/checkpoint.data-00000-of-00001",
+        "model/checkpoint.index",
+        "model/config.json",
+        "model/manifest.json",
+        "samples/step-00000004.png",
+    ]
 
     generate.generate(spark, config)
     report = evaluate.evaluate(spark, config)
@@ -41,7 +61,9 @@ def test_training_generation_and_quality_go_to_one_run(spark, lake, digits, tmp_
     assert {"generated/tracked.png", "quality/tracked.quality.json"} <= set(files(client, run.info.run_id))
 
 
-def test_a_run_that_goes_on_is_the_same_one_and_one_that_fails_is_told_to_have(spark, lake, digits, tmp_path, monkeypatch):
+def test_a_run_that_goes_on_is_the_same_one_and_one_that_fails_is_told_to_have(
+    spark, lake, digits, tmp_path, monkeypatch
+):
     tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db"}
     monkeypatch.chdir(tmp_path)
     config = make_config(lake, run="tracked-twice", tracking=tracking)
@@ -64,7 +86,11 @@ def test_a_run_that_goes_on_is_the_same_one_and_one_that_fails_is_told_to_have(s
 
 
 def test_a_server_that_stops_answering_is_not_waited_for_at_every_line(tmp_path, caplog):
-    config = make_config(str(tmp_path), run="silent", tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db", "artifacts": f"file://{tmp_path}/files"})
+    config = make_config(
+        str(tmp_path),
+        run="silent",
+        tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db", "artifacts": f"file://{tmp_path}/files"},
+    )
     tracker = Tracker(config, Run.of(config))
     asked = []
 

@@ -87,7 +87,10 @@ def step_config(case: str):
 
 
 def both(team: process.Team, argument: dict) -> dict:
-    return {"identical": identical(team, argument["models"]), "steps": {case: one_step(team, step_config(case)) for case in argument["steps"]}}
+    return {
+        "identical": identical(team, argument["models"]),
+        "steps": {case: one_step(team, step_config(case)) for case in argument["steps"]},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +132,19 @@ def test_a_run_leaves_what_it_promises(spark, lake, digits):
     for name in ("step-00000004.png", "step-00000005.png"):
         assert images.decode_png(lakes.read_bytes(run.path("samples", name))).shape == (8 * 18 + 2, 8 * 18 + 2, 1)
     events = [name for name in os.listdir(lakes.filesystem(run.path("events"))[1]) if "tfevents" in name]
-    tags = {value.tag for name in events for event in tf.compat.v1.train.summary_iterator(lakes.filesystem(run.path("events", name))[1]) for value in event.summary.value}
+    tags = {
+        value.tag
+        for name in events
+        for event in tf.compat.v1.train.summary_iterator(lakes.filesystem(run.path("events", name))[1])
+        for value in event.summary.value
+    }
     assert {"d_loss", "g_loss", "samples"} <= tags
     record = run.record()
-    assert record["config"]["model"]["width"] == 4 and record["dataset"]["fingerprint"] and record["versions"]["tensorflow"] == tf.__version__
+    assert (
+        record["config"]["model"]["width"] == 4
+        and record["dataset"]["fingerprint"]
+        and record["versions"]["tensorflow"] == tf.__version__
+    )
 
 
 def test_a_finished_run_is_not_trained_again_and_a_longer_one_goes_on(spark, lake, digits):
@@ -177,10 +189,14 @@ def test_ranks_are_told_of_paths_that_are_the_same_in_every_folder(spark, lake, 
     monkeypatch.setattr(ranks, "run", lambda spark, function, job, config: told.append(job["config"]) or [])
     monkeypatch.chdir(os.path.dirname(lake))
     config = make_config(os.path.basename(lake), "srgan", run="relative")
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, content="vgg19", content_weights="vgg19.h5"))
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, content="vgg19", content_weights="vgg19.h5")
+    )
     with pytest.raises(IndexError):
         driver.train(spark, config)
-    assert told[0]["lake"] == lakes.to_url(lake) and told[0]["model"]["content_weights"] == lakes.to_url(f"{os.path.dirname(lake)}/vgg19.h5")
+    assert told[0]["lake"] == lakes.to_url(lake) and told[0]["model"]["content_weights"] == lakes.to_url(
+        f"{os.path.dirname(lake)}/vgg19.h5"
+    )
 
 
 def test_a_step_that_spoils_the_weights_spoils_no_checkpoint(spark, lake, digits, monkeypatch):
@@ -195,7 +211,10 @@ def test_a_step_that_spoils_the_weights_spoils_no_checkpoint(spark, lake, digits
 
     monkeypatch.setattr(model, "train_step", spoiling)
     config = make_config(lake, run="spoiled", train={"steps": 6, "checkpoint_every": 2, "log_every": 1, "keep": 1})
-    with pytest.raises(driver.TrainingStopped, match="step 4: this step made weights that are not finite; the last checkpoint is from before"):
+    with pytest.raises(
+        driver.TrainingStopped,
+        match="step 4: this step made weights that are not finite; the last checkpoint is from before",
+    ):
         driver.train(spark, config)
     assert Run.of(config).checkpoints() == [2]
 
@@ -230,7 +249,10 @@ def test_a_lake_that_workers_cannot_reach_is_told_before_training(spark, lake, d
     train, there = Train(workers=2), f"{digits}/{schema.MANIFEST}"
     ranks.check_reach(spark, train, f"file://{tmp_path}/runs", [there])
     assert os.listdir(tmp_path / "runs") == []  # what was tried is gone
-    with pytest.raises(UserError, match="worker .*: file:.*/nothing cannot be read .FileNotFoundError.*Every worker must reach the lake"):
+    with pytest.raises(
+        UserError,
+        match="worker .*: file:.*/nothing cannot be read .FileNotFoundError.*Every worker must reach the lake",
+    ):
         ranks.check_reach(spark, train, f"file://{tmp_path}/runs", [there, f"file://{tmp_path}/nothing"])
     (tmp_path / "in the way").write_text("")
     with pytest.raises(UserError, match="in the way/.probe-.* cannot be written"):
@@ -268,7 +290,9 @@ def test_what_follows_the_metrics_outlives_a_store_that_does_not_answer(lake, mo
     monkeypatch.setattr(Run, "watch", fails)
     bar.run()
     assert bar.bar.n == 2
-    assert [message for message in caplog.messages if "503 slow down" in message] == [f"run {run.url}: its metrics could not be followed (ConnectionError: 503 slow down); trying on"]
+    assert [message for message in caplog.messages if "503 slow down" in message] == [
+        f"run {run.url}: its metrics could not be followed (ConnectionError: 503 slow down); trying on"
+    ]
     bar.bar.close()
 
 
@@ -280,7 +304,9 @@ def test_an_error_on_a_rank_is_named_after_the_last_attempt(spark, lake, digits)
     # A file stands where the folder of samples should be.
     with open(lakes.filesystem(run.path("samples"))[1], "w") as out:
         out.write("in the way")
-    with pytest.raises(ranks.RankFailure, match="1 attempts failed, the last one: rank 0: .*(FileExistsError|NotADirectoryError)"):
+    with pytest.raises(
+        ranks.RankFailure, match="1 attempts failed, the last one: rank 0: .*(FileExistsError|NotADirectoryError)"
+    ):
         driver.train(spark, config)
 
 
@@ -289,8 +315,20 @@ def test_an_error_on_a_rank_is_named_after_the_last_attempt(spark, lake, digits)
 
 def train_command(folder, lake: str, run: str) -> list[str]:
     """jobs/train.py for 1,500 small steps on two ranks."""
-    train = {"steps": 1500, "workers": 2, "launcher": "spark", "log_every": 50, "checkpoint_every": 100, "sample_every": 1500}
-    return [sys.executable, str(ROOT / "jobs" / "train.py"), "--config", write_config(folder, make_config(lake, run=run, train=train))]
+    train = {
+        "steps": 1500,
+        "workers": 2,
+        "launcher": "spark",
+        "log_every": 50,
+        "checkpoint_every": 100,
+        "sample_every": 1500,
+    }
+    return [
+        sys.executable,
+        str(ROOT / "jobs" / "train.py"),
+        "--config",
+        write_config(folder, make_config(lake, run=run, train=train)),
+    ]
 
 
 def ranks_of(pid: int) -> list[psutil.Process]:
@@ -300,7 +338,11 @@ def ranks_of(pid: int) -> list[psutil.Process]:
             command = child.cmdline()
         except psutil.NoSuchProcess:
             continue
-        if "horovod.spark.task.gloo_exec_fn" in command and command[0].endswith(("python", "python3")) and "-m" in command:
+        if (
+            "horovod.spark.task.gloo_exec_fn" in command
+            and command[0].endswith(("python", "python3"))
+            and "-m" in command
+        ):
             found.append(child)
     return found
 
@@ -317,7 +359,9 @@ def wait_for(condition, what: str, seconds: float = 120):
 def test_sigterm_ends_the_job_instead_of_starting_it_again(lake, digits, tmp_path):
     """What a scheduler sends to stop a job."""
     config = make_config(lake, run="told-to-stop")
-    job = subprocess.Popen(train_command(tmp_path, lake, config.run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    job = subprocess.Popen(
+        train_command(tmp_path, lake, config.run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     wait_for(Run.of(config).checkpoints, "checkpoint")
     job.send_signal(signal.SIGTERM)
     output, errors = job.communicate(timeout=60)

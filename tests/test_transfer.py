@@ -23,11 +23,38 @@ from gan_spark.training import driver
 
 def classifier_config(lake: str, run: str = "fine", **sections):
     made = {
-        "run": run, "dataset": "digits-32", "lake": lake,
+        "run": run,
+        "dataset": "digits-32",
+        "lake": lake,
         "ingest": {"source": "digits", "height": 32, "width": 32, "validation": 0.1, "test": 0.2, "planned_workers": 2},
-        "model": {"name": "classifier", "image_size": 32, "channels": 1, "network": "MobileNetV2", "weights": "", "hidden": 16, "head_steps": 0, "last_layers": -1, "batch_norm": "trained", "rate": 0.05, "rotation": 0.0, "shift": 0.0, "shear": 0.0, "zoom": 0.0, "flip": False},
-        "train": {"steps": 6, "batch_size": 32, "log_every": 3, "checkpoint_every": 100, "sample_every": 100, "launcher": "local", "validate_every": 2, "keep": 1},
-    }  # fmt: skip
+        "model": {
+            "name": "classifier",
+            "image_size": 32,
+            "channels": 1,
+            "network": "MobileNetV2",
+            "weights": "",
+            "hidden": 16,
+            "head_steps": 0,
+            "last_layers": -1,
+            "batch_norm": "trained",
+            "rate": 0.05,
+            "rotation": 0.0,
+            "shift": 0.0,
+            "shear": 0.0,
+            "zoom": 0.0,
+            "flip": False,
+        },
+        "train": {
+            "steps": 6,
+            "batch_size": 32,
+            "log_every": 3,
+            "checkpoint_every": 100,
+            "sample_every": 100,
+            "launcher": "local",
+            "validate_every": 2,
+            "keep": 1,
+        },
+    }
     for name, values in sections.items():
         made[name] = {**made.get(name, {}), **values}
     return parse(made, models.config_class)
@@ -50,16 +77,23 @@ def test_finetune_measures_its_best_checkpoint_on_the_test_split(spark, fine):
     assert result["accuracy"] == pytest.approx(sum(confusion[name][name] for name in confusion) / test)
     lines = Run(result["run"]).metrics()
     measured = {line["step"]: line["validation_accuracy"] for line in lines if "validation_accuracy" in line}
-    assert set(measured) == {2, 4, 6} and max(measured.values()) == result["best_accuracy"] == measured[result["best_step"]]
+    assert (
+        set(measured) == {2, 4, 6}
+        and max(measured.values()) == result["best_accuracy"] == measured[result["best_step"]]
+    )
     # The newest one, and the best one at the time it was written.
-    assert {result["best_step"], 6} <= set(Run(result["run"]).checkpoints()) and len(Run(result["run"]).checkpoints()) <= 2
+    assert {result["best_step"], 6} <= set(Run(result["run"]).checkpoints()) and len(
+        Run(result["run"]).checkpoints()
+    ) <= 2
     weights = Run(result["run"]).record()["config"]["model"]["class_weights"]
     assert len(weights) == 10 and all(0.8 < weight < 1.2 for weight in weights) and len(set(weights)) > 1
 
 
 def test_its_weights_are_a_featurizers(spark, fine):
     lake, result = fine
-    config = classifier_config(lake, run="features", featurize={"network": "MobileNetV2", "weights": result["weights"], "iterations": 3})
+    config = classifier_config(
+        lake, run="features", featurize={"network": "MobileNetV2", "weights": result["weights"], "iterations": 3}
+    )
     small = spark.read.parquet(f"{lake}/datasets/digits-32/split=test").limit(6)
     made = DeepImageFeaturizer(modelName="MobileNetV2", weights=result["weights"]).transform(small)
     assert len(made.first()["features"]) == 1280
@@ -69,19 +103,31 @@ def test_its_weights_are_a_featurizers(spark, fine):
     trained = loading.load_model(run.url, run.preferred(), run.record()).network
     assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), trained.get_weights()))
     with pytest.raises(UserError, match="has no images|no dataset"):
-        featurize.featurize(spark, parse({**json.loads(json.dumps({"run": "x", "dataset": "none", "lake": lake}))}, models.config_class))
+        featurize.featurize(
+            spark, parse({**json.loads(json.dumps({"run": "x", "dataset": "none", "lake": lake}))}, models.config_class)
+        )
     assert config.featurize.weights == result["weights"]
 
 
 def test_featurize_saves_a_pipeline_that_scores_again(spark, digits, lake):
-    config = parse({"run": "features", "dataset": "digits", "lake": lake, "featurize": {"network": "MobileNetV2", "weights": "", "iterations": 5}}, models.config_class)
+    config = parse(
+        {
+            "run": "features",
+            "dataset": "digits",
+            "lake": lake,
+            "featurize": {"network": "MobileNetV2", "weights": "", "iterations": 5},
+        },
+        models.config_class,
+    )
     # The whole dataset would take a minute at 224 x 224.
     whole = splits.frame
     try:
         splits.frame = lambda spark, url, split: whole(spark, url, split).limit(8)
         result = featurize.featurize(spark, config)
         again = PipelineModel.load(result["pipeline"]).transform(splits.frame(spark, digits, "test"))
-        assert accuracy.agreement(again, schema.read_manifest(digits).classes) == {key: result[key] for key in ("images", "accuracy", "confusion")}
+        assert accuracy.agreement(again, schema.read_manifest(digits).classes) == {
+            key: result[key] for key in ("images", "accuracy", "confusion")
+        }
     finally:
         splits.frame = whole
     assert result["images"] == 8
@@ -95,7 +141,11 @@ def test_balanced_weights_make_every_class_count_the_same(spark, labels, expecte
 
 def test_agreement_counts_each_pair(spark):
     frame = spark.createDataFrame([(0, 0.0), (0, 1.0), (1, 1.0), (1, None)], "label int, prediction double")
-    assert accuracy.agreement(frame, ("a", "b")) == {"images": 3, "accuracy": 2 / 3, "confusion": {"a": {"a": 1, "b": 1}, "b": {"a": 0, "b": 1}}}
+    assert accuracy.agreement(frame, ("a", "b")) == {
+        "images": 3,
+        "accuracy": 2 / 3,
+        "confusion": {"a": {"a": 1, "b": 1}, "b": {"a": 0, "b": 1}},
+    }
 
 
 # --- prediction ------------------------------------------------------------------------
@@ -108,7 +158,9 @@ def png(value: int, side: int = 40) -> bytes:
 
 
 def predicted(spark, lake, source, **more):
-    return predict.predict(spark, classifier_config(lake, predict={"input": str(source), **more.pop("predict", {})}, **more))
+    return predict.predict(
+        spark, classifier_config(lake, predict={"input": str(source), **more.pop("predict", {})}, **more)
+    )
 
 
 def test_one_file(spark, fine, tmp_path):
@@ -119,7 +171,15 @@ def test_one_file(spark, fine, tmp_path):
 
 
 def test_a_folder_becomes_a_table_with_null_for_what_cannot_be_read(spark, fine, tmp_path):
-    for name, data in {"a.png": png(200), "b/c.png": png(20), "bad.png": b"no image", "cut.png": png(3)[:40], "huge.png": png(9) + bytes(2 * 2**20), "b/_d.png": png(20), ".e/f #%.png": png(20)}.items():
+    for name, data in {
+        "a.png": png(200),
+        "b/c.png": png(20),
+        "bad.png": b"no image",
+        "cut.png": png(3)[:40],
+        "huge.png": png(9) + bytes(2 * 2**20),
+        "b/_d.png": png(20),
+        ".e/f #%.png": png(20),
+    }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
     result = predicted(spark, fine[0], tmp_path, ingest={"max_file_mb": 1})
@@ -154,7 +214,11 @@ def test_a_url(spark, fine):
 
 def test_wrong_inputs_are_clear_errors(spark, fine, tmp_path, lake, digits):
     (tmp_path / "bad.png").write_bytes(b"no image")
-    for source, message in (("", "predict.input is empty"), (tmp_path / "none.png", "no such file or folder"), (tmp_path / "bad.png", "bad.png: not an image")):
+    for source, message in (
+        ("", "predict.input is empty"),
+        (tmp_path / "none.png", "no such file or folder"),
+        (tmp_path / "bad.png", "bad.png: not an image"),
+    ):
         with pytest.raises(UserError, match=message):
             predicted(spark, fine[0], source)
     with pytest.raises(UserError, match="expected 'classifier'"):
@@ -166,7 +230,12 @@ def test_wrong_inputs_are_clear_errors(spark, fine, tmp_path, lake, digits):
 
 def test_training_stops_when_nothing_gets_better_and_stays_stopped(spark, fine):
     lake, _ = fine
-    config = classifier_config(lake, run="still", model={"rate": 0.0, "batch_norm": "frozen", "last_layers": 1}, train={"steps": 40, "validate_every": 2, "patience": 2})
+    config = classifier_config(
+        lake,
+        run="still",
+        model={"rate": 0.0, "batch_norm": "frozen", "last_layers": 1},
+        train={"steps": 40, "validate_every": 2, "patience": 2},
+    )
     result = driver.train(spark, config)
     assert result["steps"] == 6 and result["best_step"] == 2  # the same at 4 and 6
     again = driver.train(spark, config)
@@ -182,4 +251,13 @@ def test_training_stops_when_nothing_gets_better_and_stays_stopped(spark, fine):
 )
 def test_what_cannot_be_validated_is_a_clear_error(spark, digits, lake, model, train, message):
     with pytest.raises(UserError, match=message):
-        driver.train(spark, parse({**json.loads(json.dumps(driver.resolved(make_config(lake, model)))), "train": {"launcher": "local", **train}}, models.config_class))
+        driver.train(
+            spark,
+            parse(
+                {
+                    **json.loads(json.dumps(driver.resolved(make_config(lake, model)))),
+                    "train": {"launcher": "local", **train},
+                },
+                models.config_class,
+            ),
+        )

@@ -20,4 +20,28 @@ from .sections import (
     Train,
 )
 
-__all__ = ["Config", "Dream", "Evaluate", "Featurize", "Finetune", "Generate", "Ingest", "Inpaint", "Latent", "LeNet", "NotFetched", "Predict", "Promote", "Tracking", "Train", "UserError", "differences", "leaves", "load", "option", "parse", "replaced", "resolved"]
+__all__ = [
+    "Config",
+    "Dream",
+    "Evaluate",
+    "Featurize",
+    "Finetune",
+    "Generate",
+    "Ingest",
+    "Inpaint",
+    "Latent",
+    "LeNet",
+    "NotFetched",
+    "Predict",
+    "Promote",
+    "Tracking",
+    "Train",
+    "UserError",
+    "differences",
+    "leaves",
+    "load",
+    "option",
+    "parse",
+    "replaced",
+    "resolved",
+]

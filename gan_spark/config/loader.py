@@ -47,17 +47,34 @@ def parse(table: dict, model_config: Callable[[str], type] | None = None) -> Con
     config = _build(Config, table, "")
     for key in ("run", "dataset"):
         if not _NAME.fullmatch(getattr(config, key)):
-            raise UserError(f"{key} = {getattr(config, key)!r}: expected letters, digits, '.', '_' and '-', starting with a letter or digit")
+            raise UserError(
+                f"{key} = {getattr(config, key)!r}: expected letters, digits, '.', '_' and '-', starting with a letter"
+                " or digit"
+            )
     _check_lake(config.lake, config.lake)
     if config.ingest.validation + config.ingest.test >= 1:
-        raise UserError(f"ingest.validation + ingest.test = {config.ingest.validation + config.ingest.test:g}: expected less than 1, so that some images are left to train on")
-    for key, size in (("train.batch_size", config.train.batch_size), ("evaluate.classifier_batch", config.evaluate.classifier_batch)):
+        raise UserError(
+            f"ingest.validation + ingest.test = {config.ingest.validation + config.ingest.test:g}: expected less than"
+            " 1, so that some images are left to train on"
+        )
+    for key, size in (
+        ("train.batch_size", config.train.batch_size),
+        ("evaluate.classifier_batch", config.evaluate.classifier_batch),
+    ):
         if size % config.train.workers:
-            raise UserError(f"{key} = {size} does not divide by train.workers = {config.train.workers}: each rank takes an equal share")
+            raise UserError(
+                f"{key} = {size} does not divide by train.workers = {config.train.workers}: each rank takes an equal"
+                " share"
+            )
     if config.train.launcher == "local" and config.train.workers > 1:
-        raise UserError(f"train.workers = {config.train.workers} with train.launcher = 'local': one process is one worker; use launcher 'spark'")
+        raise UserError(
+            f"train.workers = {config.train.workers} with train.launcher = 'local': one process is one worker; use"
+            " launcher 'spark'"
+        )
     if config.train.patience and not config.train.validate_every:
-        raise UserError(f"train.patience = {config.train.patience} with train.validate_every = 0: expected steps between measures")
+        raise UserError(
+            f"train.patience = {config.train.patience} with train.validate_every = 0: expected steps between measures"
+        )
     if model is not None:
         if not isinstance(model, dict) or not isinstance(model.get("name"), str):
             raise UserError("model.name: expected the name of a model as a string")
@@ -72,7 +89,9 @@ def resolved(config: Any) -> dict:
 
 def replaced(config: Config, **sections: dict) -> Config:
     """`config` with other values in its sections, for instance train={"steps": 3}."""
-    return dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()})
+    return dataclasses.replace(
+        config, **{name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
+    )
 
 
 def differences(old: dict, new: dict, ignore: Sequence[str] = (), where: str = "") -> list[str]:
@@ -96,12 +115,24 @@ def leaves(value: dict, where: str = "") -> Iterator[tuple[str, str]]:
         if isinstance(each, dict) and each:
             yield from leaves(each, f"{where}{key}.")
         else:
-            yield f"{where}{key}", ", ".join(map(str, each)) if isinstance(each, (list, tuple)) else "" if each is None or each == {} else str(each)
+            yield (
+                f"{where}{key}",
+                (
+                    ", ".join(map(str, each))
+                    if isinstance(each, (list, tuple))
+                    else ""
+                    if each is None or each == {}
+                    else str(each)
+                ),
+            )
 
 
 def _check_lake(lake: str, path: str) -> None:
     if found := sorted(set(path) & set("#?*[]{}")):
-        raise UserError(f"lake = {lake!r}: expected a path without any of # ? * [ ] {{ }}, which Spark reads as patterns; found {' '.join(found)} in {path}: use another folder")
+        raise UserError(
+            f"lake = {lake!r}: expected a path without any of # ? * [ ] {{ }}, which Spark reads as patterns; found"
+            f" {' '.join(found)} in {path}: use another folder"
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -10,27 +10,45 @@ from .options import option
 class Ingest:
     """What is read, and how it becomes a dataset: `jobs/ingest.py`."""
 
-    source: str = option("digits", "where images come from", choices=("digits", "idx", "folder", "cifar10", "table", "shapes"))
+    source: str = option(
+        "digits", "where images come from", choices=("digits", "idx", "folder", "cifar10", "table", "shapes")
+    )
     path: str = option("", "folder, file or table to read; URL or local path")
     height: int = option(28, "pixels", low=4, high=4096)
     width: int = option(28, "pixels", low=4, high=4096)
     channels: int = option(1, "1 for grey, 3 for RGB", choices=(1, 3))
     fit: str = option("crop", "how another aspect ratio is made to fit", choices=("crop", "pad", "stretch"))
     count: int = option(10000, "source 'shapes': how many pictures to compose", low=1)
-    held_out: bool = option(True, "source 'shapes': some combinations of shape and colour are in split test alone; false composes other pictures, of all combinations, for a judge to learn from")
-    classes: tuple[str, ...] = option((), "source 'idx': names of the labels 0, 1, ...; '0' to '9' where none are given")
-    encoding: str = option("auto", "raw pixels, PNG bytes, or PNG from 64 KiB of RGB pixels on", choices=("auto", "raw", "png"))
+    held_out: bool = option(
+        True,
+        "source 'shapes': some combinations of shape and colour are in split test alone; false composes other pictures,"
+        " of all combinations, for a judge to learn from",
+    )
+    classes: tuple[str, ...] = option(
+        (), "source 'idx': names of the labels 0, 1, ...; '0' to '9' where none are given"
+    )
+    encoding: str = option(
+        "auto", "raw pixels, PNG bytes, or PNG from 64 KiB of RGB pixels on", choices=("auto", "raw", "png")
+    )
     validation: float = option(0.1, "share of the images for validation", low=0.0, high=0.9)
     test: float = option(0.1, "share for testing, where the source has no test split", low=0.0, high=0.9)
-    planned_workers: int = option(4, "ranks that will read at once; row groups are made small enough for several a rank", low=1, high=4096)
+    planned_workers: int = option(
+        4, "ranks that will read at once; row groups are made small enough for several a rank", low=1, high=4096
+    )
     max_file_mb: int = option(64, "larger files are rejected", low=1, high=1024)
     max_megapixels: int = option(64, "images that declare more pixels are rejected unread", low=1, high=1024)
     id_column: str = option("id", "source 'table': unique string id")
     image_column: str = option("content", "source 'table': encoded image bytes")
     label_column: str = option("", "source 'table': class of the image; empty for none")
     caption_column: str = option("", "source 'table': text about the image, one phrasing a line; empty for none")
-    embedding_column: str = option("", "source 'table': array of numbers, an embedding of the image's text or several end to end; empty for none")
-    parts: str = option("", "what the images are divided into, for models that read two streams", choices=("", "classes", "edges", "recoloured", "labels"))
+    embedding_column: str = option(
+        "", "source 'table': array of numbers, an embedding of the image's text or several end to end; empty for none"
+    )
+    parts: str = option(
+        "",
+        "what the images are divided into, for models that read two streams",
+        choices=("", "classes", "edges", "recoloured", "labels"),
+    )
     domains: tuple[str, ...] = option((), "parts 'classes': the class that is domain a, and the one that is domain b")
     labels: int = option(0, "parts 'labels': training images that keep their label, as many of each class", low=0)
 
@@ -51,7 +69,9 @@ class Train:
     log_every: int = option(50, "steps", low=1)
     sample_every: int = option(500, "steps", low=1)
     checkpoint_every: int = option(500, "steps", low=1)
-    validate_every: int = option(0, "steps between measures on split validation, the best of which keeps its checkpoint; 0 for none", low=0)
+    validate_every: int = option(
+        0, "steps between measures on split validation, the best of which keeps its checkpoint; 0 for none", low=0
+    )
     patience: int = option(0, "measures in a row that are not better, after which training stops; 0 for never", low=0)
     keep: int = option(3, "newest checkpoints that are kept", low=1)
     restarts: int = option(2, "times that a failed job starts again from its last checkpoint", low=0, high=100)
@@ -63,13 +83,21 @@ class Generate:
     """What is made, and where it is written: `jobs/generate.py`."""
 
     images: int = option(64, "how many", low=1)
-    first_seed: int = option(0, "seeds count up from here, one an image; a row of the dataset has its own", low=0, high=2**62)
+    first_seed: int = option(
+        0, "seeds count up from here, one an image; a row of the dataset has its own", low=0, high=2**62
+    )
     batch_size: int = option(64, "images a forward pass", low=1, high=65536)
     partitions: int = option(0, "Spark tasks; 0 for the session's parallelism", low=0)
     checkpoint: int = option(0, "step of the checkpoint; 0 for the newest", low=0)
-    append: bool = option(False, "Delta tables: what the table does not have yet of this run and step is added, and the rest of it stays")
+    append: bool = option(
+        False, "Delta tables: what the table does not have yet of this run and step is added, and the rest of it stays"
+    )
     label: str = option("", "models that take a label: the class to make; empty for each in turn")
-    split: str = option("test", "models that take an image or text: rows of this split of the dataset", choices=("train", "validation", "test"))
+    split: str = option(
+        "test",
+        "models that take an image or text: rows of this split of the dataset",
+        choices=("train", "validation", "test"),
+    )
     part: str = option("", "models that translate: the domain to start from", choices=("", "a", "b"))
     captions: tuple[str, ...] = option((), "models that take text: these sentences instead of the dataset's")
     model: str = option("", "name of a registered model, whose promoted version is used instead of the config's run")
@@ -81,7 +109,9 @@ class Evaluate:
     """What generated images are compared with, and how: `jobs/evaluate.py`, `jobs/attributes.py`."""
 
     features: str = option("lenet", "feature network", choices=("lenet", "InceptionV3"))
-    dataset: str = option("", "real images to compare with, whose labels train the lenet classifier; empty for the run's dataset")
+    dataset: str = option(
+        "", "real images to compare with, whose labels train the lenet classifier; empty for the run's dataset"
+    )
     weights: str = option("imagenet", "InceptionV3: 'imagenet', or a Keras weights file (.h5)")
     split: str = option("test", "real images to compare with", choices=("train", "validation", "test"))
     part: str = option("", "real images of this domain alone", choices=("", "a", "b"))
@@ -109,9 +139,16 @@ class Latent:
 class Inpaint:
     """Which holes are filled, and how z is searched for: `jobs/inpaint.py`."""
 
-    mask: str = option("centre", "what is missing: a square, single pixels, or what `masks` says", choices=("centre", "random", "table"))
+    mask: str = option(
+        "centre",
+        "what is missing: a square, single pixels, or what `masks` says",
+        choices=("centre", "random", "table"),
+    )
     hole: float = option(0.25, "share of the image that is missing, for 'centre' and 'random'", low=0.01, high=0.95)
-    masks: str = option("", "mask 'table': Parquet folder with `id` and `mask`, a PNG of the image's size in which other than 0 is missing")
+    masks: str = option(
+        "",
+        "mask 'table': Parquet folder with `id` and `mask`, a PNG of the image's size in which other than 0 is missing",
+    )
     split: str = option("test", "images to mend", choices=("train", "validation", "test"))
     images: int = option(200, "how many", low=1)
     batch_size: int = option(25, "images that are searched for at once", low=1, high=4096)
@@ -121,7 +158,9 @@ class Inpaint:
     rate: float = option(0.03, "Adam's learning rate", low=0.0, high=1.0)
     perceptual: float = option(0.1, "lambda, weight of the perceptual loss", low=0.0)
     window: int = option(7, "side of the window in which pixels near the hole count more", low=1, high=99)
-    blend: str = option("none", "how the hole is filled in: as it is, or by Poisson editing", choices=("none", "poisson"))
+    blend: str = option(
+        "none", "how the hole is filled in: as it is, or by Poisson editing", choices=("none", "poisson")
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +210,11 @@ class Promote:
     """`jobs/promote.py`."""
 
     model: str = option("default", "name of the registered model")
-    only_if_better: bool = option(True, "only where the run's FID is below that of the promoted version, which is measured anew where it was not measured alike")
+    only_if_better: bool = option(
+        True,
+        "only where the run's FID is below that of the promoted version, which is measured anew where it was not"
+        " measured alike",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +222,9 @@ class Featurize:
     """Features of a network and a logistic regression on them: `jobs/featurize.py`."""
 
     network: str = option("InceptionV3", "name of a Keras network, whose pooled features are classified")
-    weights: str = option("imagenet", "'imagenet', a weights file (.h5) of the network without its top, or empty for random ones")
+    weights: str = option(
+        "imagenet", "'imagenet', a weights file (.h5) of the network without its top, or empty for random ones"
+    )
     iterations: int = option(20, "of the logistic regression at most", low=1)
     regularisation: float = option(0.05, "of the logistic regression", low=0.0)
     elastic_net: float = option(0.3, "share of L1 in it; the rest is L2", low=0.0, high=1.0)

@@ -34,7 +34,9 @@ def to_pixels(unit) -> np.ndarray:
     return np.clip(np.rint((np.asarray(unit, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
-def decode(data: bytes, height: int, width: int, channels: int, fit: str = "crop", max_megapixels: int = 64) -> np.ndarray:
+def decode(
+    data: bytes, height: int, width: int, channels: int, fit: str = "crop", max_megapixels: int = 64
+) -> np.ndarray:
     """Encoded bytes to uint8 [height, width, channels]; `read`, then `resize`. Raises `BadImage` with the reason."""
     return resize(read(data, channels, max_megapixels), height, width, fit)
 
@@ -51,7 +53,9 @@ def read(data: bytes, channels: int, max_megapixels: int = 64) -> np.ndarray:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_megapixels * 1_000_000:
-            raise BadImage(f"declares {image.width} x {image.height} pixels, over the limit of {max_megapixels} megapixels")
+            raise BadImage(
+                f"declares {image.width} x {image.height} pixels, over the limit of {max_megapixels} megapixels"
+            )
         image.load()
         image = _to_8_bit(ImageOps.exif_transpose(image), "RGB" if channels == 3 else "L")
     except BadImage:
@@ -87,7 +91,9 @@ def convert(pixels: np.ndarray, channels: int) -> np.ndarray:
     return np.asarray(image).reshape(*pixels.shape[:2], channels)
 
 
-def resize(pixels: np.ndarray, height: int, width: int, fit: str = "crop", resample: Image.Resampling = LANCZOS) -> np.ndarray:
+def resize(
+    pixels: np.ndarray, height: int, width: int, fit: str = "crop", resample: Image.Resampling = LANCZOS
+) -> np.ndarray:
     """uint8 [h, w, channels] to [height, width, channels]; `crop` cuts, `pad` adds black, `stretch` distorts."""
     if pixels.shape[:2] == (height, width):
         return pixels

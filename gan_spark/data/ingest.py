@@ -55,12 +55,23 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
     shape = (config.height, config.width, config.channels)
     encoding = schema.choose_encoding(config.encoding, shape)
     manifest = schema.Manifest(
-        *shape, encoding, source.classes, {}, 0, "", dataclasses.asdict(config), datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        parts.names(config), source.captioned, source.embedding,
-    )  # fmt: skip
+        *shape,
+        encoding,
+        source.classes,
+        {},
+        0,
+        "",
+        dataclasses.asdict(config),
+        datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        parts.names(config),
+        source.captioned,
+        source.embedding,
+    )
     row_bytes = int(np.prod(shape)) + 4 * int(np.prod(source.embedding or (0,)))
     # A task a file: every core decodes. Few files, as Petastorm's metadata takes a task for each.
-    files = max(config.planned_workers, spark.sparkContext.defaultParallelism, math.ceil(source.count * row_bytes / _FILE_BYTES))
+    files = max(
+        config.planned_workers, spark.sparkContext.defaultParallelism, math.ceil(source.count * row_bytes / _FILE_BYTES)
+    )
     # Training images of one part, where a source has no split of its own.
     smallest = source.count * (1.0 - config.validation - config.test) / max(1, len(manifest.parts))
     group_rows = max(1, min(_ROW_GROUP_BYTES // row_bytes, int(smallest) // (8 * config.planned_workers)))
@@ -76,14 +87,25 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
     with _batches_that_fit(spark, source, config):
         kept = parts.chosen(source.frame, config, _pixels) if config.parts == "labels" else frozenset()
     work = functools.partial(_write, config, manifest, kept, staged, staged_rejects, group_rows)
-    factory = None if reader.petastorm_filesystem(staged) is None else functools.partial(reader.petastorm_filesystem, staged)
+    factory = (
+        None if reader.petastorm_filesystem(staged) is None else functools.partial(reader.petastorm_filesystem, staged)
+    )
     try:
-        with _batches_that_fit(spark, source, config), materialize_dataset(spark, lake.mounted(staged), schema.unischema(manifest), filesystem_factory=factory):
+        with (
+            _batches_that_fit(spark, source, config),
+            materialize_dataset(spark, lake.mounted(staged), schema.unischema(manifest), filesystem_factory=factory),
+        ):
             written = rows.mapInArrow(work, _WRITTEN).collect()
-            counts = {split: sum(file["rows"] for file in written if file["split"] == split) for split in (*schema.SPLITS, _REJECTED)}
+            counts = {
+                split: sum(file["rows"] for file in written if file["split"] == split)
+                for split in (*schema.SPLITS, _REJECTED)
+            }
             _settle(staged, staged_rejects, written)
             if not counts["train"]:
-                raise UserError(f"no image to train on among {sum(counts.values())}: {_reasons(spark, staged_rejects) or 'the splits leave none'}")
+                raise UserError(
+                    f"no image to train on among {sum(counts.values())}:"
+                    f" {_reasons(spark, staged_rejects) or 'the splits leave none'}"
+                )
         rejected = counts.pop(_REJECTED)
         _check(spark, staged, counts)
         manifest = dataclasses.replace(manifest, rows=counts, rejected=rejected, fingerprint=_fingerprint(written))
@@ -97,12 +119,21 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
     finally:
         lake.remove(staged)
         lake.remove(staged_rejects)
-    return {"dataset": url, "rows": sum(counts.values()), "rejected": rejected, "splits": counts, "rejects": rejects, "fingerprint": manifest.fingerprint}
+    return {
+        "dataset": url,
+        "rows": sum(counts.values()),
+        "rejected": rejected,
+        "splits": counts,
+        "rejects": rejects,
+        "fingerprint": manifest.fingerprint,
+    }
 
 
 @contextlib.contextmanager
 def _batches_that_fit(spark, source: sources.Source, config: Ingest) -> Iterator[None]:
-    """Where rows hold files, tasks are handed no more of them at once than fit into an Arrow column, which ends at 2 GiB."""
+    """Where rows hold files, tasks are handed no more of them at once than fit into an Arrow column, which ends at 2
+    GiB.
+    """
     key = "spark.sql.execution.arrow.maxRecordsPerBatch"
     before = spark.conf.get(key)
     if source.holds_files:
@@ -131,11 +162,20 @@ def _check(spark, staged: str, counts: dict[str, int]) -> None:
     """What the tasks say that they wrote is what is there to be read."""
     found = {row["split"]: row["count"] for row in spark.read.parquet(staged).groupBy("split").count().collect()}
     if found != {split: count for split, count in counts.items() if count}:
-        raise RuntimeError(f"{counts} rows were written and {found} are to be read: rows were lost, nothing was replaced")
+        raise RuntimeError(
+            f"{counts} rows were written and {found} are to be read: rows were lost, nothing was replaced"
+        )
 
 
 def _reasons(spark, staged_rejects: str) -> str:
-    rejects = spark.read.parquet(staged_rejects).groupBy("reason").count().orderBy(F.desc("count"), "reason").limit(3).collect()
+    rejects = (
+        spark.read.parquet(staged_rejects)
+        .groupBy("reason")
+        .count()
+        .orderBy(F.desc("count"), "reason")
+        .limit(3)
+        .collect()
+    )
     return "; ".join(f"{row['count']} x {row['reason']}" for row in rejects)
 
 
@@ -146,7 +186,9 @@ def _fingerprint(written: list) -> str:
         if file["split"] != _REJECTED:
             rows, digest = totals.get((file["split"], file["part"]), (0, 0))
             totals[file["split"], file["part"]] = rows + file["rows"], digest + int.from_bytes(file["digest"], "big")
-    text = ",".join(f"{split}/{part}:{rows}:{digest % 2**64}" for (split, part), (rows, digest) in sorted(totals.items()))
+    text = ",".join(
+        f"{split}/{part}:{rows}:{digest % 2**64}" for (split, part), (rows, digest) in sorted(totals.items())
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -190,7 +232,13 @@ class _File:
             fs, path = lake.filesystem(self.url)
             fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
             self.stream = fs.open(path, "wb")
-            self.writer = pq.ParquetWriter(self.stream, self.schema, compression="snappy", use_dictionary=["label", "reason"], write_statistics=["id", "label"])
+            self.writer = pq.ParquetWriter(
+                self.stream,
+                self.schema,
+                compression="snappy",
+                use_dictionary=["label", "reason"],
+                write_statistics=["id", "label"],
+            )
         self.writer.write_table(table, row_group_size=self.group_rows)
 
     def __enter__(self) -> "_File":
@@ -204,7 +252,15 @@ class _File:
             self.stream.close()
 
 
-def _write(config: Ingest, manifest: schema.Manifest, kept: frozenset[str], staged: str, staged_rejects: str, group_rows: int, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _write(
+    config: Ingest,
+    manifest: schema.Manifest,
+    kept: frozenset[str],
+    staged: str,
+    staged_rejects: str,
+    group_rows: int,
+    batches: Iterator[pa.RecordBatch],
+) -> Iterator[pa.RecordBatch]:
     """Writes a partition's images, a file a split and part, and its rejects; gives one row of _WRITTEN for each file."""
     context = TaskContext.get()
     # Another attempt at the same partition writes other files.
@@ -218,7 +274,11 @@ def _write(config: Ingest, manifest: schema.Manifest, kept: frozenset[str], stag
                     made = _File(lake.join(staged_rejects, f"{name}.parquet"), _rejects_schema(), 10_000)
                 else:
                     folder = [f"split={split}", *([f"part={part}"] if part else [])]
-                    made = _File(lake.join(staged, *folder, f"{name}-{split}{part and '-' + part}.parquet"), _rows_schema(manifest), group_rows)
+                    made = _File(
+                        lake.join(staged, *folder, f"{name}-{split}{part and '-' + part}.parquet"),
+                        _rows_schema(manifest),
+                        group_rows,
+                    )
                 files[split, part] = stack.enter_context(made)
             return files[split, part]
 
@@ -230,17 +290,21 @@ def _write(config: Ingest, manifest: schema.Manifest, kept: frozenset[str], stag
             keys = list(zip(decoded["split"].to_pylist(), decoded["part"].to_pylist()))
             for key in sorted(set(keys)):
                 file = file_of(*key)
-                rows = decoded.filter(pa.array([each == key for each in keys])).select(file.schema.names).cast(file.schema)
+                rows = (
+                    decoded.filter(pa.array([each == key for each in keys])).select(file.schema.names).cast(file.schema)
+                )
                 file.add(rows)
                 if key[0] != _REJECTED:
                     file.digest += _digest(rows)
-    yield pa.RecordBatch.from_pydict({
-        "split": pa.array([split for split, _ in files], pa.string()),
-        "part": pa.array([part for _, part in files], pa.string()),
-        "name": pa.array([file.url.rsplit("/", 1)[1] for file in files.values()], pa.string()),
-        "rows": pa.array([file.rows for file in files.values()], pa.int64()),
-        "digest": pa.array([(file.digest % 2**64).to_bytes(8, "big") for file in files.values()], pa.binary()),
-    })  # fmt: skip
+    yield pa.RecordBatch.from_pydict(
+        {
+            "split": pa.array([split for split, _ in files], pa.string()),
+            "part": pa.array([part for _, part in files], pa.string()),
+            "name": pa.array([file.url.rsplit("/", 1)[1] for file in files.values()], pa.string()),
+            "rows": pa.array([file.rows for file in files.values()], pa.int64()),
+            "digest": pa.array([(file.digest % 2**64).to_bytes(8, "big") for file in files.values()], pa.binary()),
+        }
+    )
 
 
 def _pieces(batches: Iterator[pa.RecordBatch], most: int) -> Iterator[pa.RecordBatch]:
@@ -257,14 +321,21 @@ def _digest(table: pa.Table) -> int:
     return total
 
 
-def _decode(config: Ingest, manifest: schema.Manifest, kept: frozenset[str], batch: pa.RecordBatch, previous: str | None) -> tuple[pa.Table, str | None]:
+def _decode(
+    config: Ingest, manifest: schema.Manifest, kept: frozenset[str], batch: pa.RecordBatch, previous: str | None
+) -> tuple[pa.Table, str | None]:
     """(table of id, image, label, caption, embedding, split (or _REJECTED), part, reason; the last id that was kept).
 
     Rows come sorted by a hash of their id, so equal ids are neighbours; `previous` is the id before the batch.
     """
     labels = {name: index for index, name in enumerate(manifest.classes)}
     ids = batch.column("id").to_pylist()
-    if not config.parts and previous not in ids and len(set(ids)) == len(ids) and (table := _whole(batch, config, manifest, labels)) is not None:
+    if (
+        not config.parts
+        and previous not in ids
+        and len(set(ids)) == len(ids)
+        and (table := _whole(batch, config, manifest, labels)) is not None
+    ):
         return table, ids[-1]
     made = []
     for row in batch.to_pylist():
@@ -281,14 +352,36 @@ def _decode(config: Ingest, manifest: schema.Manifest, kept: frozenset[str], bat
                 if manifest.embedding:
                     embedding = _embedding(row["embedding"], manifest.embedding)
                 split = _split(id, row["split"], config)
-                for version, part, kept_label, pixels in parts.divide(_pixels(row, config), id, label, row["label"], split, config, kept):
-                    made.append((version, _encoded(pixels, manifest.encoding), kept_label, caption, embedding, split, part, None))
+                for version, part, kept_label, pixels in parts.divide(
+                    _pixels(row, config), id, label, row["label"], split, config, kept
+                ):
+                    made.append(
+                        (
+                            version,
+                            _encoded(pixels, manifest.encoding),
+                            kept_label,
+                            caption,
+                            embedding,
+                            split,
+                            part,
+                            None,
+                        )
+                    )
                 previous = id
             except images.BadImage as error:
                 reason = str(error)
         if reason is not None:
             made.append((id, None, label, caption, None, _REJECTED, "", reason))
-    kinds = {"id": pa.string(), "image": pa.binary(), "label": pa.int32(), "caption": pa.string(), "embedding": pa.binary(), "split": pa.string(), "part": pa.string(), "reason": pa.string()}
+    kinds = {
+        "id": pa.string(),
+        "image": pa.binary(),
+        "label": pa.int32(),
+        "caption": pa.string(),
+        "embedding": pa.binary(),
+        "split": pa.string(),
+        "part": pa.string(),
+        "reason": pa.string(),
+    }
     columns = list(zip(*made)) or [()] * len(kinds)
     return pa.table({name: pa.array(values, kind) for (name, kind), values in zip(kinds.items(), columns)}), previous
 
@@ -302,7 +395,9 @@ def _split(id: str, split: str | None, config: Ingest) -> str:
 
 def _embedding(values: list | None, shape: tuple[int, ...]) -> bytes:
     if values is None or len(values) != math.prod(shape):
-        raise images.BadImage(f"embedding of {len(values or ())} numbers; expected {math.prod(shape)}, as in the first row")
+        raise images.BadImage(
+            f"embedding of {len(values or ())} numbers; expected {math.prod(shape)}, as in the first row"
+        )
     array = np.array(values, np.float32)
     if not np.isfinite(array).all():
         raise images.BadImage("embedding with a number that is not finite")
@@ -310,14 +405,19 @@ def _embedding(values: list | None, shape: tuple[int, ...]) -> bytes:
 
 
 def _whole(batch: pa.RecordBatch, config: Ingest, manifest: schema.Manifest, labels: dict[str, int]) -> pa.Table | None:
-    """What `_decode` gives, without a loop over pixels, where every row already has its pixels in the dataset's shape; else None."""
+    """What `_decode` gives, without a loop over pixels, where every row already has its pixels in the dataset's shape;
+    else None.
+    """
     content, size, count = batch.column("content"), math.prod(manifest.shape), batch.num_rows
     names = batch.column("label").to_pylist()
     if manifest.encoding != "raw" or manifest.captioned or manifest.embedding or not count:
         return None
     if content.null_count or batch.column("reason").null_count < count or (labels and not labels.keys() >= set(names)):
         return None
-    if any(batch.column(name).to_pylist() != [value] * count for name, value in zip(("height", "width", "channels"), manifest.shape)):
+    if any(
+        batch.column(name).to_pylist() != [value] * count
+        for name, value in zip(("height", "width", "channels"), manifest.shape)
+    ):
         return None
     offsets = np.frombuffer(content.buffers()[1], np.int32)[content.offset : content.offset + count + 1]
     if (np.diff(offsets) != size).any():
@@ -325,16 +425,23 @@ def _whole(batch: pa.RecordBatch, config: Ingest, manifest: schema.Manifest, lab
     header = np.frombuffer(schema.npy_header(manifest.shape), np.uint8)
     stored = np.empty((count, len(header) + size), np.uint8)
     stored[:, : len(header)] = header
-    stored[:, len(header) :] = np.frombuffer(content.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].reshape(count, size)
+    stored[:, len(header) :] = np.frombuffer(content.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].reshape(
+        count, size
+    )
     starts = np.arange(count + 1, dtype=np.int32) * stored.shape[1]
-    splits = [_split(id, split, config) for id, split in zip(batch.column("id").to_pylist(), batch.column("split").to_pylist())]
-    return pa.table({
-        "id": batch.column("id"),
-        "image": pa.Array.from_buffers(pa.binary(), count, [None, pa.py_buffer(starts), pa.py_buffer(stored)]),
-        "label": pa.array([labels.get(name, -1) for name in names], pa.int32()),
-        "split": pa.array(splits, pa.string()),
-        "part": pa.array([""] * count, pa.string()),
-    })  # fmt: skip
+    splits = [
+        _split(id, split, config)
+        for id, split in zip(batch.column("id").to_pylist(), batch.column("split").to_pylist())
+    ]
+    return pa.table(
+        {
+            "id": batch.column("id"),
+            "image": pa.Array.from_buffers(pa.binary(), count, [None, pa.py_buffer(starts), pa.py_buffer(stored)]),
+            "label": pa.array([labels.get(name, -1) for name in names], pa.int32()),
+            "split": pa.array(splits, pa.string()),
+            "part": pa.array([""] * count, pa.string()),
+        }
+    )
 
 
 def _encoded(pixels: np.ndarray, encoding: str) -> bytes:

@@ -24,11 +24,15 @@ def names(config: Ingest) -> tuple[str, ...]:
     if config.parts == "classes" and len(set(config.domains)) != 2:
         raise UserError(f"ingest.domains = {list(config.domains)}: expected two classes for ingest.parts = 'classes'")
     if config.parts == "labels" and not config.labels:
-        raise UserError("ingest.labels = 0: expected how many training images keep their label, for ingest.parts = 'labels'")
+        raise UserError(
+            "ingest.labels = 0: expected how many training images keep their label, for ingest.parts = 'labels'"
+        )
     return {"": (), "labels": ("labelled", "unlabelled")}.get(config.parts, ("a", "b"))
 
 
-def divide(pixels: np.ndarray, id: str, label: int, name: str | None, split: str, config: Ingest, kept: frozenset[str]) -> Iterator[tuple[str, str, int, np.ndarray]]:
+def divide(
+    pixels: np.ndarray, id: str, label: int, name: str | None, split: str, config: Ingest, kept: frozenset[str]
+) -> Iterator[tuple[str, str, int, np.ndarray]]:
     """(id, part, label, pixels) of each row that an image becomes. Raises `BadImage` where it belongs to no part."""
     if config.parts == "":
         yield id, "", label, pixels
@@ -47,7 +51,9 @@ def divide(pixels: np.ndarray, id: str, label: int, name: str | None, split: str
 
 
 def chosen(frame, config: Ingest, decode: Callable[[dict, Ingest], np.ndarray]) -> frozenset[str]:
-    """Ids of the training images that keep their label: as many of each class, those whose ids hash lowest of the ones that `decode` does not raise `BadImage` for."""
+    """Ids of the training images that keep their label: as many of each class, those whose ids hash lowest of the ones
+    that `decode` does not raise `BadImage` for.
+    """
     from pyspark.sql import functions as F
 
     in_train = F.udf(lambda id, split: _in_train(id, split, config.validation, config.test), "boolean")
@@ -70,10 +76,15 @@ def chosen(frame, config: Ingest, decode: Callable[[dict, Ingest], np.ndarray]) 
                         counts[label] += 1
             yield pa.RecordBatch.from_pydict({"id": pa.array(found, pa.string())})
 
-    in_order = usable.repartition(max(classes, 1), "label").sortWithinPartitions("label", F.xxhash64("id"), "id", F.xxhash64("content", "url"))
+    in_order = usable.repartition(max(classes, 1), "label").sortWithinPartitions(
+        "label", F.xxhash64("id"), "id", F.xxhash64("content", "url")
+    )
     ids = frozenset(row["id"] for row in in_order.mapInArrow(first, "id string").collect())
     if len(ids) < config.labels:
-        raise UserError(f"ingest.labels = {config.labels}: a class has fewer training images than its share of {share} (those that can be read count)")
+        raise UserError(
+            f"ingest.labels = {config.labels}: a class has fewer training images than its share of {share} (those that"
+            " can be read count)"
+        )
     return ids
 
 

@@ -25,7 +25,9 @@ _BLOCK_BYTES = 2**20
 
 
 def petastorm_filesystem(url: str):
-    """What Petastorm needs to open `url`: None for local paths, which it knows, and for others fsspec's in the legacy interface of pyarrow that it reads through."""
+    """What Petastorm needs to open `url`: None for local paths, which it knows, and for others fsspec's in the legacy
+    interface of pyarrow that it reads through.
+    """
     if lake.mounted(url).startswith("file:"):
         return None
     fs, _ = lake.filesystem(url)
@@ -43,7 +45,16 @@ def petastorm_filesystem(url: str):
         return Wrapped(fs)
 
 
-def batches(url: str, split: str, batch_size: int, rank: int = 0, size: int = 1, seed: int = 0, shuffle_buffer: int = 8192, parts: tuple[str, ...] = ()):
+def batches(
+    url: str,
+    split: str,
+    batch_size: int,
+    rank: int = 0,
+    size: int = 1,
+    seed: int = 0,
+    shuffle_buffer: int = 8192,
+    parts: tuple[str, ...] = (),
+):
     """An endless tf.data.Dataset of batches.
 
     A batch is {"image": float32 [batch, height, width, channels] in [-1, 1]}, with "label" int32 [batch],
@@ -56,7 +67,10 @@ def batches(url: str, split: str, batch_size: int, rank: int = 0, size: int = 1,
     import tensorflow as tf
 
     if parts:
-        each = {part: _stream(url, split, part, batch_size, rank, size, seed, shuffle_buffer // len(parts) + 1) for part in parts}
+        each = {
+            part: _stream(url, split, part, batch_size, rank, size, seed, shuffle_buffer // len(parts) + 1)
+            for part in parts
+        }
         return tf.data.Dataset.zip(each)
     return _stream(url, split, "", batch_size, rank, size, seed, shuffle_buffer)
 
@@ -86,15 +100,19 @@ def _stream(url: str, split: str, part: str, batch_size: int, rank: int, size: i
     # tf.data takes some 0.4 ms for whatever a generator hands it, so it is handed several batches at once.
     block_size = max(1, min(16, _BLOCK_BYTES // (batch_size * row_bytes)))
     stream = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    stream = stream.map(lambda block: {**block, "image": images.to_unit(block["image"])}, num_parallel_calls=1)  # beside the generator
-    # There is nothing to tune; and its thread sleeps for up to a minute, which whoever drops the iterator would wait for.
+    stream = stream.map(
+        lambda block: {**block, "image": images.to_unit(block["image"])}, num_parallel_calls=1
+    )  # beside the generator
+    # There is nothing to tune; and its thread sleeps for up to a minute, which whoever drops the iterator would wait
+    # for.
     options = tf.data.Options()
     options.autotune.enabled = False
     return stream.unbatch().prefetch(4).with_options(options)
 
 
 def once(url: str, split: str, batch_size: int, rank: int = 0, size: int = 1) -> Iterator[dict]:
-    """Batches of at most `batch_size` of rank `rank`'s row groups of a split, as `batches` gives them but each row once.
+    """Batches of at most `batch_size` of rank `rank`'s row groups of a split, as `batches` gives them but each row
+    once.
 
     Where there are fewer row groups than ranks, every rank is given all of them.
     """
@@ -116,7 +134,10 @@ def check_shards(url: str, split: str, size: int, part: str = "") -> None:
     where = f"split {split!r}" + (f", part {part!r}," if part else "")
     if not groups:
         raise UserError(f"dataset {url}: its {where} has no images")
-    raise UserError(f"dataset {url}: {groups} row groups in {where} for {size} workers; ingest it again with ingest.planned_workers = {size}")
+    raise UserError(
+        f"dataset {url}: {groups} row groups in {where} for {size} workers; ingest it again with ingest.planned_workers"
+        f" = {size}"
+    )
 
 
 def _row_group_count(url: str, split: str, part: str, enough: int) -> int:
@@ -133,7 +154,16 @@ def _row_group_count(url: str, split: str, part: str, enough: int) -> int:
     return groups
 
 
-def _row_groups(url: str, split: str, part: str, manifest: schema.Manifest, rank: int, size: int, seed: int, epochs: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+def _row_groups(
+    url: str,
+    split: str,
+    part: str,
+    manifest: schema.Manifest,
+    rank: int,
+    size: int,
+    seed: int,
+    epochs: int | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
     from petastorm import make_batch_reader
 
     logging.getLogger("petastorm").setLevel(logging.ERROR)
@@ -156,7 +186,9 @@ def _row_groups(url: str, split: str, part: str, manifest: schema.Manifest, rank
             yield unpack(group._asdict(), manifest)
 
 
-def shuffled(groups: Iterator[dict[str, np.ndarray]], batch_size: int, pool_size: int, rng: np.random.Generator) -> Iterator[dict[str, np.ndarray]]:
+def shuffled(
+    groups: Iterator[dict[str, np.ndarray]], batch_size: int, pool_size: int, rng: np.random.Generator
+) -> Iterator[dict[str, np.ndarray]]:
     """Full batches drawn at random from a pool that is refilled when it is half empty.
 
     Rows pass through exactly once; what is left when `groups` ends is given out too,

@@ -50,7 +50,11 @@ def read_manifest(url: str) -> Manifest:
         table = lake.read_json(lake.join(url, MANIFEST))
         return Manifest(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
     except FileNotFoundError:
-        died = " again; one died while it replaced this dataset, whose former state it will put back" if lake.exists(lake.displaced(url)) else ""
+        died = (
+            " again; one died while it replaced this dataset, whose former state it will put back"
+            if lake.exists(lake.displaced(url))
+            else ""
+        )
         raise UserError(f"no dataset at {url}: expected {MANIFEST} there; make it with jobs/ingest.py{died}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"dataset {url}: {MANIFEST} cannot be understood ({error}); ingest it again") from None
@@ -63,7 +67,10 @@ def write_manifest(url: str, manifest: Manifest) -> None:
 def choose_encoding(encoding: str, shape: tuple[int, int, int]) -> str:
     """`auto` is raw up to 64 KiB an image, and for grey images, which Petastorm's image codec flattens."""
     if encoding == "png" and shape[2] == 1:
-        raise UserError("ingest.encoding = 'png' with ingest.channels = 1: Petastorm's image codec drops the channel axis of grey images; use 'raw'")
+        raise UserError(
+            "ingest.encoding = 'png' with ingest.channels = 1: Petastorm's image codec drops the channel axis of grey"
+            " images; use 'raw'"
+        )
     if encoding == "auto":
         return "raw" if shape[2] == 1 or int(np.prod(shape)) <= _RAW_LIMIT else "png"
     return encoding
@@ -84,7 +91,9 @@ def npy_header(shape: tuple[int, ...], kind: type = np.uint8) -> bytes:
 
 
 def unischema(manifest: Manifest):
-    """Petastorm schema of a dataset: `id`, `image`, `split`, and where it has them `label`, `part`, `caption`, `embedding`."""
+    """Petastorm schema of a dataset: `id`, `image`, `split`, and where it has them `label`, `part`, `caption`,
+    `embedding`.
+    """
     from petastorm.codecs import CompressedImageCodec, NdarrayCodec, ScalarCodec
     from petastorm.unischema import Unischema, UnischemaField
     from pyspark.sql.types import IntegerType, StringType
@@ -117,6 +126,8 @@ def unpack_arrays(column, shape: tuple[int, ...], kind: type = np.uint8) -> np.n
     size = len(header) + int(np.prod(shape)) * np.dtype(kind).itemsize
     rows = np.frombuffer(b"".join(values), np.uint8)
     if rows.size != len(values) * size:
-        raise ValueError(f"{rows.size} bytes for {len(values)} arrays of {shape}; the dataset is not what its manifest says")
+        raise ValueError(
+            f"{rows.size} bytes for {len(values)} arrays of {shape}; the dataset is not what its manifest says"
+        )
     stripped = rows.reshape(len(values), size)[:, len(header) :]
     return (stripped if kind is np.uint8 else np.ascontiguousarray(stripped).view(kind)).reshape(len(values), *shape)

@@ -1,4 +1,5 @@
-"""Captioned pictures of one shape on a plain background, for text to image: what is in a picture is known, and can be read back.
+"""Captioned pictures of one shape on a plain background, for text to image: what is in a picture is known, and can be
+read back.
 
 Picture `index` is a function of its index alone, whatever its size in pixels. Four pairs of colour and shape are
 held out: no picture of theirs is for training or validation.
@@ -22,7 +23,14 @@ CLASSES = tuple(" ".join(values) for values in itertools.product(*ATTRIBUTES.val
 PHRASINGS = 3  # of each picture
 JUDGE = 2**40  # indices from here on are for readers that judge, so that none has seen a picture of the others
 
-_COLOURS = {"red": (210, 45, 45), "green": (50, 150, 65), "blue": (45, 85, 200), "yellow": (235, 205, 50), "purple": (140, 65, 170), "orange": (240, 135, 40)}
+_COLOURS = {
+    "red": (210, 45, 45),
+    "green": (50, 150, 65),
+    "blue": (45, 85, 200),
+    "yellow": (235, 205, 50),
+    "purple": (140, 65, 170),
+    "orange": (240, 135, 40),
+}
 _GREYS = {"white": 240, "grey": 128, "black": 16}
 _CENTRES = {"left": (0.29, 0.5), "right": (0.71, 0.5), "top": (0.5, 0.29), "bottom": (0.5, 0.71), "centre": (0.5, 0.5)}
 _RADII = {"small": 0.19, "large": 0.28}
@@ -34,7 +42,12 @@ _TEMPLATES = (
     "on {background}, the {shape} at the {place} is {size} and {colour}",
     "there is one {size} {shape} in {colour} at the {place} of the {background} image",
 )
-_MEANING = {word: (name, value) for name, values in ATTRIBUTES.items() for value in values for word in _SYNONYMS.get(value, (value,))}
+_MEANING = {
+    word: (name, value)
+    for name, values in ATTRIBUTES.items()
+    for value in values
+    for word in _SYNONYMS.get(value, (value,))
+}
 
 
 def is_held_out(attributes: dict[str, str]) -> bool:
@@ -51,13 +64,20 @@ def draw(index: int, side: int) -> tuple[np.ndarray, dict[str, str], list[str]]:
     background = _GREYS[attributes["background"]] + rng.uniform(-12, 12)
     middles = (np.arange(side) + 0.5) / side
     # Half a pixel to either side of the edge is covered in part.
-    cover = np.clip(0.5 - side * distance(attributes["shape"], (middles[None] - x) / radius, (middles[:, None] - y) / radius) * radius, 0.0, 1.0)[..., None]
+    cover = np.clip(
+        0.5
+        - side * distance(attributes["shape"], (middles[None] - x) / radius, (middles[:, None] - y) / radius) * radius,
+        0.0,
+        1.0,
+    )[..., None]
     pixels = np.clip(np.rint(cover * colour + (1.0 - cover) * background), 0, 255).astype(np.uint8)
     return pixels, attributes, phrasings(attributes, rng)
 
 
 def distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """From points to the edge of a shape of radius 1 at the origin, y downwards; negative inside. A lower bound at corners."""
+    """From points to the edge of a shape of radius 1 at the origin, y downwards; negative inside. A lower bound at
+    corners.
+    """
     if shape == "circle":
         return np.hypot(x, y) - 1.0
     if shape == "square":
@@ -71,7 +91,10 @@ def distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def phrasings(attributes: dict[str, str], rng: np.random.Generator) -> list[str]:
     """`PHRASINGS` sentences, no two from one template, in random order and words."""
     chosen = rng.choice(len(_TEMPLATES), PHRASINGS, replace=False)
-    return [_TEMPLATES[i].format(**{name: rng.choice(_SYNONYMS.get(value, (value,))) for name, value in attributes.items()}) for i in chosen]
+    return [
+        _TEMPLATES[i].format(**{name: rng.choice(_SYNONYMS.get(value, (value,))) for name, value in attributes.items()})
+        for i in chosen
+    ]
 
 
 def understand(caption: str) -> dict[str, str]:

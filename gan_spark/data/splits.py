@@ -28,7 +28,12 @@ def frame(spark, url: str, split: str, part: str = ""):
 
 def columns(manifest: schema.Manifest) -> list[str]:
     """What a row holds for a model."""
-    return ["image"] + ["label"] * bool(manifest.classes) + ["caption"] * manifest.captioned + ["embedding"] * bool(manifest.embedding)
+    return (
+        ["image"]
+        + ["label"] * bool(manifest.classes)
+        + ["caption"] * manifest.captioned
+        + ["embedding"] * bool(manifest.embedding)
+    )
 
 
 def unpack(rows: dict, manifest: schema.Manifest) -> dict[str, np.ndarray]:

@@ -17,13 +17,21 @@ def trained_lenet(spark, config: Config, manifest: schema.Manifest) -> Run:
         config,
         # Named after all that it is learnt from, so that figures are comparable where the name is the same.
         run=f"lenet-{config.dataset}-{manifest.fingerprint[:8]}-{steps}-{batch}",
-        model=models.find("lenet").Config(image_size=manifest.height, channels=manifest.channels, classes=len(manifest.classes)),
+        model=models.find("lenet").Config(
+            image_size=manifest.height, channels=manifest.channels, classes=len(manifest.classes)
+        ),
         # Runs of many configs share it: of theirs it takes only where and how patiently ranks run.
         train=Train(
-            steps=steps, batch_size=batch, checkpoint_every=steps, sample_every=steps,
-            **{name: getattr(config.train, name) for name in ("launcher", "workers", "threads", "restarts", "start_timeout")},
+            steps=steps,
+            batch_size=batch,
+            checkpoint_every=steps,
+            sample_every=steps,
+            **{
+                name: getattr(config.train, name)
+                for name in ("launcher", "workers", "threads", "restarts", "start_timeout")
+            },
         ),
-    )  # fmt: skip
+    )
     run = Run.of(classifier)
     if not _is_trained(run, steps):
         # In a run of its own, as another job may train it at this moment; whoever ends first puts it in place.

@@ -27,7 +27,11 @@ class Network:
 
     @property
     def name(self) -> str:
-        return f"lenet ({self.run.rsplit('/', 1)[-1]}, step {self.step})" if self.kind == "lenet" else f"InceptionV3 ({self.weights})"
+        return (
+            f"lenet ({self.run.rsplit('/', 1)[-1]}, step {self.step})"
+            if self.kind == "lenet"
+            else f"InceptionV3 ({self.weights})"
+        )
 
 
 def network(spark, config: Config) -> Network:
@@ -38,7 +42,9 @@ def network(spark, config: Config) -> Network:
         run = trained_lenet(spark, config, manifest)
         return Network("lenet", run.url, config.evaluate.classifier_steps, run.record())
     weights = config.evaluate.weights if config.evaluate.weights == "imagenet" else lake.to_url(config.evaluate.weights)
-    return Network("InceptionV3", weights=weights, arrays=spark.sparkContext.broadcast(_inception(weights).get_weights()))
+    return Network(
+        "InceptionV3", weights=weights, arrays=spark.sparkContext.broadcast(_inception(weights).get_weights())
+    )
 
 
 def check(config: Config, manifest: schema.Manifest) -> None:
@@ -46,11 +52,19 @@ def check(config: Config, manifest: schema.Manifest) -> None:
     options, url = config.evaluate, lake.dataset_url(config)
     if options.features == "lenet":
         if not manifest.classes:
-            raise UserError(f"evaluate.features = 'lenet': dataset {url} has no labels to train it on; use 'InceptionV3'")
+            raise UserError(
+                f"evaluate.features = 'lenet': dataset {url} has no labels to train it on; use 'InceptionV3'"
+            )
         if manifest.height != manifest.width:
-            raise UserError(f"evaluate.features = 'lenet': expected square images, dataset {url} holds {manifest.height} x {manifest.width}")
+            raise UserError(
+                f"evaluate.features = 'lenet': expected square images, dataset {url} holds {manifest.height} x"
+                f" {manifest.width}"
+            )
     elif options.weights != "imagenet" and not lake.exists(lake.to_url(options.weights)):
-        raise UserError(f"evaluate.weights = {options.weights!r}: no such file; expected 'imagenet' or a Keras weights file (.h5) of InceptionV3")
+        raise UserError(
+            f"evaluate.weights = {options.weights!r}: no such file; expected 'imagenet' or a Keras weights file (.h5)"
+            " of InceptionV3"
+        )
 
 
 def function(network: Network):

@@ -26,4 +26,29 @@ from .swap import (
     tidy,
 )
 
-__all__ = ["MANIFEST", "MARKERS", "SUCCESS", "dataset_url", "displaced", "exists", "filesystem", "from", "is_object_store", "join", "mounted", "read_bytes", "read_json", "recover", "remove", "run_url", "replace", "replace_all", "staging", "table_url", "tidy", "to_url", "write_bytes", "write_json"]
+__all__ = [
+    "MANIFEST",
+    "MARKERS",
+    "SUCCESS",
+    "dataset_url",
+    "displaced",
+    "exists",
+    "filesystem",
+    "from",
+    "is_object_store",
+    "join",
+    "mounted",
+    "read_bytes",
+    "read_json",
+    "recover",
+    "remove",
+    "run_url",
+    "replace",
+    "replace_all",
+    "staging",
+    "table_url",
+    "tidy",
+    "to_url",
+    "write_bytes",
+    "write_json",
+]

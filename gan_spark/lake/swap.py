@@ -1,6 +1,7 @@
 """Replacement of whole folders of the lake, so that a job that dies leaves the old one or the new one.
 
-Object stores have no rename: there a folder is replaced by copies, and is without its MARKERS for as long as that takes.
+Object stores have no rename: there a folder is replaced by copies, and is without its MARKERS for as long as that
+takes.
 """
 
 import posixpath
@@ -55,7 +56,9 @@ def replace_all(moves: dict[str, str]) -> None:
 
 
 def recover(*urls: str) -> None:
-    """Undoes a `replace_all` of these folders, in its order, that died on its way: all are the old ones again, or all are the new ones."""
+    """Undoes a `replace_all` of these folders, in its order, that died on its way: all are the old ones again, or all
+    are the new ones.
+    """
     kept = [url for url in urls if exists(displaced(url))]
     if kept and (exists(_journal(kept[0])) if is_object_store(kept[0]) else not all(map(exists, urls))):
         _put_back(*urls)
@@ -64,7 +67,9 @@ def recover(*urls: str) -> None:
 
 
 def tidy(*urls: str) -> None:
-    """For a job that is to write these folders: `recover`, and what jobs that were killed had staged for them is removed."""
+    """For a job that is to write these folders: `recover`, and what jobs that were killed had staged for them is
+    removed.
+    """
     recover(*urls)
     for url in urls:
         parent, name = url.rstrip("/").rsplit("/", 1)
@@ -90,9 +95,11 @@ def displaced(url: str) -> str:
 
 
 def _journal(url: str) -> str:
-    """On object stores, what stands beside `displaced(url)` once that is whole: from then on it counts, and not what is at `url`.
+    """On object stores, what stands beside `displaced(url)` once that is whole: from then on it counts, and not what is
+    at `url`.
 
-    Of several folders the first is the first to have one; when they are in place it is the first to lose it, when they are put back the last.
+    Of several folders the first is the first to have one; when they are in place it is the first to lose it, when they
+    are put back the last.
     """
     return f"{displaced(url)}.whole"
 
@@ -147,7 +154,10 @@ def _is_there(url: str) -> bool:
 
 def _check_free(url: str) -> None:
     if _is_there(url):
-        raise _Taken(f"{url} is there, and was not a moment ago: another job writes it at the same time. What that job put there stays, and nothing of this one; wait for the other to end, and run this one again")
+        raise _Taken(
+            f"{url} is there, and was not a moment ago: another job writes it at the same time. What that job put there"
+            " stays, and nothing of this one; wait for the other to end, and run this one again"
+        )
 
 
 def _move(source: str, target: str) -> None:

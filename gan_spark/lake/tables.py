@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from .. import lake
 from ..config import UserError
 
-_DELTA = "Delta's jars are not in the session: start it with --packages io.delta:delta-core_2.12:2.4.0, as docs/object-stores.md says"
+_DELTA = (
+    "Delta's jars are not in the session: start it with --packages io.delta:delta-core_2.12:2.4.0, as"
+    " docs/object-stores.md says"
+)
 
 
 def read(spark, url: str):
@@ -17,7 +20,10 @@ def read(spark, url: str):
         _check_delta(spark, url)
         return spark.read.format("delta").load(url)
     if lake.is_object_store(url) and not lake.exists(lake.join(url, lake.SUCCESS)):
-        raise UserError(f"table {url} is not whole (it has no {lake.SUCCESS}): a job is replacing it, or died over it; wait, or run that job again")
+        raise UserError(
+            f"table {url} is not whole (it has no {lake.SUCCESS}): a job is replacing it, or died over it; wait, or run"
+            " that job again"
+        )
     return spark.read.parquet(url)
 
 
@@ -28,7 +34,10 @@ def is_delta(url: str) -> bool:
 def check(spark, url: str, format: str) -> None:
     """`UserError` where a table of `format` cannot be written to `url`."""
     if lake.exists(url) and is_delta(url) != (format == "delta"):
-        raise UserError(f"table {url} is {'Delta' if is_delta(url) else 'Parquet'}, and the config says tables = {format!r}: name another table, or remove that one")
+        raise UserError(
+            f"table {url} is {'Delta' if is_delta(url) else 'Parquet'}, and the config says tables = {format!r}: name"
+            " another table, or remove that one"
+        )
     if format == "delta":
         _check_delta(spark, url)
 
@@ -37,7 +46,9 @@ def _check_delta(spark, url: str) -> None:
     from py4j.protocol import Py4JJavaError
 
     try:
-        spark._jvm.org.apache.spark.sql.execution.datasources.DataSource.lookupDataSource("delta", spark._jsparkSession.sessionState().conf())
+        spark._jvm.org.apache.spark.sql.execution.datasources.DataSource.lookupDataSource(
+            "delta", spark._jsparkSession.sessionState().conf()
+        )
     except Py4JJavaError as error:
         raise UserError(f"table {url}: {_DELTA}") from error
 

@@ -15,8 +15,19 @@ def labelled(url: str) -> schema.Manifest:
 
 
 def agreement(frame, classes: tuple[str, ...]) -> dict:
-    """Of rows with `label` and `prediction`: {"images", "accuracy", "confusion": {class: {class it was given: how many}}}."""
-    counts = {(int(row["label"]), int(row["prediction"])): row["count"] for row in frame.where("prediction is not null").groupBy("label", "prediction").count().collect()}
+    """Of rows with `label` and `prediction`: {"images", "accuracy", "confusion": {class: {class it was given: how
+    many}}}.
+    """
+    counts = {
+        (int(row["label"]), int(row["prediction"])): row["count"]
+        for row in frame.where("prediction is not null").groupBy("label", "prediction").count().collect()
+    }
     total = sum(counts.values())
-    confusion = {name: {other: counts.get((i, j), 0) for j, other in enumerate(classes)} for i, name in enumerate(classes)}
-    return {"images": total, "accuracy": sum(count for (label, found), count in counts.items() if label == found) / total, "confusion": confusion}
+    confusion = {
+        name: {other: counts.get((i, j), 0) for j, other in enumerate(classes)} for i, name in enumerate(classes)
+    }
+    return {
+        "images": total,
+        "accuracy": sum(count for (label, found), count in counts.items() if label == found) / total,
+        "confusion": confusion,
+    }

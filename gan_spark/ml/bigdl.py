@@ -1,7 +1,9 @@
 """LeNet by BigDL: trained on Spark by BigDL's own distributed optimizer, kept in BigDL's format, scored in Spark tasks.
 
-The network is BigDL's LeNet-5 example (after LeCun, Bottou, Bengio and Haffner, 1998): 6 and 12 filters of 5x5, each with
-max-pooling, 100 hidden units, tanh, log-softmax. Its jars come with the Python package; a session has them by `spark.jars`.
+The network is BigDL's LeNet-5 example (after LeCun, Bottou, Bengio and Haffner, 1998): 6 and 12 filters of 5x5, each
+with
+max-pooling, 100 hidden units, tanh, log-softmax. Its jars come with the Python package; a session has them by
+`spark.jars`.
 """
 
 import contextlib
@@ -33,8 +35,12 @@ def jars() -> list[str]:
     try:
         import bigdl
     except ImportError:
-        raise UserError("BigDL is not installed: expected the package bigdl-dllib-spark3; install gan-spark[bigdl]") from None
-    found = sorted(path for root in bigdl.__path__ for path in glob.glob(os.path.join(root, "share", "*", "lib", "*.jar")))
+        raise UserError(
+            "BigDL is not installed: expected the package bigdl-dllib-spark3; install gan-spark[bigdl]"
+        ) from None
+    found = sorted(
+        path for root in bigdl.__path__ for path in glob.glob(os.path.join(root, "share", "*", "lib", "*.jar"))
+    )
     if not found:
         raise UserError(f"no jars of BigDL under {', '.join(bigdl.__path__)}/share: install bigdl-dllib-spark3 again")
     return found
@@ -43,7 +49,10 @@ def jars() -> list[str]:
 def start(spark) -> None:
     """Starts BigDL's engine in the session's JVM. `UserError` where the session has no jars of BigDL."""
     if type(spark._jvm.com.intel.analytics.bigdl.dllib.utils.Engine).__name__ != "JavaClass":
-        raise UserError(f"this Spark session was started without BigDL's jars; start it with --jars {','.join(jars())} (python -m gan_spark bigdl-jars prints them)")
+        raise UserError(
+            f"this Spark session was started without BigDL's jars; start it with --jars {','.join(jars())} (python -m"
+            " gan_spark bigdl-jars prints them)"
+        )
     # BigDL prints what it registers; stdout is the result's.
     spark._jvm.java.lang.System.setOut(spark._jvm.java.lang.System.err)
     with _quiet():
@@ -71,16 +80,26 @@ def network(shape: tuple[int, int, int], classes: int, hidden: int = 100):
         model = layer.Sequential()
         for each in (
             layer.Reshape([channels, height, width]),
-            layer.SpatialConvolution(channels, 6, 5, 5).set_name("conv1"), layer.Tanh(), layer.SpatialMaxPooling(2, 2, 2, 2), layer.Tanh(),
-            layer.SpatialConvolution(6, 12, 5, 5).set_name("conv2"), layer.SpatialMaxPooling(2, 2, 2, 2),
-            layer.Reshape([flat]), layer.Linear(flat, hidden).set_name("hidden"), layer.Tanh(), layer.Linear(hidden, classes).set_name("scores"), layer.LogSoftMax(),
-        ):  # fmt: skip
+            layer.SpatialConvolution(channels, 6, 5, 5).set_name("conv1"),
+            layer.Tanh(),
+            layer.SpatialMaxPooling(2, 2, 2, 2),
+            layer.Tanh(),
+            layer.SpatialConvolution(6, 12, 5, 5).set_name("conv2"),
+            layer.SpatialMaxPooling(2, 2, 2, 2),
+            layer.Reshape([flat]),
+            layer.Linear(flat, hidden).set_name("hidden"),
+            layer.Tanh(),
+            layer.Linear(hidden, classes).set_name("scores"),
+            layer.LogSoftMax(),
+        ):
             model.add(each)
     return model
 
 
 def samples(frame):
-    """RDD of BigDL's Samples from rows with `image`, a dataset's column, and `label` where it is there; BigDL counts labels from 1."""
+    """RDD of BigDL's Samples from rows with `image`, a dataset's column, and `label` where it is there; BigDL counts
+    labels from 1.
+    """
     has_label = "label" in frame.columns
 
     def convert(rows):
@@ -88,28 +107,46 @@ def samples(frame):
 
         for row in rows:
             pixels = np.ascontiguousarray(columns.pixels(row["image"]).transpose(2, 0, 1))
-            yield Sample.from_ndarray(pixels.astype(np.float32) / np.float32(127.5) - np.float32(1), np.array([row["label"] + 1.0 if has_label else 1.0], np.float32))
+            yield Sample.from_ndarray(
+                pixels.astype(np.float32) / np.float32(127.5) - np.float32(1),
+                np.array([row["label"] + 1.0 if has_label else 1.0], np.float32),
+            )
 
     return frame.rdd.mapPartitions(convert)
 
 
 def train(spark, config: Config) -> dict:
-    """Trains on split train of `config.dataset` up to `config.lenet.epochs`, resuming where the run has a checkpoint (SGD's momentum begins anew).
+    """Trains on split train of `config.dataset` up to `config.lenet.epochs`, resuming where the run has a checkpoint
+    (SGD's momentum begins anew).
 
-    After each epoch: accuracy on split validation, a line in the run's metrics, a checkpoint in BigDL's format, and BigDL's summaries under events/.
+    After each epoch: accuracy on split validation, a line in the run's metrics, a checkpoint in BigDL's format, and
+    BigDL's summaries under events/.
     """
     options, run, url = config.lenet, Run.of(config), lake.dataset_url(config)
     manifest = schema.read_manifest(url)
     if not manifest.classes or manifest.parts:
-        raise UserError(f"dataset {url}: expected images with labels and without parts; found {'parts ' + ', '.join(manifest.parts) if manifest.parts else 'no labels'}")
+        raise UserError(
+            f"dataset {url}: expected images with labels and without parts; found"
+            f" {'parts ' + ', '.join(manifest.parts) if manifest.parts else 'no labels'}"
+        )
     for split in ("train", "validation"):
         if not manifest.rows.get(split):
-            raise UserError(f"dataset {url}: its split {split!r} has no images; ingest it with ingest.validation above 0")
+            raise UserError(
+                f"dataset {url}: its split {split!r} has no images; ingest it with ingest.validation above 0"
+            )
     start(spark)
     cores = spark.sparkContext.defaultParallelism
     if options.batch_size % cores:
-        raise UserError(f"lenet.batch_size = {options.batch_size} does not divide by the session's {cores} cores, which take an equal share each")
-    model_table = {"name": MODEL, "shape": list(manifest.shape), "classes": len(manifest.classes), "hidden": options.hidden}
+        raise UserError(
+            f"lenet.batch_size = {options.batch_size} does not divide by the session's {cores} cores, which take an"
+            " equal share each"
+        )
+    model_table = {
+        "name": MODEL,
+        "shape": list(manifest.shape),
+        "classes": len(manifest.classes),
+        "hidden": options.hidden,
+    }
     record = describe(config, url, manifest, {"model": model_table, "lenet": resolved(options)})
     run.check(record, {"lenet": resolved(LeNet())})
     run.start(record)
@@ -119,13 +156,26 @@ def train(spark, config: Config) -> dict:
 
     model, first = _restored(run, manifest, options.hidden)
     rate, decay = rate_after(options, first * manifest.rows["train"] // options.batch_size)
-    with _quiet(), tempfile.TemporaryDirectory() as events, tqdm(total=options.epochs, initial=first, unit="epoch", desc=config.run) as bar:
+    with (
+        _quiet(),
+        tempfile.TemporaryDirectory() as events,
+        tqdm(total=options.epochs, initial=first, unit="epoch", desc=config.run) as bar,
+    ):
         momentum = {"momentum": options.momentum, "dampening": 0.0} if options.momentum else {}
         optimizer = bigdl.Optimizer.create(
-            model=model, training_set=samples(splits.frame(spark, url, "train")), criterion=ClassNLLCriterion(), batch_size=options.batch_size,
-            optim_method=bigdl.SGD(learningrate=rate, learningrate_decay=decay, **momentum), end_trigger=bigdl.MaxEpoch(1),
-        )  # fmt: skip
-        optimizer.set_validation(options.batch_size, samples(splits.frame(spark, url, "validation")), bigdl.EveryEpoch(), [bigdl.Top1Accuracy()])
+            model=model,
+            training_set=samples(splits.frame(spark, url, "train")),
+            criterion=ClassNLLCriterion(),
+            batch_size=options.batch_size,
+            optim_method=bigdl.SGD(learningrate=rate, learningrate_decay=decay, **momentum),
+            end_trigger=bigdl.MaxEpoch(1),
+        )
+        optimizer.set_validation(
+            options.batch_size,
+            samples(splits.frame(spark, url, "validation")),
+            bigdl.EveryEpoch(),
+            [bigdl.Top1Accuracy()],
+        )
         learning, checking = bigdl.TrainSummary(events, "lenet"), bigdl.ValidationSummary(events, "lenet")
         optimizer.set_train_summary(learning)
         optimizer.set_val_summary(checking)
@@ -133,7 +183,12 @@ def train(spark, config: Config) -> dict:
             began = time.time()
             optimizer.set_end_when(bigdl.MaxEpoch(epoch - first))
             model = optimizer.optimize()
-            line = {"step": epoch, "loss": learning.read_scalar("Loss")[-1][1], "accuracy": checking.read_scalar("Top1Accuracy")[-1][1], "seconds": round(time.time() - began, 1)}
+            line = {
+                "step": epoch,
+                "loss": learning.read_scalar("Loss")[-1][1],
+                "accuracy": checking.read_scalar("Top1Accuracy")[-1][1],
+                "seconds": round(time.time() - began, 1),
+            }
             run.append_metrics({**line, "scalars": ["loss", "accuracy"]})
             run.save_checkpoint(epoch, lambda prefix: save(model, prefix), 1)
             for part in ("train", "validation"):
@@ -141,11 +196,19 @@ def train(spark, config: Config) -> dict:
             bar.set_postfix_str(f"loss {line['loss']:.3f}, validation accuracy {line['accuracy']:.4f}", refresh=False)
             bar.update()
     lines = [line for line in run.metrics() if "scalars" in line]
-    return {"run": run.url, "epochs": lines[-1]["step"], "loss": lines[-1]["loss"], "validation_accuracy": lines[-1]["accuracy"], "seconds_per_epoch": float(np.median([line["seconds"] for line in lines]))}
+    return {
+        "run": run.url,
+        "epochs": lines[-1]["step"],
+        "loss": lines[-1]["loss"],
+        "validation_accuracy": lines[-1]["accuracy"],
+        "seconds_per_epoch": float(np.median([line["seconds"] for line in lines])),
+    }
 
 
 def rate_after(options: LeNet, steps: int) -> tuple[float, float]:
-    """(rate, decay) that go on where `rate / (1 + decay t)` is after so many steps: BigDL counts a resumed optimizer's from 0."""
+    """(rate, decay) that go on where `rate / (1 + decay t)` is after so many steps: BigDL counts a resumed optimizer's
+    from 0.
+    """
     done = 1 + options.decay * steps
     return options.rate / done, options.decay / done
 
@@ -160,7 +223,9 @@ def _restored(run: Run, manifest: schema.Manifest, hidden: int):
 
 
 def save(model, prefix: str) -> None:
-    """Writes `prefix`.bigdl, the layers, and `prefix`.bin, the weights: BigDL's own format (protocol buffers), local paths."""
+    """Writes `prefix`.bigdl, the layers, and `prefix`.bin, the weights: BigDL's own format (protocol buffers), local
+    paths.
+    """
     with _quiet():
         model.saveModel(f"{prefix}.bigdl", f"{prefix}.bin", over_write=True)
 
@@ -185,11 +250,16 @@ def load(prefix: str):
 
 def _reason(error: Exception) -> str:
     text = [line for line in str(error).splitlines() if line.strip()]
-    return next((line for line in reversed(text) if line.startswith("Caused by")), text[min(1, len(text) - 1)] if text else type(error).__name__)
+    return next(
+        (line for line in reversed(text) if line.startswith("Caused by")),
+        text[min(1, len(text) - 1)] if text else type(error).__name__,
+    )
 
 
 def score(spark, config: Config) -> dict:
-    """The run's model on split `config.generate.split`: a table (id, label, prediction, log_probabilities) at `<lake>/predictions/<run>`, and its accuracy."""
+    """The run's model on split `config.generate.split`: a table (id, label, prediction, log_probabilities) at
+    `<lake>/predictions/<run>`, and its accuracy.
+    """
     run, url = Run.of(config), lake.dataset_url(config)
     manifest = schema.read_manifest(url)
     start(spark)
@@ -200,12 +270,24 @@ def score(spark, config: Config) -> dict:
     target = lake.join(lake.to_url(config.lake), "predictions", config.run)
     scored = predict(model, splits.frame(spark, url, config.generate.split), manifest.shape, len(manifest.classes))
     with tables.replacing(scored, target) as written:
-        found = written.select(F.count("*").alias("images"), F.avg((F.col("label") == F.col("prediction")).cast("double")).alias("accuracy")).first()
-    return {"run": run.url, "epoch": epoch, "split": config.generate.split, "images": found["images"], "accuracy": found["accuracy"], "predictions": target}
+        found = written.select(
+            F.count("*").alias("images"),
+            F.avg((F.col("label") == F.col("prediction")).cast("double")).alias("accuracy"),
+        ).first()
+    return {
+        "run": run.url,
+        "epoch": epoch,
+        "split": config.generate.split,
+        "images": found["images"],
+        "accuracy": found["accuracy"],
+        "predictions": target,
+    }
 
 
 def predict(model, frame, shape: tuple[int, int, int], classes: int):
-    """DataFrame id, label, prediction (int), log_probabilities (array<double>), computed by BigDL in Spark tasks, from a dataset's rows."""
+    """DataFrame id, label, prediction (int), log_probabilities (array<double>), computed by BigDL in Spark tasks, from
+    a dataset's rows.
+    """
     height, width, channels = shape
     try:
         found = model.forward(np.zeros([1, channels, height, width], np.float32)).shape
@@ -216,7 +298,11 @@ def predict(model, frame, shape: tuple[int, int, int], classes: int):
     rows = frame.select("id", "label", "image").rdd
     with _quiet():
         scores = model.predict(samples(frame.select("image")), 512)
-    made = rows.map(lambda row: (row["id"], row["label"])).zip(scores).map(lambda pair: (*pair[0], int(np.argmax(pair[1])), [float(value) for value in pair[1]]))
+    made = (
+        rows.map(lambda row: (row["id"], row["label"]))
+        .zip(scores)
+        .map(lambda pair: (*pair[0], int(np.argmax(pair[1])), [float(value) for value in pair[1]]))
+    )
     return made.toDF("id string, label int, prediction int, log_probabilities array<double>")
 
 

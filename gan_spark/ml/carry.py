@@ -1,4 +1,6 @@
-"""Keras networks on their way to Spark's workers: looked at once on the driver, broadcast once, built once in each Python worker."""
+"""Keras networks on their way to Spark's workers: looked at once on the driver, broadcast once, built once in each
+Python worker.
+"""
 
 import dataclasses
 import functools
@@ -14,7 +16,15 @@ from ..data import images
 
 BATCH = 32  # rows a forward pass, at most
 # Side of the images that each was trained on.
-SIZES = {"EfficientNetB0": 224, "InceptionV3": 299, "MobileNetV2": 224, "ResNet50": 224, "VGG16": 224, "VGG19": 224, "Xception": 299}
+SIZES = {
+    "EfficientNetB0": 224,
+    "InceptionV3": 299,
+    "MobileNetV2": 224,
+    "ResNet50": 224,
+    "VGG16": 224,
+    "VGG19": 224,
+    "Xception": 299,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +66,11 @@ class Network:
             raise UserError(f"modelName = {self.name!r}: expected one of {', '.join(SIZES)}")
         tf.keras.utils.set_random_seed(self.seed)
         size = SIZES[self.name]
-        top = {"include_top": True} if self.output == "predictions" else {"include_top": False, "pooling": "avg", "input_shape": (size, size, 3)}
+        top = (
+            {"include_top": True}
+            if self.output == "predictions"
+            else {"include_top": False, "pooling": "avg", "input_shape": (size, size, 3)}
+        )
         return networks.load(self.name, weights, **top)
 
     def cut(self, network):
@@ -103,7 +117,9 @@ def _apply(wanted: Network, weights: list[np.ndarray]) -> Callable[[np.ndarray],
 
 
 def fitted(name: str, pixels: np.ndarray) -> np.ndarray:
-    """uint8 [h, w, 1 or 3] to uint8 [side, side, 3], resized as `tf.keras.utils.load_img(..., interpolation="bilinear")` does."""
+    """uint8 [h, w, 1 or 3] to uint8 [side, side, 3], resized as `tf.keras.utils.load_img(...,
+    interpolation="bilinear")` does.
+    """
     return images.resize(images.convert(pixels, 3), SIZES[name], SIZES[name], "stretch", images.BILINEAR)
 
 
@@ -111,10 +127,14 @@ def fitted(name: str, pixels: np.ndarray) -> np.ndarray:
 
 
 def model_file(spark, data: bytes, url: str) -> tuple[Carried, tuple]:
-    """On the driver: (the model in a file's bytes, the shape of one of its inputs). `UserError` where they are no Keras model, or carry code."""
+    """On the driver: (the model in a file's bytes, the shape of one of its inputs). `UserError` where they are no Keras
+    model, or carry code.
+    """
     model = networks.from_bytes(data, url)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise UserError(f"{url}: expected a model of one input and one output, found {len(model.inputs)} and {len(model.outputs)}")
+        raise UserError(
+            f"{url}: expected a model of one input and one output, found {len(model.inputs)} and {len(model.outputs)}"
+        )
     return carry(spark, (data, url), _apply_file), tuple(model.input_shape[1:])
 
 

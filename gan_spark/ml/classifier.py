@@ -22,10 +22,20 @@ from ..training import driver
 from . import carry, columns
 
 
-class ImageClassifier(columns.CountsRejected, Transformer, HasInputCol, HasPredictionCol, HasProbabilityCol, DefaultParamsReadable, DefaultParamsWritable):
-    """Classes of images by the classifier of a run: a fine-tuned network (`classifier`), a semi-supervised GAN (`ssgan`) or a `lenet`.
+class ImageClassifier(
+    columns.CountsRejected,
+    Transformer,
+    HasInputCol,
+    HasPredictionCol,
+    HasProbabilityCol,
+    DefaultParamsReadable,
+    DefaultParamsWritable,
+):
+    """Classes of images by the classifier of a run: a fine-tuned network (`classifier`), a semi-supervised GAN
+    (`ssgan`) or a `lenet`.
 
-    inputCol: binary (encoded images of any size, or the `image` column of a dataset), Spark's image struct, or string (paths or URLs of
+    inputCol: binary (encoded images of any size, or the `image` column of a dataset), Spark's image struct, or string
+    (paths or URLs of
     image files, which tasks read; those over `maxFileMb` MB cannot be used).
     predictionCol: index of the class, a double. probabilityCol: vector, one value a class.
     Both are null for an image that is null or cannot be decoded (`rejected` counts those).
@@ -33,14 +43,32 @@ class ImageClassifier(columns.CountsRejected, Transformer, HasInputCol, HasPredi
     """
 
     run = Param(Params._dummy(), "run", "URL or path of the run, <lake>/runs/<run>", TypeConverters.toString)
-    checkpoint = Param(Params._dummy(), "checkpoint", "step of the checkpoint; 0 for the best on validation, or the newest where none was measured", TypeConverters.toInt)
+    checkpoint = Param(
+        Params._dummy(),
+        "checkpoint",
+        "step of the checkpoint; 0 for the best on validation, or the newest where none was measured",
+        TypeConverters.toInt,
+    )
 
-    maxFileMb = Param(Params._dummy(), "maxFileMb", "larger files are not read, where inputCol names files", TypeConverters.toInt)
+    maxFileMb = Param(
+        Params._dummy(), "maxFileMb", "larger files are not read, where inputCol names files", TypeConverters.toInt
+    )
 
     @keyword_only
-    def __init__(self, *, run: str = "", inputCol: str = "image", predictionCol: str = "prediction", probabilityCol: str = "probability", checkpoint: int = 0, maxFileMb: int = 64):
+    def __init__(
+        self,
+        *,
+        run: str = "",
+        inputCol: str = "image",
+        predictionCol: str = "prediction",
+        probabilityCol: str = "probability",
+        checkpoint: int = 0,
+        maxFileMb: int = 64,
+    ):
         super().__init__()
-        self._setDefault(inputCol="image", predictionCol="prediction", probabilityCol="probability", checkpoint=0, maxFileMb=64)
+        self._setDefault(
+            inputCol="image", predictionCol="prediction", probabilityCol="probability", checkpoint=0, maxFileMb=64
+        )
         self._set(**self._input_kwargs)
 
     def classes(self) -> list[str]:
@@ -61,9 +89,13 @@ class ImageClassifier(columns.CountsRejected, Transformer, HasInputCol, HasPredi
         shape = (model["image_size"], model["image_size"], model["channels"])
         carried = carry.carry(spark, (run.url, step, record), _classify)
         fit = record["dataset"].get("fit", "crop")  # As what it learnt from was fitted.
-        probability = columns.udf(functools.partial(_fitted, shape, fit, self.getOrDefault(self.maxFileMb)), carried, self._counter(spark))(frame[column])
+        probability = columns.udf(
+            functools.partial(_fitted, shape, fit, self.getOrDefault(self.maxFileMb)), carried, self._counter(spark)
+        )(frame[column])
         made = frame.withColumn("_probability", probability)
-        made = made.withColumn(self.getPredictionCol(), F.expr("array_position(_probability, array_max(_probability)) - 1").cast("double"))
+        made = made.withColumn(
+            self.getPredictionCol(), F.expr("array_position(_probability, array_max(_probability)) - 1").cast("double")
+        )
         vector = F.when(F.col("_probability").isNotNull(), array_to_vector("_probability"))
         return made.withColumn(self.getProbabilityCol(), vector).drop("_probability")
 

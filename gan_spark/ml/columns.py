@@ -31,7 +31,11 @@ def check(frame, column: str, kinds: Sequence[str] = ("image",)) -> None:
         "string": found == "string",
         "numbers": found == "vector" or found in ("array<double>", "array<float>", "array<int>", "array<bigint>"),
     }
-    names = {"image": "binary (an encoded image, or the image column of a dataset) or Spark's image struct", "string": "string (a URI)", "numbers": "a vector or an array of numbers"}
+    names = {
+        "image": "binary (an encoded image, or the image column of a dataset) or Spark's image struct",
+        "string": "string (a URI)",
+        "numbers": "a vector or an array of numbers",
+    }
     if not any(fits[kind] for kind in kinds):
         raise UserError(f"inputCol = {column!r}: expected {' or '.join(names[kind] for kind in kinds)}; found {found}")
 
@@ -69,7 +73,9 @@ def _of_struct(row: dict) -> np.ndarray:
     """Spark keeps channels in the order BGR or BGRA, row by row."""
     channels = _MODES.get(int(row["mode"]))
     if channels is None:
-        raise images.BadImage(f"image struct of mode {row['mode']}; expected one of {', '.join(map(str, _MODES))} (8 bits a channel)")
+        raise images.BadImage(
+            f"image struct of mode {row['mode']}; expected one of {', '.join(map(str, _MODES))} (8 bits a channel)"
+        )
     height, width = int(row["height"]), int(row["width"])
     data = np.frombuffer(bytes(row["data"]), np.uint8)
     if height < 1 or width < 1 or data.size != height * width * channels:
@@ -78,8 +84,12 @@ def _of_struct(row: dict) -> np.ndarray:
     return shaped if channels == 1 else np.ascontiguousarray(shaped[:, :, 2::-1])
 
 
-def answers(given: Sequence, prepare: Callable, call: Callable[[np.ndarray], np.ndarray], batch_size: int) -> tuple[list, list[str]]:
-    """`call` on batches of `prepare(value)` of one shape: (an answer a value, None for null and bad ones; the reasons of the bad ones)."""
+def answers(
+    given: Sequence, prepare: Callable, call: Callable[[np.ndarray], np.ndarray], batch_size: int
+) -> tuple[list, list[str]]:
+    """`call` on batches of `prepare(value)` of one shape: (an answer a value, None for null and bad ones; the reasons
+    of the bad ones).
+    """
     made, reasons, good, held = [None] * len(given), [], [], []
 
     def flush() -> None:
@@ -105,7 +115,9 @@ def answers(given: Sequence, prepare: Callable, call: Callable[[np.ndarray], np.
 
 
 def udf(prepare: Callable, carried: carry.Carried, counter):
-    """Column to array<double>: the carried function of `prepare(value)`; null where the value is null or `BadImage`, which `counter` counts."""
+    """Column to array<double>: the carried function of `prepare(value)`; null where the value is null or `BadImage`,
+    which `counter` counts.
+    """
 
     @F.pandas_udf("array<double>")
     def apply(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
@@ -118,7 +130,12 @@ def udf(prepare: Callable, carried: carry.Carried, counter):
             yield pd.Series([None if each is None else np.asarray(each, np.float64) for each in found], dtype=object)
         if bad:
             counter.add(bad.total())
-            log.warning("%d of %d images cannot be used and are null: %s", bad.total(), seen, "; ".join(f"{count} x {reason}" for reason, count in bad.most_common(3)))
+            log.warning(
+                "%d of %d images cannot be used and are null: %s",
+                bad.total(),
+                seen,
+                "; ".join(f"{count} x {reason}" for reason, count in bad.most_common(3)),
+            )
 
     return apply
 
@@ -128,7 +145,9 @@ class CountsRejected:
 
     @property
     def rejected(self) -> int:
-        """Rows whose output is null as their input cannot be used, in all jobs so far (a task that ran twice counts twice). Executors' logs say why."""
+        """Rows whose output is null as their input cannot be used, in all jobs so far (a task that ran twice counts
+        twice). Executors' logs say why.
+        """
         return sum(counter.value for counter in self.__dict__.get("_counters", []))
 
     def _counter(self, spark):

@@ -11,15 +11,27 @@ from .featurizer import DeepImageFeaturizer
 
 
 def featurize(spark, config: Config) -> dict:
-    """A pipeline of a network's features and logistic regression: fitted on split train, measured on split test, saved at `<lake>/pipelines/<run>`, loaded and measured again."""
+    """A pipeline of a network's features and logistic regression: fitted on split train, measured on split test, saved
+    at `<lake>/pipelines/<run>`, loaded and measured again.
+    """
     options, url = config.featurize, lake.dataset_url(config)
     manifest = labelled(url)
-    featurizer = DeepImageFeaturizer(modelName=options.network, weights=options.weights, inputCol="image", outputCol="features")
-    classifier = LogisticRegression(maxIter=options.iterations, regParam=options.regularisation, elasticNetParam=options.elastic_net)
+    featurizer = DeepImageFeaturizer(
+        modelName=options.network, weights=options.weights, inputCol="image", outputCol="features"
+    )
+    classifier = LogisticRegression(
+        maxIter=options.iterations, regParam=options.regularisation, elasticNetParam=options.elastic_net
+    )
     target = lake.join(lake.to_url(config.lake), "pipelines", config.run)
     # Kept, since fitting goes over its rows more than once.
     features = featurizer.transform(splits.frame(spark, url, "train")).select("features", "label").persist()
     PipelineModel([featurizer, classifier.fit(features)]).write().overwrite().save(target)
     features.unpersist()
     test = splits.frame(spark, url, "test")
-    return {"pipeline": target, "network": options.network, "weights": options.weights, "trained_on": manifest.rows["train"], **agreement(PipelineModel.load(target).transform(test), manifest.classes)}
+    return {
+        "pipeline": target,
+        "network": options.network,
+        "weights": options.weights,
+        "trained_on": manifest.rows["train"],
+        **agreement(PipelineModel.load(target).transform(test), manifest.classes),
+    }

@@ -20,9 +20,16 @@ from ..config import UserError
 from . import carry, columns
 
 
-class _NamedNetwork(columns.CountsRejected, Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable, DefaultParamsWritable):
+class _NamedNetwork(
+    columns.CountsRejected, Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable, DefaultParamsWritable
+):
     modelName = Param(Params._dummy(), "modelName", f"one of {', '.join(carry.SIZES)}", TypeConverters.toString)
-    weights = Param(Params._dummy(), "weights", "'imagenet', which Keras fetches on the driver; path or URL of a weights file (.h5); or empty for random ones", TypeConverters.toString)
+    weights = Param(
+        Params._dummy(),
+        "weights",
+        "'imagenet', which Keras fetches on the driver; path or URL of a weights file (.h5); or empty for random ones",
+        TypeConverters.toString,
+    )
     seed = Param(Params._dummy(), "seed", "of random weights", TypeConverters.toInt)
 
     def __init__(self):
@@ -35,7 +42,9 @@ class _NamedNetwork(columns.CountsRejected, Transformer, HasInputCol, HasOutputC
         columns.check(frame, column)
         name = self.getOrDefault(self.modelName)
         wanted = carry.Network(name, output, self.getOrDefault(self.weights), self.getOrDefault(self.seed))
-        return columns.udf(functools.partial(_prepare, name), carry.network(spark, wanted), self._counter(spark))(frame[column])
+        return columns.udf(functools.partial(_prepare, name), carry.network(spark, wanted), self._counter(spark))(
+            frame[column]
+        )
 
 
 def _prepare(name: str, value: bytes | dict) -> np.ndarray:
@@ -46,14 +55,29 @@ class DeepImageFeaturizer(_NamedNetwork):
     """Images to what a deep network makes of them, a vector an image: 2,048 numbers for InceptionV3.
 
     inputCol: binary (encoded images, or the `image` column of a dataset) or Spark's image struct.
-    outputCol: vector; null for an image that is null or cannot be decoded (`rejected` counts those, the executors' log says why).
+    outputCol: vector; null for an image that is null or cannot be decoded (`rejected` counts those, the executors' log
+    says why).
     layer: a layer by name, flattened; empty for the last convolution's output averaged over the image.
     """
 
-    layer = Param(Params._dummy(), "layer", "name of the layer whose output is wanted; empty for the pooled features", TypeConverters.toString)
+    layer = Param(
+        Params._dummy(),
+        "layer",
+        "name of the layer whose output is wanted; empty for the pooled features",
+        TypeConverters.toString,
+    )
 
     @keyword_only
-    def __init__(self, *, modelName: str = "InceptionV3", inputCol: str = "image", outputCol: str = "features", weights: str = "imagenet", layer: str = "", seed: int = 0):
+    def __init__(
+        self,
+        *,
+        modelName: str = "InceptionV3",
+        inputCol: str = "image",
+        outputCol: str = "features",
+        weights: str = "imagenet",
+        layer: str = "",
+        seed: int = 0,
+    ):
         super().__init__()
         self._setDefault(outputCol="features", layer="")
         self._set(**self._input_kwargs)
@@ -69,17 +93,37 @@ class DeepImagePredictor(_NamedNetwork):
     """Images to ImageNet's classes.
 
     inputCol: as for DeepImageFeaturizer.
-    outputCol: the `topK` most probable, array<struct<class string, description string, probability double>>; with `decodePredictions`
+    outputCol: the `topK` most probable, array<struct<class string, description string, probability double>>; with
+    `decodePredictions`
     false a vector of all probabilities. Null for an image that is null or cannot be decoded.
-    classIndex: JSON file {"0": [class, description], ...} as Keras's; empty for Keras's own, which it fetches on the driver.
+    classIndex: JSON file {"0": [class, description], ...} as Keras's; empty for Keras's own, which it fetches on the
+    driver.
     """
 
     topK = Param(Params._dummy(), "topK", "how many classes are given", TypeConverters.toInt)
-    decodePredictions = Param(Params._dummy(), "decodePredictions", "whether classes are named", TypeConverters.toBoolean)
-    classIndex = Param(Params._dummy(), "classIndex", "path or URL of the names' JSON file; empty for Keras's own", TypeConverters.toString)
+    decodePredictions = Param(
+        Params._dummy(), "decodePredictions", "whether classes are named", TypeConverters.toBoolean
+    )
+    classIndex = Param(
+        Params._dummy(),
+        "classIndex",
+        "path or URL of the names' JSON file; empty for Keras's own",
+        TypeConverters.toString,
+    )
 
     @keyword_only
-    def __init__(self, *, modelName: str = "InceptionV3", inputCol: str = "image", outputCol: str = "predictions", weights: str = "imagenet", topK: int = 5, decodePredictions: bool = True, classIndex: str = "", seed: int = 0):
+    def __init__(
+        self,
+        *,
+        modelName: str = "InceptionV3",
+        inputCol: str = "image",
+        outputCol: str = "predictions",
+        weights: str = "imagenet",
+        topK: int = 5,
+        decodePredictions: bool = True,
+        classIndex: str = "",
+        seed: int = 0,
+    ):
         super().__init__()
         self._setDefault(outputCol="predictions", topK=5, decodePredictions=True, classIndex="")
         self._set(**self._input_kwargs)
@@ -89,7 +133,9 @@ class DeepImagePredictor(_NamedNetwork):
         made = frame.withColumn("_probabilities", self._output(frame, "predictions"))
         known = F.col("_probabilities").isNotNull()
         if names is None:
-            return made.withColumn(self.getOutputCol(), F.when(known, array_to_vector("_probabilities"))).drop("_probabilities")
+            return made.withColumn(self.getOutputCol(), F.when(known, array_to_vector("_probabilities"))).drop(
+                "_probabilities"
+            )
         top = _top(names, self.getOrDefault(self.topK))
         return made.withColumn(self.getOutputCol(), F.when(known, top("_probabilities"))).drop("_probabilities")
 
@@ -100,9 +146,13 @@ class DeepImagePredictor(_NamedNetwork):
             from tensorflow.keras.applications.imagenet_utils import decode_predictions
 
             try:
-                return [[found[0][0], found[0][1]] for found in decode_predictions(np.eye(1000, dtype=np.float32), top=1)]
+                return [
+                    [found[0][0], found[0][1]] for found in decode_predictions(np.eye(1000, dtype=np.float32), top=1)
+                ]
             except Exception as error:  # Keras raises a bare Exception where it cannot fetch.
-                raise UserError(f"classIndex is empty, and Keras's own file of class names cannot be fetched: {error}; name a file") from error
+                raise UserError(
+                    f"classIndex is empty, and Keras's own file of class names cannot be fetched: {error}; name a file"
+                ) from error
         url = lake.to_url(path)
         try:
             table = lake.read_json(url)
@@ -110,7 +160,9 @@ class DeepImagePredictor(_NamedNetwork):
         except FileNotFoundError:
             raise UserError(f"classIndex = {path!r}: no such file") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f'classIndex = {path!r}: expected JSON of the form {{"0": [class, description], ...}}: {error!r}') from None
+            raise UserError(
+                f'classIndex = {path!r}: expected JSON of the form {{"0": [class, description], ...}}: {error!r}'
+            ) from None
 
 
 def _top(names: list[list[str]], count: int):

@@ -14,16 +14,20 @@ from .classifier import ImageClassifier
 
 
 def finetune(spark, config: Config) -> dict:
-    """Trains the model `classifier` (with `finetune.balance`, every class counts the same), and measures its best checkpoint on split test.
+    """Trains the model `classifier` (with `finetune.balance`, every class counts the same), and measures its best
+    checkpoint on split test.
 
-    The network's weights at that checkpoint are written to `<run>/network.h5`, for a featurizer or another run to begin from.
+    The network's weights at that checkpoint are written to `<run>/network.h5`, for a featurizer or another run to begin
+    from.
     """
     url = lake.dataset_url(config)
     manifest = labelled(url)
     if config.model is None or config.model.name != "classifier":
         raise UserError(f"model.name = {config.model and config.model.name!r}: expected 'classifier'")
     if config.finetune.balance:
-        config = replaced(config, model={"class_weights": balanced(splits.frame(spark, url, "train"), len(manifest.classes))})
+        config = replaced(
+            config, model={"class_weights": balanced(splits.frame(spark, url, "train"), len(manifest.classes))}
+        )
     trained = driver.train(spark, config)
     run = Run.of(config)
     found = ImageClassifier(run=run.url).transform(splits.frame(spark, url, "test"))
@@ -33,7 +37,10 @@ def finetune(spark, config: Config) -> dict:
 def balanced(frame, classes: int) -> tuple[float, ...]:
     """Weights inverse to how many images a class has, 1 on average over the images; 0 for a class without any."""
     counts = {row["label"]: row["count"] for row in frame.groupBy("label").count().collect()}
-    return tuple(round(sum(counts.values()) / (len(counts) * counts[label]), 6) if label in counts else 0.0 for label in range(classes))
+    return tuple(
+        round(sum(counts.values()) / (len(counts) * counts[label]), 6) if label in counts else 0.0
+        for label in range(classes)
+    )
 
 
 def export(run: Run) -> str:

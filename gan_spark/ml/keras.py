@@ -21,21 +21,35 @@ from ..data import images
 from . import carry, columns
 
 
-class _ModelFile(columns.CountsRejected, Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable, DefaultParamsWritable):
-    modelFile = Param(Params._dummy(), "modelFile", "path or URL of a Keras model, .keras or .h5, with one input and one output", TypeConverters.toString)
+class _ModelFile(
+    columns.CountsRejected, Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable, DefaultParamsWritable
+):
+    modelFile = Param(
+        Params._dummy(),
+        "modelFile",
+        "path or URL of a Keras model, .keras or .h5, with one input and one output",
+        TypeConverters.toString,
+    )
 
     def _applied(self, frame, column, prepare: Callable[[tuple], Callable]):
-        """`frame` with outputCol: the model's output, flattened, a vector. `prepare` is given the shape of the model's input."""
+        """`frame` with outputCol: the model's output, flattened, a vector. `prepare` is given the shape of the model's
+        input.
+        """
         url = lake.to_url(self.getOrDefault(self.modelFile))
         carried, shape = carry.model_file(frame.sparkSession, networks.read_file(url), url)
-        made = frame.withColumn("_output", columns.udf(prepare(shape), carried, self._counter(frame.sparkSession))(column))
-        return made.withColumn(self.getOutputCol(), F.when(F.col("_output").isNotNull(), array_to_vector("_output"))).drop("_output")
+        made = frame.withColumn(
+            "_output", columns.udf(prepare(shape), carried, self._counter(frame.sparkSession))(column)
+        )
+        return made.withColumn(
+            self.getOutputCol(), F.when(F.col("_output").isNotNull(), array_to_vector("_output"))
+        ).drop("_output")
 
 
 class KerasTransformer(_ModelFile):
     """Vectors through a Keras model.
 
-    inputCol: vector, or array of numbers, as many as the model's input holds. outputCol: vector; null where the input is null or of another size.
+    inputCol: vector, or array of numbers, as many as the model's input holds. outputCol: vector; null where the input
+    is null or of another size.
     """
 
     @keyword_only
@@ -47,7 +61,11 @@ class KerasTransformer(_ModelFile):
     def _transform(self, frame):
         name = self.getInputCol()
         columns.check(frame, name, ("numbers",))
-        column = F.when(frame[name].isNotNull(), vector_to_array(frame[name])) if dict(frame.dtypes)[name] == "vector" else frame[name].cast("array<double>")
+        column = (
+            F.when(frame[name].isNotNull(), vector_to_array(frame[name]))
+            if dict(frame.dtypes)[name] == "vector"
+            else frame[name].cast("array<double>")
+        )
         return self._applied(frame, column, lambda shape: functools.partial(_shaped, shape))
 
 
@@ -62,14 +80,20 @@ class KerasImageFileTransformer(_ModelFile):
     """Files, named by a column of URIs, through a loader of yours and a Keras model.
 
     inputCol: string. outputCol: vector; null where the URI is null or the loader raises.
-    imageLoader: URI -> array of the model's input, [h, w, c] or [1, h, w, c], scaled as the model wants it. A function, or "module:function";
-    one that cannot be imported by name on another machine (a lambda, a function of a notebook) works, but cannot be saved.
+    imageLoader: URI -> array of the model's input, [h, w, c] or [1, h, w, c], scaled as the model wants it. A function,
+    or "module:function";
+    one that cannot be imported by name on another machine (a lambda, a function of a notebook) works, but cannot be
+    saved.
     """
 
-    imageLoader = Param(Params._dummy(), "imageLoader", "module:function that makes an array of a URI", TypeConverters.toString)
+    imageLoader = Param(
+        Params._dummy(), "imageLoader", "module:function that makes an array of a URI", TypeConverters.toString
+    )
 
     @keyword_only
-    def __init__(self, *, inputCol: str = "uri", outputCol: str = "output", modelFile: str = "", imageLoader: str | Callable = ""):
+    def __init__(
+        self, *, inputCol: str = "uri", outputCol: str = "output", modelFile: str = "", imageLoader: str | Callable = ""
+    ):
         super().__init__()
         self._setDefault(inputCol="uri", outputCol="output")
         values = dict(self._input_kwargs)
@@ -79,7 +103,9 @@ class KerasImageFileTransformer(_ModelFile):
 
     def setImageLoader(self, loader: str | Callable) -> "KerasImageFileTransformer":
         self._loader = None if isinstance(loader, str) else loader
-        return self._set(imageLoader=loader if isinstance(loader, str) else f"{loader.__module__}:{loader.__qualname__}")
+        return self._set(
+            imageLoader=loader if isinstance(loader, str) else f"{loader.__module__}:{loader.__qualname__}"
+        )
 
     def _transform(self, frame):
         columns.check(frame, self.getInputCol(), ("string",))
@@ -89,7 +115,10 @@ class KerasImageFileTransformer(_ModelFile):
     def write(self):
         name = self.getOrDefault(self.imageLoader)
         if self._loader is not None and (name.startswith("__main__:") or _named(name, quiet=True) is not self._loader):
-            raise UserError(f"imageLoader = {name!r}: it cannot be imported by that name where the stage is loaded; put it in a module that is there")
+            raise UserError(
+                f"imageLoader = {name!r}: it cannot be imported by that name where the stage is loaded; put it in a"
+                " module that is there"
+            )
         return super().write()
 
 
@@ -114,8 +143,11 @@ def _loaded(loader: Callable, shape: tuple, uri: str) -> np.ndarray:
     return array
 
 
-def register_keras_image_udf(spark, name: str, model, preprocessor: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
-    """Makes `name(image)` an SQL function: image column to array<double>, the model's output, null where an image cannot be used.
+def register_keras_image_udf(
+    spark, name: str, model, preprocessor: Callable[[np.ndarray], np.ndarray] | None = None
+) -> None:
+    """Makes `name(image)` an SQL function: image column to array<double>, the model's output, null where an image
+    cannot be used.
 
     `model` is a Keras model, or the path or URL of one in a file. `preprocessor` makes its input of uint8 pixels
     [h, w, 1 or 3]; where none is given, images are resized to the model's input, and keep values from 0 to 255.

@@ -19,7 +19,9 @@ from .classifier import ImageClassifier
 
 
 def predict(spark, config: Config) -> dict:
-    """Classes of `predict.input` by the run's classifier: of one image in a file or at a URL, in the result; of a folder's, in a table at `<lake>/predictions/<run>`, where `id` is a file's URL."""
+    """Classes of `predict.input` by the run's classifier: of one image in a file or at a URL, in the result; of a
+    folder's, in a table at `<lake>/predictions/<run>`, where `id` is a file's URL.
+    """
     options, run = config.predict, Run.of(config)
     if not options.input:
         raise UserError("predict.input is empty: expected an image file, a folder of images, or a URL")
@@ -33,9 +35,14 @@ def predict(spark, config: Config) -> dict:
         raise UserError(f"predict.input = {options.input!r}: no such file or folder")
     if not fs.isdir(path):
         if fs.size(path) > config.ingest.max_file_mb * 2**20:
-            raise UserError(f"{options.input}: {fs.size(path)} bytes, over the limit of {config.ingest.max_file_mb} MB (ingest.max_file_mb)")
+            raise UserError(
+                f"{options.input}: {fs.size(path)} bytes, over the limit of {config.ingest.max_file_mb} MB"
+                " (ingest.max_file_mb)"
+            )
         return _one(spark, stage, names, options, lake.read_bytes(url))
-    return _folder(spark, ImageClassifier(run=run.url, inputCol="id", maxFileMb=config.ingest.max_file_mb), names, config, url)
+    return _folder(
+        spark, ImageClassifier(run=run.url, inputCol="id", maxFileMb=config.ingest.max_file_mb), names, config, url
+    )
 
 
 def _fetched(url: str, max_mb: int) -> bytes:
@@ -59,7 +66,10 @@ def _one(spark, stage: ImageClassifier, names: list[str], options, data: bytes) 
 
 
 def _top(names: list[str], probabilities: np.ndarray, count: int) -> list[dict]:
-    return [{"class": names[i], "probability": round(float(probabilities[i]), 4)} for i in np.argsort(-probabilities, kind="stable")[:count]]
+    return [
+        {"class": names[i], "probability": round(float(probabilities[i]), 4)}
+        for i in np.argsort(-probabilities, kind="stable")[:count]
+    ]
 
 
 def _files(url: str) -> Iterator[tuple[str]]:

@@ -71,7 +71,10 @@ def describe(name: str) -> str:
     lines = [f"{name}: {title(name)}"]
     lines.append(f"  reads     {', '.join(model.reads(config))}")
     if issubclass(model, GenerativeModel):
-        lines.append(f"  generate  a seed{''.join(f', {key}' for key in model.takes(config)[:1])}" + (f" (or {', '.join(model.takes(config)[1:])})" if model.takes(config)[1:] else ""))
+        lines.append(
+            f"  generate  a seed{''.join(f', {key}' for key in model.takes(config)[:1])}"
+            + (f" (or {', '.join(model.takes(config)[1:])})" if model.takes(config)[1:] else "")
+        )
     for field in dataclasses.fields(config):
         if field.name != "name":
             choices = field.metadata["choices"]

@@ -6,9 +6,11 @@ import tensorflow as tf
 
 
 class MinibatchDiscrimination(tf.keras.layers.Layer):
-    """Adds `kernels` features an image that say how close it is to the others of its batch (arXiv 1606.03498, section 3.2).
+    """Adds `kernels` features an image that say how close it is to the others of its batch (arXiv 1606.03498, section
+    3.2).
 
-    M = f T in R^(kernels x size); o_k = sum over the others of exp(-|M_i,k - M_j,k|_1). A rank sees its own batch alone.
+    M = f T in R^(kernels x size); o_k = sum over the others of exp(-|M_i,k - M_j,k|_1). A rank sees its own batch
+    alone.
     """
 
     def __init__(self, kernels: int, size: int = 5):
@@ -16,7 +18,9 @@ class MinibatchDiscrimination(tf.keras.layers.Layer):
         self.kernels, self.size = kernels, size
 
     def build(self, shape):
-        self.tensor = self.add_weight("tensor", [shape[-1], self.kernels * self.size], initializer=tf.keras.initializers.RandomNormal(0.0, 0.05))
+        self.tensor = self.add_weight(
+            "tensor", [shape[-1], self.kernels * self.size], initializer=tf.keras.initializers.RandomNormal(0.0, 0.05)
+        )
 
     def call(self, features):
         m = tf.reshape(tf.matmul(tf.cast(features, tf.float32), self.tensor), [-1, self.kernels, self.size])
@@ -50,14 +54,18 @@ class SeededNoise(tf.keras.layers.Layer):
 
 
 class History:
-    """Running means of variables, and the penalty |v - mean|^2 that keeps them near (historical averaging; arXiv 1606.03498)."""
+    """Running means of variables, and the penalty |v - mean|^2 that keeps them near (historical averaging; arXiv
+    1606.03498).
+    """
 
     def __init__(self, variables: Sequence[tf.Variable]):
         self.variables = list(variables)
         self.means = [tf.Variable(variable, trainable=False, name="history") for variable in self.variables]
 
     def penalty(self) -> tf.Tensor:
-        return tf.add_n([tf.reduce_sum(tf.square(variable - mean)) for variable, mean in zip(self.variables, self.means)])
+        return tf.add_n(
+            [tf.reduce_sum(tf.square(variable - mean)) for variable, mean in zip(self.variables, self.means)]
+        )
 
     def update(self, step: tf.Tensor) -> None:
         """After step t (from 0) the mean is over t + 2 values, the first of them the initial one."""

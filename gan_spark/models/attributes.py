@@ -1,4 +1,5 @@
-"""Reader of attributes: LeNet's kind of network (LeCun et al., 1998) with one head an attribute, for pictures of source 'shapes'.
+"""Reader of attributes: LeNet's kind of network (LeCun et al., 1998) with one head an attribute, for pictures of source
+'shapes'.
 
 It is trained apart from any generator, and says of a generated image what is to be seen in it.
 """
@@ -49,7 +50,11 @@ class Attributes(TrainedModel):
         for level in range(pyramid(config.image_size)[1]):
             x = layers.MaxPool2D()(layers.Conv2D(config.width * 2**level, 3, padding="same", activation="relu")(x))
         x = layers.Dropout(config.dropout)(layers.Dense(config.features, "relu")(layers.Flatten()(x)))
-        self.network = tf.keras.Model(image, [layers.Dense(len(values), name=name, dtype="float32")(x) for name, values in ATTRIBUTES.items()], name="attributes")
+        self.network = tf.keras.Model(
+            image,
+            [layers.Dense(len(values), name=name, dtype="float32")(x) for name, values in ATTRIBUTES.items()],
+            name="attributes",
+        )
         self.optimize("reader", tf.keras.optimizers.Adam(config.rate), self.network.trainable_variables)
 
     def train_step(self, batches):
@@ -58,7 +63,12 @@ class Attributes(TrainedModel):
         noisy = batch["image"] + self.config.noise * self.normal(tf.shape(batch["image"]))
         with tf.GradientTape() as tape:
             heads = self.network(noisy, training=True)
-            loss = tf.add_n([tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(index, logits)) for index, logits in zip(truth, heads)])
+            loss = tf.add_n(
+                [
+                    tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(index, logits))
+                    for index, logits in zip(truth, heads)
+                ]
+            )
         self.minimize("reader", tape, loss)
         right = [tf.equal(tf.argmax(logits, 1, tf.int32), index) for index, logits in zip(truth, heads)]
         return {"loss": loss, "all": tf.reduce_mean(tf.cast(tf.reduce_all(right, 0), tf.float32))}

@@ -42,10 +42,13 @@ class TrainedModel(tf.Module):
         self.optimizers[name] = optimizer
         self.groups[name] = list(variables)
 
-    def minimize(self, name: str, tape: tf.GradientTape, loss: tf.Tensor, clip: float = 0.0, above: float = 0.0) -> None:
+    def minimize(
+        self, name: str, tape: tf.GradientTape, loss: tf.Tensor, clip: float = 0.0, above: float = 0.0
+    ) -> None:
         """One step of optimizer `name` on gradients that are averaged over all ranks.
 
-        With `clip`, their joint norm is held to it; with `above`, nothing moves where the loss, averaged too, is not above it.
+        With `clip`, their joint norm is held to it; with `above`, nothing moves where the loss, averaged too, is not
+        above it.
         """
         variables = self.groups[name]
         gradients = self.reduce(tape.gradient(loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO))
@@ -62,7 +65,9 @@ class TrainedModel(tf.Module):
         return tf.constant(True)
 
     def normal(self, shape: Sequence[int], stream: int = 0) -> tf.Tensor:
-        """N(0, 1) noise that is a function of the rank's seed, the step and `stream` alone, so a resumed run draws what it would have drawn."""
+        """N(0, 1) noise that is a function of the rank's seed, the step and `stream` alone, so a resumed run draws what
+        it would have drawn.
+        """
         return tf.random.stateless_normal(shape, self._key(stream))
 
     def uniform(self, shape: Sequence[int], stream: int = 0, low: float = -1.0) -> tf.Tensor:
@@ -100,7 +105,9 @@ class GenerativeModel(TrainedModel):
 
     @classmethod
     def takes(cls, config) -> tuple[str, ...]:
-        """What `generate` needs beside seeds: "label" (int32 [n]), "image", "caption" (string [n]), "embedding" or a part's name (images of it)."""
+        """What `generate` needs beside seeds: "label" (int32 [n]), "image", "caption" (string [n]), "embedding" or a
+        part's name (images of it).
+        """
         return ()
 
     def __init__(self, config, reduce: Callable[[list], list] = list, seed: int = 0):
@@ -115,7 +122,9 @@ class GenerativeModel(TrainedModel):
         return copy
 
     def update_averages(self, decay: float) -> None:
-        """average = d average + (1 - d) weights, with d = min(decay, (1 + step) / (10 + step)) so that early weights are forgotten."""
+        """average = d average + (1 - d) weights, with d = min(decay, (1 + step) / (10 + step)) so that early weights
+        are forgotten.
+        """
         step = tf.cast(self.step, tf.float32)
         rate = tf.minimum(decay, (1.0 + step) / (10.0 + step))
         for copy, network in self._averages:
@@ -127,12 +136,18 @@ class GenerativeModel(TrainedModel):
 
         def one(seed):
             pair = tf.stack([seed, stream])
-            return tf.random.stateless_normal([size], pair) if distribution == "normal" else tf.random.stateless_uniform([size], pair, -1.0, 1.0)
+            return (
+                tf.random.stateless_normal([size], pair)
+                if distribution == "normal"
+                else tf.random.stateless_uniform([size], pair, -1.0, 1.0)
+            )
 
         return tf.map_fn(one, tf.cast(seeds, tf.int64), fn_output_signature=tf.float32)
 
     def held_out_latents(self, images: tf.Tensor, size: int) -> tf.Tensor:
-        """N(0, 1) [n, size], for values of held-out images: each image's own (of the sum of its pixels), however images are batched."""
+        """N(0, 1) [n, size], for values of held-out images: each image's own (of the sum of its pixels), however images
+        are batched.
+        """
         return self.latents(tf.cast(tf.reduce_sum(tf.round((images + 1.0) * 127.5), [1, 2, 3]), tf.int64), size)
 
     def generate(self, inputs: dict[str, tf.Tensor], seeds: tf.Tensor) -> tf.Tensor:

@@ -5,7 +5,8 @@ and generated images. k_t in [0, 1] keeps their ratio at gamma: low gamma, less 
 3x3 convolutions with ELU, nearest-neighbour up-sampling; the decoder has the generator's form.
 
 Differences: one z a step for both losses; the learning rate is halved every `halve_every` steps or never, not
-when M stalls; no skip connections and vanishing residuals, which the paper leaves optional; sizes from a smallest map of 7 or 8
+when M stalls; no skip connections and vanishing residuals, which the paper leaves optional; sizes from a smallest map
+of 7 or 8
 pixels up to any even one; samples are drawn from a moving average of the generator.
 """
 
@@ -28,7 +29,9 @@ class Config:
     width: int = option(32, "n, filters next to the image", low=1, high=1024)
     gamma: float = option(0.5, "ratio of the losses that k_t keeps: diversity", low=0.0, high=1.0)
     lambda_k: float = option(1e-3, "rate of k_t", low=0.0, high=1.0)
-    average: float = option(0.999, "decay of the generator's moving average; 0 for its newest weights", low=0.0, high=0.99999)
+    average: float = option(
+        0.999, "decay of the generator's moving average; 0 for its newest weights", low=0.0, high=0.99999
+    )
     rate: float = option(1e-4, "Adam's learning rate", low=0.0, high=1.0)
     halve_every: int = option(0, "steps after which the learning rate is halved; 0 for never", low=0)
     beta1: float = option(0.5, "Adam's", low=0.0, high=0.999)
@@ -72,8 +75,16 @@ class BEGAN(GenerativeModel):
         self.encoder, self.decoder = encoder(config), decoder(config, "decoder")
         self.sampler = self.average(decoder(config, "sampler"), self.generator)
         self.k = tf.Variable(0.0, trainable=False, name="k")
-        rate = tf.keras.optimizers.schedules.ExponentialDecay(config.rate, config.halve_every, 0.5, staircase=True) if config.halve_every else config.rate
-        self.optimize("d", tf.keras.optimizers.Adam(rate, config.beta1), [*self.encoder.trainable_variables, *self.decoder.trainable_variables])
+        rate = (
+            tf.keras.optimizers.schedules.ExponentialDecay(config.rate, config.halve_every, 0.5, staircase=True)
+            if config.halve_every
+            else config.rate
+        )
+        self.optimize(
+            "d",
+            tf.keras.optimizers.Adam(rate, config.beta1),
+            [*self.encoder.trainable_variables, *self.decoder.trainable_variables],
+        )
         self.optimize("g", tf.keras.optimizers.Adam(rate, config.beta1), self.generator.trainable_variables)
 
     def reconstruction(self, images: tf.Tensor) -> tf.Tensor:
@@ -93,7 +104,12 @@ class BEGAN(GenerativeModel):
         real, fake = self.reduce([real, fake])
         self.k.assign(losses.began_balance(self.k, real, fake, self.config.gamma, self.config.lambda_k))
         self.update_averages(self.config.average)
-        return {"m_global": real + tf.abs(self.config.gamma * real - fake), "k": self.k.value(), "loss_real": real, "loss_fake": fake}
+        return {
+            "m_global": real + tf.abs(self.config.gamma * real - fake),
+            "k": self.k.value(),
+            "loss_real": real,
+            "loss_fake": fake,
+        }
 
     def generate(self, inputs, seeds):
         return tf.clip_by_value(self.sampler(self.latents(seeds, self.config.latent, "uniform")), -1.0, 1.0)

@@ -30,7 +30,9 @@ class BatchNorm(tf.keras.layers.Layer):
             scale = self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
             return inputs * scale + (self.beta - self.moving_mean * scale)
         if self.reduce is None and inputs.shape.rank == 4:
-            outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(inputs, self.gamma, self.beta, epsilon=self.epsilon, is_training=True)
+            outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+                inputs, self.gamma, self.beta, epsilon=self.epsilon, is_training=True
+            )
         else:
             axes = list(range(inputs.shape.rank - 1))
             mean, square = tf.reduce_mean(inputs, axes), tf.reduce_mean(tf.square(inputs), axes)
@@ -73,7 +75,9 @@ def layers_of(network: tf.keras.Model, names: Sequence[str], images: tf.Tensor) 
 
 def reflect(inputs, pixels: int):
     """Reflection padding of `pixels` on every side."""
-    return tf.keras.layers.Lambda(lambda x: tf.pad(x, [[0, 0], [pixels, pixels], [pixels, pixels], [0, 0]], "REFLECT"))(inputs)
+    return tf.keras.layers.Lambda(lambda x: tf.pad(x, [[0, 0], [pixels, pixels], [pixels, pixels], [0, 0]], "REFLECT"))(
+        inputs
+    )
 
 
 def side_by_side(*images: tf.Tensor) -> tf.Tensor:
@@ -98,7 +102,9 @@ class _Falling(tf.keras.optimizers.schedules.LearningRateSchedule):
 
 
 def pyramid(image_size: int, smallest: int = 4, least: int = 1) -> tuple[int, int]:
-    """(side of the smallest map, number of doublings to `image_size`, at least `least`): 28 is (7, 2), 32 is (4, 3), 64 is (4, 4)."""
+    """(side of the smallest map, number of doublings to `image_size`, at least `least`): 28 is (7, 2), 32 is (4, 3), 64
+    is (4, 4).
+    """
     side, doublings = image_size, 0
     while side % 2 == 0 and side // 2 >= smallest:
         side, doublings = side // 2, doublings + 1

@@ -6,7 +6,8 @@ MNIST in kind: a ReLU generator and a maxout discriminator (1302.4389) with drop
 runs DCGAN's networks on them.
 
 Differences: z is normal; one hidden layer of the generator reads z and class together, without dropout; tanh for
-sigmoid at its end; the non-saturating loss, and one-sided label smoothing (1606.03498; `real_target = 1` for none); Adam;
+sigmoid at its end; the non-saturating loss, and one-sided label smoothing (1606.03498; `real_target = 1` for none);
+Adam;
 samples are drawn from a moving average of the generator.
 """
 
@@ -33,7 +34,9 @@ class Config:
     pieces: int = option(8, "perceptron: linear pieces of a maxout unit", low=1, high=64)
     dropout: float = option(0.5, "perceptron: of the discriminator's layer", low=0.0, high=0.95)
     real_target: float = option(0.9, "target of real images; under 1 is one-sided label smoothing", low=0.5, high=1.0)
-    average: float = option(0.999, "decay of the generator's moving average; 0 for its newest weights", low=0.0, high=0.99999)
+    average: float = option(
+        0.999, "decay of the generator's moving average; 0 for its newest weights", low=0.0, high=0.99999
+    )
     generator_rate: float = option(2e-4, "Adam's learning rate", low=0.0, high=1.0)
     discriminator_rate: float = option(2e-4, "Adam's learning rate", low=0.0, high=1.0)
     beta1: float = option(0.5, "Adam's", low=0.0, high=0.999)
@@ -57,9 +60,18 @@ def generator(config: Config) -> tf.keras.Model:
     z, y = tf.keras.Input([config.latent]), tf.keras.Input([config.classes])
     x = layers.Concatenate()([z, y])
     if config.network == "convolutional":
-        x = dcgan.generator(dcgan.Config(image_size=config.image_size, channels=config.channels, latent=config.latent + config.classes, width=config.width))(x)
+        x = dcgan.generator(
+            dcgan.Config(
+                image_size=config.image_size,
+                channels=config.channels,
+                latent=config.latent + config.classes,
+                width=config.width,
+            )
+        )(x)
     else:
-        x = layers.Dense(shape[0] * shape[1] * shape[2], "tanh", dtype="float32")(layers.Dense(config.hidden, "relu")(x))
+        x = layers.Dense(shape[0] * shape[1] * shape[2], "tanh", dtype="float32")(
+            layers.Dense(config.hidden, "relu")(x)
+        )
         x = layers.Reshape(shape, dtype="float32")(x)
     return tf.keras.Model([z, y], x, name="generator")
 
@@ -69,8 +81,12 @@ def discriminator(config: Config) -> tf.keras.Model:
     layers, side = tf.keras.layers, config.image_size
     image, y = tf.keras.Input([side, side, config.channels]), tf.keras.Input([config.classes])
     if config.network == "convolutional":
-        x = layers.Concatenate()([image, layers.Reshape([side, side, config.classes])(layers.RepeatVector(side * side)(y))])
-        logits = dcgan.discriminator(dcgan.Config(image_size=side, channels=config.channels + config.classes, width=config.width))(x)
+        x = layers.Concatenate()(
+            [image, layers.Reshape([side, side, config.classes])(layers.RepeatVector(side * side)(y))]
+        )
+        logits = dcgan.discriminator(
+            dcgan.Config(image_size=side, channels=config.channels + config.classes, width=config.width)
+        )(x)
     else:
         x = Maxout(config.maxout, config.pieces)(layers.Concatenate()([layers.Flatten()(image), y]))
         logits = layers.Dense(1, dtype="float32")(layers.Dropout(config.dropout)(x))
@@ -93,8 +109,14 @@ class CGAN(GenerativeModel):
         self.generator = generator(config)
         self.discriminator = discriminator(config)
         self.sampler = self.average(generator(config), self.generator)
-        self.optimize("d", tf.keras.optimizers.Adam(config.discriminator_rate, config.beta1), self.discriminator.trainable_variables)
-        self.optimize("g", tf.keras.optimizers.Adam(config.generator_rate, config.beta1), self.generator.trainable_variables)
+        self.optimize(
+            "d",
+            tf.keras.optimizers.Adam(config.discriminator_rate, config.beta1),
+            self.discriminator.trainable_variables,
+        )
+        self.optimize(
+            "g", tf.keras.optimizers.Adam(config.generator_rate, config.beta1), self.generator.trainable_variables
+        )
 
     def train_step(self, batches):
         (batch,) = batches
@@ -108,10 +130,17 @@ class CGAN(GenerativeModel):
         self.minimize("d", tape, d_loss)
         self.minimize("g", tape, g_loss)
         self.update_averages(self.config.average)
-        return {"d_loss": d_loss, "g_loss": g_loss, "d_real": tf.reduce_mean(tf.sigmoid(real_logits)), "d_fake": tf.reduce_mean(tf.sigmoid(fake_logits))}
+        return {
+            "d_loss": d_loss,
+            "g_loss": g_loss,
+            "d_real": tf.reduce_mean(tf.sigmoid(real_logits)),
+            "d_fake": tf.reduce_mean(tf.sigmoid(fake_logits)),
+        }
 
     def generate(self, inputs, seeds):
-        return self.sampler([self.latents(seeds, self.config.latent), tf.one_hot(inputs["label"], self.config.classes)], training=False)
+        return self.sampler(
+            [self.latents(seeds, self.config.latent), tf.one_hot(inputs["label"], self.config.classes)], training=False
+        )
 
     def preview(self, batch, seeds):
         # Column by column one class, in a grid of 8.

@@ -1,10 +1,12 @@
 """Transfer learning: a network of Keras with a new head, fine-tuned (Yosinski et al., 2014; arXiv 1411.1792).
 
 The head (1,024 units, ReLU, then softmax) learns on the frozen network with RMSprop; then the network's last layers
-learn with it, with SGD and momentum, which is the schedule of Keras's documentation of its applications. With `head_steps = 0`, `last_layers = -1` and `batch_norm = "trained"` the
+learn with it, with SGD and momentum, which is the schedule of Keras's documentation of its applications. With
+`head_steps = 0`, `last_layers = -1` and `batch_norm = "trained"` the
 whole network learns from its start, which makes weights for others to begin from.
 
-Training images are rotated, shifted, sheared, enlarged or reduced, and mirrored at random, around the middle; what comes in from outside repeats the edge.
+Training images are rotated, shifted, sheared, enlarged or reduced, and mirrored at random, around the middle; what
+comes in from outside repeats the edge.
 """
 
 import dataclasses
@@ -24,7 +26,11 @@ class Config:
     channels: int = option(3, "of the image", choices=(1, 3))
     classes: int = option(10, "how many", low=2)
     network: str = option("InceptionV3", "name of a Keras network")
-    weights: str = option("imagenet", "'imagenet', a weights file (.h5) of the network without its top, or empty for random ones", file=True)
+    weights: str = option(
+        "imagenet",
+        "'imagenet', a weights file (.h5) of the network without its top, or empty for random ones",
+        file=True,
+    )
     hidden: int = option(1024, "units of the head's hidden layer", low=1)
     dropout: float = option(0.0, "of the head's hidden layer", low=0.0, high=0.95)
     head_steps: int = option(500, "in which the head alone learns", low=0)
@@ -32,7 +38,11 @@ class Config:
     last_layers: int = option(50, "layers of the network, from its end, that learn after that; -1 for all", low=-1)
     rate: float = option(1e-4, "SGD's learning rate", low=0.0, high=10.0)
     momentum: float = option(0.9, "SGD's", low=0.0, high=0.999)
-    batch_norm: str = option("frozen", "the network's batch norm in training: by its moving statistics, which stay, or by the batch's", choices=("frozen", "trained"))
+    batch_norm: str = option(
+        "frozen",
+        "the network's batch norm in training: by its moving statistics, which stay, or by the batch's",
+        choices=("frozen", "trained"),
+    )
     class_weights: tuple[float, ...] = option((), "weight of each class's images in the loss; empty for 1 each")
     rotation: float = option(30.0, "degrees at most, either way", low=0.0, high=180.0)
     shift: float = option(0.2, "of the side at most, either way, each direction", low=0.0, high=1.0)
@@ -55,25 +65,37 @@ class Classifier(TrainedModel):
             raise UserError(f"model.class_weights has {len(config.class_weights)} values for {config.classes} classes")
         self.network = self._keras("")
         if config.last_layers > len(self.network.layers):
-            raise UserError(f"model.last_layers = {config.last_layers}: {config.network} has {len(self.network.layers)} layers; expected at most that many, or -1 for all")
+            raise UserError(
+                f"model.last_layers = {config.last_layers}: {config.network} has {len(self.network.layers)} layers;"
+                " expected at most that many, or -1 for all"
+            )
         layers = tf.keras.layers
         features = tf.keras.Input(self.network.output_shape[1:])
         hidden = layers.Dropout(config.dropout)(layers.Dense(config.hidden, "relu")(features))
         self.head = tf.keras.Model(features, layers.Dense(config.classes, dtype="float32")(hidden), name="head")
         for layer in self.network.layers:
             if isinstance(layer, tf.keras.layers.BatchNormalization):
-                # Keras's MobileNetV2 has 0.999: after 2,000 steps its statistics still hold an eighth of what they began with, and the network answers with one class.
+                # Keras's MobileNetV2 has 0.999: after 2,000 steps its statistics still hold an eighth of what they
+                # began with, and the network answers with one class.
                 layer.momentum = 0.9
-        learning = self.network.layers if config.last_layers < 0 else self.network.layers[len(self.network.layers) - config.last_layers :]
+        learning = (
+            self.network.layers
+            if config.last_layers < 0
+            else self.network.layers[len(self.network.layers) - config.last_layers :]
+        )
         for layer in self.network.layers:
             layer.trainable = layer in learning
         late = self.network.trainable_variables
         self.optimize("head", tf.keras.optimizers.RMSprop(config.head_rate), self.head.trainable_variables)
-        self.optimize("all", tf.keras.optimizers.SGD(config.rate, config.momentum), [*late, *self.head.trainable_variables])
+        self.optimize(
+            "all", tf.keras.optimizers.SGD(config.rate, config.momentum), [*late, *self.head.trainable_variables]
+        )
 
     def _keras(self, weights: str) -> tf.keras.Model:
         side = self.config.image_size
-        return networks.load(self.config.network, weights, include_top=False, pooling="avg", input_shape=(side, side, 3))
+        return networks.load(
+            self.config.network, weights, include_top=False, pooling="avg", input_shape=(side, side, 3)
+        )
 
     def begin(self):
         if self.config.weights:
@@ -90,7 +112,11 @@ class Classifier(TrainedModel):
         def within(limit: float, stream: int):
             return limit * self.uniform([count], stream=stream)
 
-        angle, shear, zoom = within(math.radians(config.rotation), 1), within(math.radians(config.shear), 2), 1.0 + within(config.zoom, 3)
+        angle, shear, zoom = (
+            within(math.radians(config.rotation), 1),
+            within(math.radians(config.shear), 2),
+            1.0 + within(config.zoom, 3),
+        )
         right, down = within(config.shift * config.image_size, 4), within(config.shift * config.image_size, 5)
         mirror = tf.where(self.uniform([count], stream=6) < 0.0, -1.0, 1.0) if config.flip else tf.ones([count])
         return transformed(images, angle, shear, zoom, right, down, mirror)
@@ -111,7 +137,11 @@ class Classifier(TrainedModel):
             return step("all", self.config.batch_norm == "trained")
 
         # Large networks take minutes to trace: no phase that has no steps.
-        loss, accuracy = tf.cond(self.step < self.config.head_steps, lambda: step("head", False), late) if self.config.head_steps else late()
+        loss, accuracy = (
+            tf.cond(self.step < self.config.head_steps, lambda: step("head", False), late)
+            if self.config.head_steps
+            else late()
+        )
         return {"loss": loss, "accuracy": accuracy}
 
     def classify(self, images: tf.Tensor) -> tf.Tensor:
@@ -121,11 +151,16 @@ class Classifier(TrainedModel):
     def held_out(self, batch):
         logits = self.logits(batch["image"])
         right = tf.equal(tf.argmax(logits, 1, tf.int32), batch["label"])
-        return {"accuracy": tf.cast(right, tf.float32), "loss": tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits)}
+        return {
+            "accuracy": tf.cast(right, tf.float32),
+            "loss": tf.nn.sparse_softmax_cross_entropy_with_logits(batch["label"], logits),
+        }
 
 
 def transformed(images, angle, shear, zoom, right, down, mirror):
-    """Images [n, side, side, c] under one affine map each, about the middle: mirrored, sheared, scaled, turned clockwise (radians), moved right and down (pixels); bilinear."""
+    """Images [n, side, side, c] under one affine map each, about the middle: mirrored, sheared, scaled, turned
+    clockwise (radians), moved right and down (pixels); bilinear.
+    """
     middle = (tf.cast(tf.shape(images)[1], tf.float32) - 1.0) / 2.0
     # From a place in the output to the place in the input that it is taken from.
     a, b = tf.cos(angle) / zoom * mirror, (tf.sin(angle) + tf.tan(shear) * tf.cos(angle)) / zoom * mirror
@@ -133,4 +168,6 @@ def transformed(images, angle, shear, zoom, right, down, mirror):
     x, y = middle + right, middle + down
     rows = tf.stack([a, b, middle - a * x - b * y, c, d, middle - c * x - d * y, tf.zeros_like(a), tf.zeros_like(a)], 1)
     size = tf.shape(images)[1:3]
-    return tf.raw_ops.ImageProjectiveTransformV3(images=images, transforms=rows, output_shape=size, fill_value=0.0, interpolation="BILINEAR", fill_mode="NEAREST")
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images, transforms=rows, output_shape=size, fill_value=0.0, interpolation="BILINEAR", fill_mode="NEAREST"
+    )

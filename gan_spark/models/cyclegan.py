@@ -2,10 +2,12 @@
 
 Two residual generators, a to b and b to a, with instance normalisation and reflection padding; two
 patch discriminators with the least-squares loss; an L1 cycle loss both ways (lambda 10), an optional identity
-loss; Adam at 2e-4 with beta1 0.5, constant unless `decay_steps` say how long it falls to 0, as in the paper's second half.
+loss; Adam at 2e-4 with beta1 0.5, constant unless `decay_steps` say how long it falls to 0, as in the paper's second
+half.
 
 Differences: no history of 50 former images for the discriminators, as it would be each rank's
-own state; no random crops and mirroring; transposed convolutions of 4x4 (each output then sees as many taps); samples are drawn from moving averages of the generators.
+own state; no random crops and mirroring; transposed convolutions of 4x4 (each output then sees as many taps); samples
+are drawn from moving averages of the generators.
 """
 
 import dataclasses
@@ -25,10 +27,19 @@ class Config:
     channels: int = option(3, "of the image", choices=(1, 3))
     width: int = option(64, "filters next to the image", low=1, high=1024)
     blocks: int = option(6, "residual blocks of a generator", low=0, high=64)
-    layers: int = option(3, "convolutions with stride 2 of a discriminator: its patches are of 16, 34, 70, ... pixels for 1, 2, 3, ...", low=1, high=8)
+    layers: int = option(
+        3,
+        "convolutions with stride 2 of a discriminator: its patches are of 16, 34, 70, ... pixels for 1, 2, 3, ...",
+        low=1,
+        high=8,
+    )
     cycle: float = option(10.0, "lambda, weight of the cycle loss", low=0.0)
-    identity: float = option(0.0, "weight of the identity loss as a share of lambda; 0.5 keeps the colours of photographs", low=0.0)
-    average: float = option(0.999, "decay of the generators' moving averages; 0 for their newest weights", low=0.0, high=0.99999)
+    identity: float = option(
+        0.0, "weight of the identity loss as a share of lambda; 0.5 keeps the colours of photographs", low=0.0
+    )
+    average: float = option(
+        0.999, "decay of the generators' moving averages; 0 for their newest weights", low=0.0, high=0.99999
+    )
     rate: float = option(2e-4, "Adam's learning rate", low=0.0, high=1.0)
     constant_steps: int = option(0, "steps at the full rate, before it falls", low=0)
     decay_steps: int = option(0, "steps in which it falls to 0", low=0)
@@ -45,13 +56,17 @@ def generator(config: Config, name: str) -> tf.keras.Model:
     image = tf.keras.Input([config.image_size, config.image_size, config.channels])
 
     def block(x, filters, size, strides=1, padding="same"):
-        return layers.ReLU()(InstanceNorm()(layers.Conv2D(filters, size, strides, padding, kernel_initializer=_init())(x)))
+        return layers.ReLU()(
+            InstanceNorm()(layers.Conv2D(filters, size, strides, padding, kernel_initializer=_init())(x))
+        )
 
     x = block(reflect(image, 3), config.width, 7, padding="valid")
     x = block(block(x, 2 * config.width, 3, 2), 4 * config.width, 3, 2)
     for _ in range(config.blocks):
         y = block(reflect(x, 1), 4 * config.width, 3, padding="valid")
-        x = layers.Add(dtype="float32")([x, InstanceNorm()(layers.Conv2D(4 * config.width, 3, kernel_initializer=_init())(reflect(y, 1)))])
+        x = layers.Add(dtype="float32")(
+            [x, InstanceNorm()(layers.Conv2D(4 * config.width, 3, kernel_initializer=_init())(reflect(y, 1)))]
+        )
     for filters in (2 * config.width, config.width):
         x = layers.ReLU()(InstanceNorm()(layers.Conv2DTranspose(filters, 4, 2, "same", kernel_initializer=_init())(x)))
     x = layers.Conv2D(config.channels, 7, kernel_initializer=_init())(reflect(x, 3))
@@ -67,7 +82,9 @@ def discriminator(config: Config, name: str) -> tf.keras.Model:
         strides = 2 if level < config.layers else 1
         x = layers.Conv2D(config.width * min(2**level, 8), 4, strides, "same", kernel_initializer=_init())(x)
         x = layers.LeakyReLU(0.2)(InstanceNorm()(x))
-    return tf.keras.Model(image, layers.Conv2D(1, 4, padding="same", kernel_initializer=_init(), dtype="float32")(x), name=name)
+    return tf.keras.Model(
+        image, layers.Conv2D(1, 4, padding="same", kernel_initializer=_init(), dtype="float32")(x), name=name
+    )
 
 
 class CycleGAN(GenerativeModel):
@@ -90,8 +107,16 @@ class CycleGAN(GenerativeModel):
         self.sampler_b = self.average(generator(config, "sampler_b"), self.to_b)
         self.sampler_a = self.average(generator(config, "sampler_a"), self.to_a)
         rate = falling_rate(config.rate, config.constant_steps, config.decay_steps)
-        self.optimize("d", tf.keras.optimizers.Adam(rate, config.beta1), [*self.critic_a.trainable_variables, *self.critic_b.trainable_variables])
-        self.optimize("g", tf.keras.optimizers.Adam(rate, config.beta1), [*self.to_b.trainable_variables, *self.to_a.trainable_variables])
+        self.optimize(
+            "d",
+            tf.keras.optimizers.Adam(rate, config.beta1),
+            [*self.critic_a.trainable_variables, *self.critic_b.trainable_variables],
+        )
+        self.optimize(
+            "g",
+            tf.keras.optimizers.Adam(rate, config.beta1),
+            [*self.to_b.trainable_variables, *self.to_a.trainable_variables],
+        )
 
     def train_step(self, batches):
         (batch,) = batches
@@ -106,14 +131,21 @@ class CycleGAN(GenerativeModel):
             if self.config.identity:
                 same = losses.l1(a, self.to_a(a, training=True)) + losses.l1(b, self.to_b(b, training=True))
                 g_loss += self.config.cycle * self.config.identity * same
-            d_loss = 0.5 * sum(losses.least_squares(real, 1.0) + losses.least_squares(fake, 0.0) for real, fake in zip(real_scores, fake_scores))
+            d_loss = 0.5 * sum(
+                losses.least_squares(real, 1.0) + losses.least_squares(fake, 0.0)
+                for real, fake in zip(real_scores, fake_scores)
+            )
         self.minimize("g", tape, g_loss)
         self.minimize("d", tape, d_loss)
         self.update_averages(self.config.average)
         return {"d_loss": d_loss, "adversarial": adversarial, "cycle": cycle}
 
     def generate(self, inputs, seeds):
-        return self.sampler_b(inputs["a"], training=False) if "a" in inputs else self.sampler_a(inputs["b"], training=False)
+        return (
+            self.sampler_b(inputs["a"], training=False)
+            if "a" in inputs
+            else self.sampler_a(inputs["b"], training=False)
+        )
 
     def preview(self, batch, seeds):
         """a, a to b, b, b to a."""

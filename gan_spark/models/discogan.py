@@ -4,11 +4,14 @@ Two generators, each an encoder to a narrow code and a mirrored decoder; two dis
 their middle features. Reconstruction is mean squared error after going there and back; the
 generators' loss is (0.1 GAN + 0.9 feature matching)(1 - rate) + rate reconstruction, as in the authors' code, with
 `rate` 0.01 for the first `start_steps` and 0.5 after. Adam at 2e-4 with betas 0.5 and 0.999, and the squared weights
-at 1e-5 in the loss (Keras's own, decoupled decay is too small at this rate to move a float32 weight). As in that code the
+at 1e-5 in the loss (Keras's own, decoupled decay is too small at this rate to move a float32 weight). As in that code
+the
 discriminators step on one batch, and the generators on each of the next `generator_steps`; together they are one step.
 
-Differences: tanh at the end, as images are in [-1, 1]; depth follows from the image's size; features are matched over each
-rank's share of the batch; an image is translated with batch norm's moving statistics, so that it does not depend on what it is
+Differences: tanh at the end, as images are in [-1, 1]; depth follows from the image's size; features are matched over
+each
+rank's share of the batch; an image is translated with batch norm's moving statistics, so that it does not depend on
+what it is
 translated with, where that code takes each batch's own.
 """
 
@@ -32,7 +35,9 @@ class Config:
     start_rate: float = option(0.01, "weight of the reconstruction at first", low=0.0, high=1.0)
     rate_of_reconstruction: float = option(0.5, "and after `start_steps`", low=0.0, high=1.0)
     start_steps: int = option(3333, "steps at `start_rate`", low=0)
-    generator_steps: int = option(2, "generators' steps for each of the discriminators', each on a batch of its own", low=1, high=100)
+    generator_steps: int = option(
+        2, "generators' steps for each of the discriminators', each on a batch of its own", low=1, high=100
+    )
     rate: float = option(2e-4, "Adam's learning rate", low=0.0, high=1.0)
     weight_decay: float = option(1e-5, "weight of half the squared weights", low=0.0, high=1.0)
 
@@ -108,7 +113,9 @@ class DiscoGAN(GenerativeModel):
             there_and_back = self.to_a(fake_b, training=True), self.to_b(fake_a, training=True)
             for variable, value in zip(moving, of_real):
                 variable.assign(value)
-            reconstruction = tf.reduce_mean(tf.square(a - there_and_back[0])) + tf.reduce_mean(tf.square(b - there_and_back[1]))
+            reconstruction = tf.reduce_mean(tf.square(a - there_and_back[0])) + tf.reduce_mean(
+                tf.square(b - there_and_back[1])
+            )
             adversarial, matching = 0.0, 0.0
             for critic, real, fake in ((self.critic_a, a, fake_a), (self.critic_b, b, fake_b)):
                 _, *real_features = critic(real, training=True)

@@ -25,7 +25,9 @@ class Config:
     latent: int = option(100, "size of z", low=1)
     hidden: int = option(128, "units of the hidden layer, in both networks", low=1)
     loss: str = option("non_saturating", "of the generator", choices=("minimax", "non_saturating"))
-    average: float = option(0.999, "decay of the generator's moving average; 0 for its newest weights", low=0.0, high=0.99999)
+    average: float = option(
+        0.999, "decay of the generator's moving average; 0 for its newest weights", low=0.0, high=0.99999
+    )
     generator_rate: float = option(1e-3, "Adam's learning rate", low=0.0, high=1.0)
     discriminator_rate: float = option(1e-3, "Adam's learning rate", low=0.0, high=1.0)
     beta1: float = option(0.5, "Adam's", low=0.0, high=0.999)
@@ -56,8 +58,14 @@ class GAN(GenerativeModel):
         self.generator = generator(config)
         self.discriminator = discriminator(config)
         self.sampler = self.average(generator(config), self.generator)
-        self.optimize("d", tf.keras.optimizers.Adam(config.discriminator_rate, config.beta1), self.discriminator.trainable_variables)
-        self.optimize("g", tf.keras.optimizers.Adam(config.generator_rate, config.beta1), self.generator.trainable_variables)
+        self.optimize(
+            "d",
+            tf.keras.optimizers.Adam(config.discriminator_rate, config.beta1),
+            self.discriminator.trainable_variables,
+        )
+        self.optimize(
+            "g", tf.keras.optimizers.Adam(config.generator_rate, config.beta1), self.generator.trainable_variables
+        )
 
     def train_step(self, batches):
         (batch,) = batches
@@ -66,11 +74,20 @@ class GAN(GenerativeModel):
             real_logits = self.discriminator(batch["image"])
             fake_logits = self.discriminator(self.generator(z))
             d_loss = losses.discriminator(real_logits, fake_logits)
-            g_loss = losses.generator_minimax(fake_logits) if self.config.loss == "minimax" else losses.generator_non_saturating(fake_logits)
+            g_loss = (
+                losses.generator_minimax(fake_logits)
+                if self.config.loss == "minimax"
+                else losses.generator_non_saturating(fake_logits)
+            )
         self.minimize("d", tape, d_loss)
         self.minimize("g", tape, g_loss)
         self.update_averages(self.config.average)
-        return {"d_loss": d_loss, "g_loss": g_loss, "d_real": tf.reduce_mean(tf.sigmoid(real_logits)), "d_fake": tf.reduce_mean(tf.sigmoid(fake_logits))}
+        return {
+            "d_loss": d_loss,
+            "g_loss": g_loss,
+            "d_real": tf.reduce_mean(tf.sigmoid(real_logits)),
+            "d_fake": tf.reduce_mean(tf.sigmoid(fake_logits)),
+        }
 
     def generate(self, inputs, seeds):
         return self.sampler(self.latents(seeds, self.config.latent, "uniform"))

@@ -41,11 +41,21 @@ class LeNet(TrainedModel):
         image = tf.keras.Input([config.image_size, config.image_size, config.channels])
         x = image
         for i, filters in enumerate(config.filters, 1):
-            x = layers.MaxPool2D()(layers.Conv2D(filters, 5, padding=config.padding, activation=config.activation, name=f"conv{i}")(x))
+            x = layers.MaxPool2D()(
+                layers.Conv2D(filters, 5, padding=config.padding, activation=config.activation, name=f"conv{i}")(x)
+            )
         features = layers.Dense(config.features, config.activation, dtype="float32")(layers.Flatten()(x))
         logits = layers.Dense(config.classes, dtype="float32")(layers.Dropout(config.dropout)(features))
         self.network = tf.keras.Model(image, [features, logits], name="lenet")
-        self.optimize("classifier", tf.keras.optimizers.Adam(config.rate) if config.optimizer == "adam" else tf.keras.optimizers.SGD(config.rate, 0.9), self.network.trainable_variables)
+        self.optimize(
+            "classifier",
+            (
+                tf.keras.optimizers.Adam(config.rate)
+                if config.optimizer == "adam"
+                else tf.keras.optimizers.SGD(config.rate, 0.9)
+            ),
+            self.network.trainable_variables,
+        )
 
     def train_step(self, batches):
         (batch,) = batches
@@ -61,4 +71,8 @@ class LeNet(TrainedModel):
         return tf.nn.softmax(self.network(images, training=False)[1])
 
     def held_out(self, batch):
-        return {"accuracy": tf.cast(tf.equal(tf.argmax(self.classify(batch["image"]), 1, tf.int32), batch["label"]), tf.float32)}
+        return {
+            "accuracy": tf.cast(
+                tf.equal(tf.argmax(self.classify(batch["image"]), 1, tf.int32), batch["label"]), tf.float32
+            )
+        }

@@ -8,7 +8,9 @@ import tensorflow as tf
 
 def binary_cross_entropy(logits: tf.Tensor, target: float) -> tf.Tensor:
     """-t log s(x) - (1 - t) log(1 - s(x)), s the sigmoid, for one `target` in [0, 1]."""
-    return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(tf.fill(tf.shape(logits), tf.cast(target, logits.dtype)), logits))
+    return tf.reduce_mean(
+        tf.nn.sigmoid_cross_entropy_with_logits(tf.fill(tf.shape(logits), tf.cast(target, logits.dtype)), logits)
+    )
 
 
 def discriminator(real_logits: tf.Tensor, fake_logits: tf.Tensor, real_target: float = 1.0) -> tf.Tensor:
@@ -61,9 +63,13 @@ def feature_matching(real: tf.Tensor, fake: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(tf.square(real - fake))
 
 
-def matching_aware(real_logits: tf.Tensor, wrong_logits: tf.Tensor, fake_logits: tf.Tensor, real_target: float = 1.0) -> tf.Tensor:
+def matching_aware(
+    real_logits: tf.Tensor, wrong_logits: tf.Tensor, fake_logits: tf.Tensor, real_target: float = 1.0
+) -> tf.Tensor:
     """-log D(x, t) - (log(1 - D(x, t')) + log(1 - D(G(z, t), t))) / 2, t' the text of another image (arXiv 1605.05396)."""
-    return binary_cross_entropy(real_logits, real_target) + 0.5 * (binary_cross_entropy(wrong_logits, 0.0) + binary_cross_entropy(fake_logits, 0.0))
+    return binary_cross_entropy(real_logits, real_target) + 0.5 * (
+        binary_cross_entropy(wrong_logits, 0.0) + binary_cross_entropy(fake_logits, 0.0)
+    )
 
 
 def consistency(images: tf.Tensor, small: tf.Tensor) -> tf.Tensor:
@@ -73,17 +79,22 @@ def consistency(images: tf.Tensor, small: tf.Tensor) -> tf.Tensor:
 
 
 def contrastive(scores: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-    """Cross-entropy of finding each image's class among the texts, and each text's among the images (arXiv 2103.00020), their mean in nats.
+    """Cross-entropy of finding each image's class among the texts, and each text's among the images (arXiv 2103.00020),
+    their mean in nats.
 
     `scores` [batch, batch] has the images as rows; `labels` [batch]. All pairs of one class are right.
     """
     same = tf.where(labels[:, None] == labels[None], 0.0, -math.inf)
-    by_image, by_text = (tf.reduce_logsumexp(scores, axis) - tf.reduce_logsumexp(scores + same, axis) for axis in (1, 0))
+    by_image, by_text = (
+        tf.reduce_logsumexp(scores, axis) - tf.reduce_logsumexp(scores + same, axis) for axis in (1, 0)
+    )
     return 0.5 * (tf.reduce_mean(by_image) + tf.reduce_mean(by_text))
 
 
 def kl_standard_normal(mean: tf.Tensor, log_variance: tf.Tensor) -> tf.Tensor:
-    """KL(N(mean, exp(log_variance)) || N(0, 1)) in nats an image, [batch]; inputs [batch, size] (arXiv 1312.6114, appendix B)."""
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) in nats an image, [batch]; inputs [batch, size] (arXiv 1312.6114,
+    appendix B).
+    """
     return 0.5 * tf.reduce_sum(tf.exp(log_variance) + tf.square(mean) - 1.0 - log_variance, axis=1)
 
 

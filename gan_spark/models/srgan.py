@@ -7,7 +7,8 @@ input is their bicubic reduction with anti-aliasing.
 
 Differences: the network adds to the bicubic enlargement instead of drawing the image anew, and its last
 convolution starts at 0, so that it is no worse than bicubic from the first step; least squares
-(1611.04076) is offered for the adversarial loss; the learning rate does not fall for the second half; widths and depths are config values; moving averages.
+(1611.04076) is offered for the adversarial loss; the learning rate does not fall for the second half; widths and depths
+are config values; moving averages.
 PSNR and SSIM are of the luminance with 4 pixels cut off at each side, as in the paper.
 """
 
@@ -32,16 +33,26 @@ class Config:
     width: int = option(64, "filters of the generator", low=1, high=1024)
     blocks: int = option(16, "residual blocks", low=1, high=64)
     discriminator_width: int = option(64, "filters of the discriminator next to the image", low=1, high=1024)
-    adversarial: str = option("cross_entropy", "loss; none for SRResNet", choices=("none", "cross_entropy", "least_squares"))
+    adversarial: str = option(
+        "cross_entropy", "loss; none for SRResNet", choices=("none", "cross_entropy", "least_squares")
+    )
     adversarial_weight: float = option(1e-3, "of the adversarial loss", low=0.0)
-    content: str = option("mse", "mean squared error of pixels, or of features of VGG19 or of the network of a run", choices=("mse", "vgg19", "run"))
+    content: str = option(
+        "mse",
+        "mean squared error of pixels, or of features of VGG19 or of the network of a run",
+        choices=("mse", "vgg19", "run"),
+    )
     content_weights: str = option("imagenet", "vgg19: 'imagenet', or a Keras weights file (.h5)", file=True)
     content_run: str = option("", "run: a lenet that was trained", run="lenet")
     content_layer: str = option("block5_conv4", "layer whose features are compared")
-    content_scale: float = option(0.006, "weight of the features' squared error (the paper's is 1/12.75 squared)", low=0.0)
+    content_scale: float = option(
+        0.006, "weight of the features' squared error (the paper's is 1/12.75 squared)", low=0.0
+    )
     pixels: float = option(0.0, "weight of the pixels' squared error beside the features'; the paper has none", low=0.0)
     pretrained: str = option("", "run of the SRResNet to start from", run="srgan")
-    average: float = option(0.99, "decay of the generator's moving average; 0 for its newest weights", low=0.0, high=0.99999)
+    average: float = option(
+        0.99, "decay of the generator's moving average; 0 for its newest weights", low=0.0, high=0.99999
+    )
     rate: float = option(1e-4, "Adam's learning rate", low=0.0, high=1.0)
     beta1: float = option(0.9, "Adam's", low=0.0, high=0.999)
 
@@ -57,11 +68,19 @@ def generator(config: Config) -> tf.keras.Model:
     first = x = _prelu()(layers.Conv2D(config.width, 9, padding="same")(image))
     for _ in range(config.blocks):
         y = _prelu()(BatchNorm()(layers.Conv2D(config.width, 3, padding="same", use_bias=False)(x)))
-        x = layers.Add(dtype="float32")([x, BatchNorm()(layers.Conv2D(config.width, 3, padding="same", use_bias=False)(y))])
-    x = layers.Add(dtype="float32")([first, BatchNorm()(layers.Conv2D(config.width, 3, padding="same", use_bias=False)(x))])
+        x = layers.Add(dtype="float32")(
+            [x, BatchNorm()(layers.Conv2D(config.width, 3, padding="same", use_bias=False)(y))]
+        )
+    x = layers.Add(dtype="float32")(
+        [first, BatchNorm()(layers.Conv2D(config.width, 3, padding="same", use_bias=False)(x))]
+    )
     for _ in range(config.factor.bit_length() - 1):
         x = _prelu()(tf.nn.depth_to_space(layers.Conv2D(4 * config.width, 3, padding="same")(x), 2))
-    return tf.keras.Model(image, layers.Conv2D(config.channels, 9, padding="same", kernel_initializer="zeros", dtype="float32")(x), name="generator")
+    return tf.keras.Model(
+        image,
+        layers.Conv2D(config.channels, 9, padding="same", kernel_initializer="zeros", dtype="float32")(x),
+        name="generator",
+    )
 
 
 def discriminator(config: Config) -> tf.keras.Model:
@@ -91,16 +110,23 @@ class SRGAN(GenerativeModel):
         self.optimize("g", tf.keras.optimizers.Adam(config.rate, config.beta1), self.generator.trainable_variables)
         if config.adversarial != "none":
             self.discriminator = discriminator(config)
-            self.optimize("d", tf.keras.optimizers.Adam(config.rate, config.beta1), self.discriminator.trainable_variables)
+            self.optimize(
+                "d", tf.keras.optimizers.Adam(config.rate, config.beta1), self.discriminator.trainable_variables
+            )
         side = config.crop or config.image_size
         if config.content == "run" and content_run is None:
             raise UserError("model.content = 'run' without model.content_run: expected the name of a lenet's run")
         if any(each % config.factor for each in (side, config.image_size)) or side > config.image_size:
-            raise UserError(f"model.image_size = {config.image_size}, model.crop = {config.crop}: expected multiples of model.factor = {config.factor}, and a crop no larger than the image")
+            raise UserError(
+                f"model.image_size = {config.image_size}, model.crop = {config.crop}: expected multiples of"
+                f" model.factor = {config.factor}, and a crop no larger than the image"
+            )
 
     @functools.cached_property
     def _features(self):
-        """Images -> features, where the content loss compares those: loaded by what trains, as sampling has no use for it."""
+        """Images -> features, where the content loss compares those: loaded by what trains, as sampling has no use for
+        it.
+        """
         if self.config.content == "mse":
             return None
         if self.config.content == "run":
@@ -119,7 +145,10 @@ class SRGAN(GenerativeModel):
         if self.pretrained is not None:
             weights = self.pretrained.sampler.get_weights()
             if [value.shape for value in weights] != [tuple(variable.shape) for variable in self.generator.weights]:
-                raise UserError(f"model.pretrained: its generator has other layers than this one; expected the same width, blocks, factor and channels, found {self.pretrained.config}")
+                raise UserError(
+                    "model.pretrained: its generator has other layers than this one; expected the same width, blocks,"
+                    f" factor and channels, found {self.pretrained.config}"
+                )
             for network in (self.generator, self.sampler):
                 network.set_weights(weights)
 
@@ -150,10 +179,19 @@ class SRGAN(GenerativeModel):
             made = self.enlarged(self.reduced(images), self.generator, training=True)
             content = g_loss = self.content(images, made)
             if self.config.adversarial != "none":
-                real_logits, fake_logits = self.discriminator(images, training=True), self.discriminator(made, training=True)
+                real_logits, fake_logits = (
+                    self.discriminator(images, training=True),
+                    self.discriminator(made, training=True),
+                )
                 squares = self.config.adversarial == "least_squares"
-                adversarial = losses.least_squares(fake_logits, 1.0) if squares else losses.generator_non_saturating(fake_logits)
-                d_loss = 0.5 * (losses.least_squares(real_logits, 1.0) + losses.least_squares(fake_logits, 0.0)) if squares else losses.discriminator(real_logits, fake_logits)
+                adversarial = (
+                    losses.least_squares(fake_logits, 1.0) if squares else losses.generator_non_saturating(fake_logits)
+                )
+                d_loss = (
+                    0.5 * (losses.least_squares(real_logits, 1.0) + losses.least_squares(fake_logits, 0.0))
+                    if squares
+                    else losses.discriminator(real_logits, fake_logits)
+                )
                 g_loss = content + self.config.adversarial_weight * adversarial
         self.minimize("g", tape, g_loss)
         self.update_averages(self.config.average)
@@ -182,7 +220,12 @@ class SRGAN(GenerativeModel):
         """Low resolution, bicubic, made, original."""
         images = batch["image"][:16]
         low = self.reduced(images)
-        return side_by_side(tf.image.resize(low, tf.shape(images)[1:3], "nearest"), tf.clip_by_value(self.bicubic(low), -1.0, 1.0), self.generate(batch, seeds)[:16], images)
+        return side_by_side(
+            tf.image.resize(low, tf.shape(images)[1:3], "nearest"),
+            tf.clip_by_value(self.bicubic(low), -1.0, 1.0),
+            self.generate(batch, seeds)[:16],
+            images,
+        )
 
     def held_out(self, batch):
         images = batch["image"]
@@ -190,7 +233,10 @@ class SRGAN(GenerativeModel):
         values = {}
         for name, made in (("", self.enlarged(low, self.sampler)), ("_bicubic", self.bicubic(low))):
             real, fake = (luminance(tf.clip_by_value(each, -1.0, 1.0))[:, 4:-4, 4:-4] for each in (images, made))
-            values |= {f"psnr{name}": tf.image.psnr(real, fake, 1.0), f"ssim{name}": tf.image.ssim(real, fake, 1.0, min(11, images.shape[1] - 8))}
+            values |= {
+                f"psnr{name}": tf.image.psnr(real, fake, 1.0),
+                f"ssim{name}": tf.image.ssim(real, fake, 1.0, min(11, images.shape[1] - 8)),
+            }
         return values
 
 

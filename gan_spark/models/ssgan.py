@@ -5,10 +5,13 @@ with Z = sum exp l, which is n + 1 classes with the last logit held at 0. It lea
 images, from unlabelled ones being real, and from generated ones not being so. The generator matches the
 mean of a middle layer's features (feature matching).
 
-Differences: features are matched with the classifier as it is without noise and dropout, whose variance would else be most of
-what is matched, each rank those of its own batch; z is normal; labelled images are not among the unlabelled too; a constant learning
+Differences: features are matched with the classifier as it is without noise and dropout, whose variance would else be
+most of
+what is matched, each rank those of its own batch; z is normal; labelled images are not among the unlabelled too; a
+constant learning
 rate; DCGAN's generator; a classifier of strided 5x5 convolutions with leaky ReLU and dropout, without
-batch norm, as labelled, unlabelled and generated batches have other statistics, and without weight normalisation; a moving average of both networks, from which images and classes come.
+batch norm, as labelled, unlabelled and generated batches have other statistics, and without weight normalisation; a
+moving average of both networks, from which images and classes come.
 `adversarial = false` trains the same classifier on the labelled images alone: what it must beat.
 """
 
@@ -31,17 +34,23 @@ class Config:
     latent: int = option(100, "size of z", low=1)
     width: int = option(64, "filters next to the image; doubled at each halving", low=1, high=1024)
     dropout: float = option(0.5, "after each block of the classifier", low=0.0, high=0.95)
-    noise: float = option(0.1, "deviation of the noise that is added to the classifier's input in training", low=0.0, high=10.0)
+    noise: float = option(
+        0.1, "deviation of the noise that is added to the classifier's input in training", low=0.0, high=10.0
+    )
     adversarial: bool = option(True, "false: the labelled images alone")
     unlabelled: float = option(1.0, "weight of the losses on unlabelled and generated images", low=0.0)
-    average: float = option(0.999, "decay of both networks' moving averages; 0 for their newest weights", low=0.0, high=0.99999)
+    average: float = option(
+        0.999, "decay of both networks' moving averages; 0 for their newest weights", low=0.0, high=0.99999
+    )
     generator_rate: float = option(3e-4, "Adam's learning rate", low=0.0, high=1.0)
     classifier_rate: float = option(3e-4, "Adam's learning rate", low=0.0, high=1.0)
     beta1: float = option(0.5, "Adam's", low=0.0, high=0.999)
 
 
 def classifier(config: Config) -> tf.keras.Model:
-    """Images in [-1, 1] -> (features [n, d] of the last hidden layer, class logits [n, classes]): 5x5 convolutions with stride 2."""
+    """Images in [-1, 1] -> (features [n, d] of the last hidden layer, class logits [n, classes]): 5x5 convolutions with
+    stride 2.
+    """
     layers, (_, doublings) = tf.keras.layers, pyramid(config.image_size)
     image = tf.keras.Input([config.image_size, config.image_size, config.channels])
     x = layers.GaussianNoise(config.noise)(image)
@@ -62,14 +71,20 @@ class SSGAN(GenerativeModel):
 
     def __init__(self, config, reduce=list, seed=0):
         super().__init__(config, reduce, seed)
-        networks = dcgan.Config(image_size=config.image_size, channels=config.channels, latent=config.latent, width=config.width)
+        networks = dcgan.Config(
+            image_size=config.image_size, channels=config.channels, latent=config.latent, width=config.width
+        )
         self.generator = dcgan.generator(networks)
         self.classifier = classifier(config)
         self.sampler = self.average(dcgan.generator(networks), self.generator)
         self.scorer = self.average(classifier(config), self.classifier)
-        self.optimize("d", tf.keras.optimizers.Adam(config.classifier_rate, config.beta1), self.classifier.trainable_variables)
+        self.optimize(
+            "d", tf.keras.optimizers.Adam(config.classifier_rate, config.beta1), self.classifier.trainable_variables
+        )
         if config.adversarial:
-            self.optimize("g", tf.keras.optimizers.Adam(config.generator_rate, config.beta1), self.generator.trainable_variables)
+            self.optimize(
+                "g", tf.keras.optimizers.Adam(config.generator_rate, config.beta1), self.generator.trainable_variables
+            )
         else:
             self.generator.trainable = False
 
@@ -86,7 +101,9 @@ class SSGAN(GenerativeModel):
                 fake = self.generator(z, training=True)
                 _, real_logits = self.classifier(unlabelled, training=True)
                 _, fake_logits = self.classifier(fake, training=True)
-                unsupervised = losses.discriminator(tf.reduce_logsumexp(real_logits, 1), tf.reduce_logsumexp(fake_logits, 1))
+                unsupervised = losses.discriminator(
+                    tf.reduce_logsumexp(real_logits, 1), tf.reduce_logsumexp(fake_logits, 1)
+                )
                 d_loss += self.config.unlabelled * unsupervised
                 g_loss = losses.feature_matching(self.classifier(unlabelled)[0], self.classifier(fake)[0])
                 scalars = {"unsupervised": unsupervised, "g_loss": g_loss}
@@ -107,4 +124,8 @@ class SSGAN(GenerativeModel):
     def held_out(self, batch):
         if "label" not in batch:
             return {}
-        return {"accuracy": tf.cast(tf.equal(tf.argmax(self.classify(batch["image"]), 1, tf.int32), batch["label"]), tf.float32)}
+        return {
+            "accuracy": tf.cast(
+                tf.equal(tf.argmax(self.classify(batch["image"]), 1, tf.int32), batch["label"]), tf.float32
+            )
+        }

@@ -1,8 +1,11 @@
-"""What both stages of StackGAN share (Zhang et al., 2017; arXiv 1612.03242): text, its conditioning augmentation, the discriminator, the step.
+"""What both stages of StackGAN share (Zhang et al., 2017; arXiv 1612.03242): text, its conditioning augmentation, the
+discriminator, the step.
 
 Differences from the paper, in both stages: one phrasing's embedding a step; the KL term is averaged over the
-dimensions of c, as in the authors' code, so that its weight does not depend on their number; the learning rate is constant or
-falls linearly; one-sided label smoothing (1606.03498); both networks step on one pass; moving averages of the generators.
+dimensions of c, as in the authors' code, so that its weight does not depend on their number; the learning rate is
+constant or
+falls linearly; one-sided label smoothing (1606.03498); both networks step on one pass; moving averages of the
+generators.
 """
 
 import dataclasses
@@ -21,14 +24,22 @@ class StageConfig:
     """What both stages are told alike."""
 
     channels: int = option(3, "of the image", choices=(1, 3))
-    text: str = option("captions", "read by the text encoder of a run, or the dataset's embeddings", choices=("captions", "embedding"))
+    text: str = option(
+        "captions", "read by the text encoder of a run, or the dataset's embeddings", choices=("captions", "embedding")
+    )
     embedding: int = option(1024, "size of a text's embedding", low=1)
     conditioning: int = option(128, "size of c", low=1)
-    discriminator_width: int = option(64, "filters of the discriminator next to the image; doubled at each halving", low=1, high=1024)
+    discriminator_width: int = option(
+        64, "filters of the discriminator next to the image; doubled at each halving", low=1, high=1024
+    )
     compressed: int = option(128, "N_d, size of the embedding in the discriminator", low=1)
     kl: float = option(1.0, "lambda, weight of the conditioning augmentation's KL term", low=0.0)
-    real_target: float = option(0.9, "target of real images with their text; under 1 is one-sided label smoothing", low=0.5, high=1.0)
-    average: float = option(0.999, "decay of the generator's moving average; 0 for its newest weights", low=0.0, high=0.99999)
+    real_target: float = option(
+        0.9, "target of real images with their text; under 1 is one-sided label smoothing", low=0.5, high=1.0
+    )
+    average: float = option(
+        0.999, "decay of the generator's moving average; 0 for its newest weights", low=0.0, high=0.99999
+    )
     generator_rate: float = option(2e-4, "Adam's learning rate", low=0.0, high=1.0)
     discriminator_rate: float = option(2e-4, "Adam's learning rate", low=0.0, high=1.0)
     constant_steps: int = option(0, "before the rates fall", low=0)
@@ -71,7 +82,9 @@ def joint_network(config) -> tf.keras.Model:
     text = layers.LeakyReLU(0.2)(layers.Dense(config.compressed)(embedding))
     x = layers.Concatenate()([features, tiled(text, side)])
     x = layers.LeakyReLU(0.2)(BatchNorm()(layers.Conv2D(filters, 1, use_bias=False)(x)))
-    return tf.keras.Model([features, embedding], layers.Dense(1, dtype="float32")(layers.Flatten()(x)), name="discriminator_joint")
+    return tf.keras.Model(
+        [features, embedding], layers.Dense(1, dtype="float32")(layers.Flatten()(x)), name="discriminator_joint"
+    )
 
 
 class StackGAN(GenerativeModel):
@@ -89,13 +102,23 @@ class StackGAN(GenerativeModel):
         super().__init__(config, reduce, seed)
         self.encoder = encoder
         if config.text == "captions" and encoder is not None and encoder.config.embedding != config.embedding:
-            raise UserError(f"model.embedding = {config.embedding}; the text encoder's embeddings have {encoder.config.embedding} numbers")
+            raise UserError(
+                f"model.embedding = {config.embedding}; the text encoder's embeddings have {encoder.config.embedding}"
+                " numbers"
+            )
         self.generator = self.network()
         self.sampler = self.average(self.network(), self.generator)
         self.image_features, self.joint = image_network(config), joint_network(config)
         discriminator = [*self.image_features.trainable_variables, *self.joint.trainable_variables]
-        for name, rate, variables in (("d", config.discriminator_rate, discriminator), ("g", config.generator_rate, self.generator.trainable_variables)):
-            self.optimize(name, tf.keras.optimizers.Adam(falling_rate(rate, config.constant_steps, config.decay_steps), config.beta1), variables)
+        for name, rate, variables in (
+            ("d", config.discriminator_rate, discriminator),
+            ("g", config.generator_rate, self.generator.trainable_variables),
+        ):
+            self.optimize(
+                name,
+                tf.keras.optimizers.Adam(falling_rate(rate, config.constant_steps, config.decay_steps), config.beta1),
+                variables,
+            )
 
     def network(self) -> tf.keras.Model:
         """[*given, embedding, noise] -> [images in [-1, 1], mean and log_variance of c]."""
@@ -115,14 +138,19 @@ class StackGAN(GenerativeModel):
             return self.encoder.encode(phrasing(batch["caption"], share))
         values = batch["embedding"]
         if values.shape[2] != self.config.embedding:
-            raise UserError(f"model.embedding = {self.config.embedding}; the dataset's embeddings have {values.shape[2]} numbers")
+            raise UserError(
+                f"model.embedding = {self.config.embedding}; the dataset's embeddings have {values.shape[2]} numbers"
+            )
         return tf.gather(values, tf.cast(share * values.shape[1], tf.int32), batch_dims=1)
 
     def train_step(self, batches):
         (batch,) = batches
         config, real = self.config, batch["image"]
         if real.shape[0] == 1:
-            raise UserError("train.batch_size gives a rank one image: expected two or more, as the text of another image of its batch is the wrong one")
+            raise UserError(
+                "train.batch_size gives a rank one image: expected two or more, as the text of another image of its"
+                " batch is the wrong one"
+            )
         count = tf.shape(real)[0]
         embedding = self.embeddings(batch, self.uniform([count], stream=1, low=0.0))
         given, noise = self.given(embedding), self.normal([count, config.conditioning], stream=2)
@@ -140,5 +168,13 @@ class StackGAN(GenerativeModel):
         self.minimize("d", tape, d_loss)
         self.minimize("g", tape, g_loss)
         self.update_averages(config.average)
-        probability = {name: tf.reduce_mean(tf.sigmoid(logits)) for name, logits in (("d_real", real_logits), ("d_wrong", wrong_logits), ("d_fake", fake_logits))}
-        return {"d_loss": d_loss, "g_loss": adversarial, **{name: value for name, (_, value) in terms.items()}, **probability}
+        probability = {
+            name: tf.reduce_mean(tf.sigmoid(logits))
+            for name, logits in (("d_real", real_logits), ("d_wrong", wrong_logits), ("d_fake", fake_logits))
+        }
+        return {
+            "d_loss": d_loss,
+            "g_loss": adversarial,
+            **{name: value for name, (_, value) in terms.items()},
+            **probability,
+        }

@@ -33,7 +33,9 @@ class StackGAN1(StackGAN):
     def network(self):
         config, layers = self.config, tf.keras.layers
         side, doublings = pyramid(config.image_size)
-        z, embedding, noise = (tf.keras.Input([size]) for size in (config.latent, config.embedding, config.conditioning))
+        z, embedding, noise = (
+            tf.keras.Input([size]) for size in (config.latent, config.embedding, config.conditioning)
+        )
         c, mean, log_variance = conditioned(embedding, noise, config.conditioning)
         filters = config.width * 2**doublings
         x = layers.Dense(side * side * filters, use_bias=False)(layers.Concatenate()([z, c]))
@@ -52,4 +54,6 @@ class StackGAN1(StackGAN):
 
     def generate(self, inputs, seeds):
         embedding = self.embeddings(inputs, tf.zeros([tf.shape(seeds)[0]]))
-        return self.draw(self.latents(seeds, self.config.latent), embedding, self.latents(seeds, self.config.conditioning, stream=1))
+        return self.draw(
+            self.latents(seeds, self.config.latent), embedding, self.latents(seeds, self.config.conditioning, stream=1)
+        )

@@ -4,8 +4,10 @@ The image of stage I, whose run stays frozen, is reduced by strided convolutions
 the stage's own, tiled, and goes through residual blocks and nearest-neighbour upsampling. There is no z.
 
 Differences from the paper, beside those that `stackgan.py` names: how often the image of stage I is halved is a
-config value (2 in the paper), since an image of 16x16 has few pixels to lose; `consistency` holds the image to stage I's, as
-StackGAN-v2's colour consistency does (arXiv 1710.10916), pixel by pixel where that compares means and covariances of colours.
+config value (2 in the paper), since an image of 16x16 has few pixels to lose; `consistency` holds the image to stage
+I's, as
+StackGAN-v2's colour consistency does (arXiv 1710.10916), pixel by pixel where that compares means and covariances of
+colours.
 """
 
 import dataclasses
@@ -28,7 +30,9 @@ class Config(StageConfig):
     halvings: int = option(2, "of the image of stage I", low=0, high=4)
     blocks: int = option(4, "residual blocks", low=0, high=64)
     width: int = option(32, "filters of the generator next to the image; doubled at each halving", low=1, high=1024)
-    consistency: float = option(0.0, "weight of the squared difference from stage I's image, once averaged to its side", low=0.0)
+    consistency: float = option(
+        0.0, "weight of the squared difference from stage I's image, once averaged to its side", low=0.0
+    )
 
 
 class StackGAN2(StackGAN):
@@ -37,9 +41,17 @@ class StackGAN2(StackGAN):
     def __init__(self, config, reduce=list, seed=0, stage1=None):
         if stage1 is None:
             raise UserError("model.stage1 is empty: expected the name of a stackgan1's run")
-        for key, expected in (("image_size", config.image_size / FACTOR), ("channels", config.channels), ("text", config.text), ("embedding", config.embedding)):
+        for key, expected in (
+            ("image_size", config.image_size / FACTOR),
+            ("channels", config.channels),
+            ("text", config.text),
+            ("embedding", config.embedding),
+        ):
             if getattr(stage1.config, key) != expected:
-                raise UserError(f"model.{key} = {getattr(config, key)!r}; stage I's is {getattr(stage1.config, key)!r}, expected {expected!r}")
+                raise UserError(
+                    f"model.{key} = {getattr(config, key)!r}; stage I's is {getattr(stage1.config, key)!r}, expected"
+                    f" {expected!r}"
+                )
         super().__init__(config, reduce, seed, stage1.encoder)
         self.stage1 = stage1
 
@@ -47,7 +59,11 @@ class StackGAN2(StackGAN):
         config, layers = self.config, tf.keras.layers
         low = config.image_size // FACTOR
         doublings = config.halvings + FACTOR.bit_length() - 1
-        image, embedding, noise = tf.keras.Input([low, low, config.channels]), tf.keras.Input([config.embedding]), tf.keras.Input([config.conditioning])
+        image, embedding, noise = (
+            tf.keras.Input([low, low, config.channels]),
+            tf.keras.Input([config.embedding]),
+            tf.keras.Input([config.conditioning]),
+        )
         c, mean, log_variance = conditioned(embedding, noise, config.conditioning)
         x = layers.ReLU()(layers.Conv2D(config.width * 4, 3, padding="same")(image))
         for level in range(3, config.halvings + 3):
@@ -57,7 +73,11 @@ class StackGAN2(StackGAN):
         x = layers.ReLU()(BatchNorm()(layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)))
         for _ in range(config.blocks):
             y = layers.ReLU()(BatchNorm()(layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)))
-            x = layers.ReLU()(layers.Add(dtype="float32")([x, BatchNorm()(layers.Conv2D(filters, 3, padding="same", use_bias=False)(y))]))
+            x = layers.ReLU()(
+                layers.Add(dtype="float32")(
+                    [x, BatchNorm()(layers.Conv2D(filters, 3, padding="same", use_bias=False)(y))]
+                )
+            )
         for level in reversed(range(doublings)):
             x = upsampled(x, config.width * 2**level)
         made = layers.Conv2D(config.channels, 3, padding="same", activation="tanh", dtype="float32")(x)
@@ -65,7 +85,11 @@ class StackGAN2(StackGAN):
 
     def given(self, embedding):
         count, config = tf.shape(embedding)[0], self.stage1.config
-        return [self.stage1.draw(self.normal([count, config.latent]), embedding, self.normal([count, config.conditioning], stream=3))]
+        return [
+            self.stage1.draw(
+                self.normal([count, config.latent]), embedding, self.normal([count, config.conditioning], stream=3)
+            )
+        ]
 
     def terms(self, given, fake):
         weight = self.config.consistency

@@ -4,9 +4,12 @@ Convolutions over characters, a recurrent network over what they leave, and its 
 class are to be found by each other among
 all of their rank's share of the batch. `encode` is what the text-to-image models use.
 
-Differences: the loss is a cross-entropy over cosines (Radford et al., 2021; arXiv 2103.00020), which spreads the embeddings,
-where the paper's hinge over inner products stops at a margin and leaves them along few directions (docs/trials.md); the images'
-features are learnt with the texts', by a small convolutional network, where the paper takes GoogLeNet's; GRU cells; widths
+Differences: the loss is a cross-entropy over cosines (Radford et al., 2021; arXiv 2103.00020), which spreads the
+embeddings,
+where the paper's hinge over inner products stops at a margin and leaves them along few directions (docs/trials.md); the
+images'
+features are learnt with the texts', by a small convolutional network, where the paper takes GoogLeNet's; GRU cells;
+widths
 are config values.
 """
 
@@ -81,16 +84,29 @@ class TextEncoder(TrainedModel):
     def __init__(self, config, reduce=list, seed=0):
         super().__init__(config, reduce, seed)
         self.text, self.image = text_network(config), image_network(config)
-        self.optimize("encoder", tf.keras.optimizers.Adam(config.rate), [*self.text.trainable_variables, *self.image.trainable_variables])
+        self.optimize(
+            "encoder",
+            tf.keras.optimizers.Adam(config.rate),
+            [*self.text.trainable_variables, *self.image.trainable_variables],
+        )
 
     def encode(self, texts: tf.Tensor) -> tf.Tensor:
-        """Texts, string [n], to embeddings [n, embedding] of norm sqrt(embedding), which what is trained on them takes in best."""
-        return tf.math.l2_normalize(self.text(characters(texts, self.config.length), training=False), 1) * self.config.embedding**0.5
+        """Texts, string [n], to embeddings [n, embedding] of norm sqrt(embedding), which what is trained on them takes
+        in best.
+        """
+        return (
+            tf.math.l2_normalize(self.text(characters(texts, self.config.length), training=False), 1)
+            * self.config.embedding**0.5
+        )
 
     def scores(self, images: tf.Tensor, texts: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Cosines of every image's embedding with every text's, [images, texts]."""
         text = self.text(characters(texts, self.config.length), training=training)
-        return tf.matmul(tf.math.l2_normalize(self.image(images, training=training), 1), tf.math.l2_normalize(text, 1), transpose_b=True)
+        return tf.matmul(
+            tf.math.l2_normalize(self.image(images, training=training), 1),
+            tf.math.l2_normalize(text, 1),
+            transpose_b=True,
+        )
 
     def train_step(self, batches):
         (batch,) = batches

@@ -38,13 +38,29 @@ class VAE(GenerativeModel):
         pixels = shape[0] * shape[1] * shape[2]
         dense = [tf.keras.layers.Dense(units, "relu") for units in config.hidden]
         self.encoder = tf.keras.Sequential(
-            [tf.keras.Input(shape), tf.keras.layers.Flatten(), *dense, tf.keras.layers.Dense(2 * config.latent, dtype="float32")], name="encoder"
+            [
+                tf.keras.Input(shape),
+                tf.keras.layers.Flatten(),
+                *dense,
+                tf.keras.layers.Dense(2 * config.latent, dtype="float32"),
+            ],
+            name="encoder",
         )
         dense = [tf.keras.layers.Dense(units, "relu") for units in reversed(config.hidden)]
         self.decoder = tf.keras.Sequential(
-            [tf.keras.Input([config.latent]), *dense, tf.keras.layers.Dense(pixels, dtype="float32"), tf.keras.layers.Reshape(shape, dtype="float32")], name="decoder"
+            [
+                tf.keras.Input([config.latent]),
+                *dense,
+                tf.keras.layers.Dense(pixels, dtype="float32"),
+                tf.keras.layers.Reshape(shape, dtype="float32"),
+            ],
+            name="decoder",
         )
-        self.optimize("vae", tf.keras.optimizers.Adam(config.rate), [*self.encoder.trainable_variables, *self.decoder.trainable_variables])
+        self.optimize(
+            "vae",
+            tf.keras.optimizers.Adam(config.rate),
+            [*self.encoder.trainable_variables, *self.decoder.trainable_variables],
+        )
 
     def negative_elbo(self, images: tf.Tensor, noise: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """-log p(x | z) and KL(q(z | x) || p(z)), both in nats an image, [n]; `noise` is N(0, 1) [n, latent]."""
@@ -75,7 +91,9 @@ class VAE(GenerativeModel):
         return 2.0 * tf.sigmoid(self.decoder(z)) - 1.0
 
     def importance_weighted(self, images: tf.Tensor, samples: int) -> tf.Tensor:
-        """-log (1/K sum_k p(x, z_k) / q(z_k | x)) in nats an image, [n]: a bound that tightens with K (arXiv 1509.00519)."""
+        """-log (1/K sum_k p(x, z_k) / q(z_k | x)) in nats an image, [n]: a bound that tightens with K (arXiv
+        1509.00519).
+        """
         mean, log_variance = tf.split(self.encoder(images), 2, axis=1)
         values = 0.5 * (images + 1.0)
 
@@ -83,7 +101,11 @@ class VAE(GenerativeModel):
             noise = tf.random.stateless_normal(tf.shape(mean), [k, 1])
             z = mean + tf.exp(0.5 * log_variance) * noise
             outputs = self.decoder(z)
-            nll = losses.bernoulli_nll(values, outputs) if self.config.likelihood == "bernoulli" else losses.gaussian_nll(values, tf.sigmoid(outputs), self.config.deviation)
+            nll = (
+                losses.bernoulli_nll(values, outputs)
+                if self.config.likelihood == "bernoulli"
+                else losses.gaussian_nll(values, tf.sigmoid(outputs), self.config.deviation)
+            )
             # The constants of p(z) and q(z | x) cancel.
             return -nll - 0.5 * tf.reduce_sum(tf.square(z) - tf.square(noise) - log_variance, axis=1)
 
@@ -91,6 +113,13 @@ class VAE(GenerativeModel):
         return math.log(samples) - tf.reduce_logsumexp(weights, axis=0)
 
     def held_out(self, batch):
-        reconstruction, kl = self.negative_elbo(batch["image"], self.held_out_latents(batch["image"], self.config.latent))
+        reconstruction, kl = self.negative_elbo(
+            batch["image"], self.held_out_latents(batch["image"], self.config.latent)
+        )
         bound = self.importance_weighted(batch["image"], 50)
-        return {"negative_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl, "importance_weighted": bound}
+        return {
+            "negative_elbo": reconstruction + kl,
+            "reconstruction": reconstruction,
+            "kl": kl,
+            "importance_weighted": bound,
+        }

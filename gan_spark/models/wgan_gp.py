@@ -26,7 +26,9 @@ class Config:
     width: int = option(32, "filters next to the image; doubled at each halving", low=1, high=1024)
     n_critic: int = option(5, "critic steps for each generator step", low=1, high=100)
     penalty: float = option(10.0, "lambda, weight of the gradient penalty", low=0.0)
-    average: float = option(0.999, "decay of the generator's moving average; 0 for its newest weights", low=0.0, high=0.99999)
+    average: float = option(
+        0.999, "decay of the generator's moving average; 0 for its newest weights", low=0.0, high=0.99999
+    )
     rate: float = option(1e-4, "Adam's learning rate", low=0.0, high=1.0)
     beta1: float = option(0.0, "Adam's", low=0.0, high=0.999)
     beta2: float = option(0.9, "Adam's", low=0.0, high=0.9999)
@@ -38,12 +40,18 @@ class WGANGP(GenerativeModel):
     def __init__(self, config, reduce=list, seed=0):
         super().__init__(config, reduce, seed)
         self.batches_per_step = config.n_critic
-        networks = dcgan.Config(image_size=config.image_size, channels=config.channels, latent=config.latent, width=config.width)
+        networks = dcgan.Config(
+            image_size=config.image_size, channels=config.channels, latent=config.latent, width=config.width
+        )
         self.generator = dcgan.generator(networks)
         self.critic = dcgan.discriminator(dataclasses.replace(networks, normalisation="none"))
         self.sampler = self.average(dcgan.generator(networks), self.generator)
-        self.optimize("d", tf.keras.optimizers.Adam(config.rate, config.beta1, config.beta2), self.critic.trainable_variables)
-        self.optimize("g", tf.keras.optimizers.Adam(config.rate, config.beta1, config.beta2), self.generator.trainable_variables)
+        self.optimize(
+            "d", tf.keras.optimizers.Adam(config.rate, config.beta1, config.beta2), self.critic.trainable_variables
+        )
+        self.optimize(
+            "g", tf.keras.optimizers.Adam(config.rate, config.beta1, config.beta2), self.generator.trainable_variables
+        )
 
     def critic_step(self, real: tf.Tensor, turn: int) -> tuple[tf.Tensor, tf.Tensor]:
         """One critic step; the estimate of the earth-mover distance and the mean penalty, both from before it."""
@@ -52,7 +60,9 @@ class WGANGP(GenerativeModel):
         share = self.uniform([count, 1, 1, 1], stream=2 * turn + 1, low=0.0)
         with tf.GradientTape() as tape:
             estimate = losses.earth_mover(self.critic(real, training=True), self.critic(fake, training=True))
-            penalty = losses.gradient_penalty(lambda images: self.critic(images, training=True), real + share * (fake - real))
+            penalty = losses.gradient_penalty(
+                lambda images: self.critic(images, training=True), real + share * (fake - real)
+            )
             loss = self.config.penalty * penalty - estimate
         self.minimize("d", tape, loss)
         return estimate, penalty
@@ -77,4 +87,8 @@ class WGANGP(GenerativeModel):
     def held_out(self, batch):
         """Its mean is the critic's estimate of the distance between held-out and generated images."""
         made = self.decode(self.held_out_latents(batch["image"], self.config.latent))
-        return {"critic_estimate": self.critic(batch["image"], training=False)[:, 0] - self.critic(made, training=False)[:, 0]}
+        return {
+            "critic_estimate": (
+                self.critic(batch["image"], training=False)[:, 0] - self.critic(made, training=False)[:, 0]
+            )
+        }

@@ -33,7 +33,9 @@ def load(name: str, weights: str, **options) -> tf.keras.Model:
         except ValueError as error:
             raise UserError(f"{name}: {error}") from error
         except Exception as error:  # Keras raises a bare Exception where it cannot fetch.
-            raise NotFetched(f"{name}: its {weights!r} weights cannot be fetched: {error}; name a weights file instead") from error
+            raise NotFetched(
+                f"{name}: its {weights!r} weights cannot be fetched: {error}; name a weights file instead"
+            ) from error
     url = lake.to_url(weights)
     if not lake.exists(url):
         raise UserError(f"{url}: no such file; expected 'imagenet' or a Keras weights file (.h5) of {name}")
@@ -55,7 +57,9 @@ def _one_at_a_time() -> Iterator[None]:
 
 
 def _named_after_its_format(path: str) -> str:
-    """Keras tells its two formats of weights files apart by their names; the older one, its published weights', lists `layer_names`."""
+    """Keras tells its two formats of weights files apart by their names; the older one, its published weights', lists
+    `layer_names`.
+    """
     import h5py
 
     with h5py.File(path, "r") as file:
@@ -72,15 +76,23 @@ def _misfit(path: str, model: tf.keras.Model) -> str:
     def text(name) -> str:
         return name.decode() if isinstance(name, bytes) else name
 
-    if not os.path.exists(path) or not h5py.is_hdf5(path):  # renamed, as it is of the newer format; or no weights file at all
+    if not os.path.exists(path) or not h5py.is_hdf5(
+        path
+    ):  # renamed, as it is of the newer format; or no weights file at all
         return ""
     with h5py.File(path, "r") as file:
         root = file["model_weights"] if "model_weights" in file else file
         if "layer_names" not in root.attrs:
             return ""
         layers = [(text(name), root[text(name)]) for name in root.attrs["layer_names"]]
-        found = [(name, [layer[text(weight)].shape for weight in layer.attrs["weight_names"]]) for name, layer in layers if len(layer.attrs["weight_names"])]
-    wanted = [(layer.name, [tuple(weight.shape) for weight in layer.weights]) for layer in model.layers if layer.weights]
+        found = [
+            (name, [layer[text(weight)].shape for weight in layer.attrs["weight_names"]])
+            for name, layer in layers
+            if len(layer.attrs["weight_names"])
+        ]
+    wanted = [
+        (layer.name, [tuple(weight.shape) for weight in layer.weights]) for layer in model.layers if layer.weights
+    ]
     for (layer, shapes), (other, others) in itertools.zip_longest(wanted, found, fillvalue=("none", [])):
         if shapes != others:
             return f"its layer {layer!r} has weights of {shapes}, where the file has {other!r} with {others}"
@@ -90,7 +102,8 @@ def _misfit(path: str, model: tf.keras.Model) -> str:
 def load_file(url: str) -> tf.keras.Model:
     """A Keras model from a file in the lake, .keras or .h5.
 
-    Its parts are Keras's own layers and plain operations on tensors; one with others (Lambda layers, or operations that touch files) is refused before it is built.
+    Its parts are Keras's own layers and plain operations on tensors; one with others (Lambda layers, or operations that
+    touch files) is refused before it is built.
     """
     return from_bytes(read_file(url), url)
 
@@ -112,7 +125,10 @@ def from_bytes(data: bytes, url: str) -> tf.keras.Model:
         except Exception as error:  # Hostile bytes raise many types.
             raise UserError(f"{url}: not a Keras model file: {error}") from error
         if found := safety.found(config):
-            raise UserError(f"{url}: expected Keras's own layers and plain operations on tensors, found {found}, by which a file could run code or touch other files; save the model without it")
+            raise UserError(
+                f"{url}: expected Keras's own layers and plain operations on tensors, found {found}, by which a file"
+                " could run code or touch other files; save the model without it"
+            )
         try:
             return tf.keras.models.load_model(path, compile=False, safe_mode=True)
         except Exception as error:  # Keras raises many types.
@@ -125,7 +141,9 @@ def _config(path: str, kind: str) -> dict:
         with zipfile.ZipFile(path) as archive:
             archive.getinfo("model.weights.h5")  # Where there is none, Keras unpickles a model.weights.npz.
             config = json.loads(archive.read("config.json"))
-        config.pop("compile_config", None)  # Keras drops it too where it does not compile; it may name losses of the user's own.
+        config.pop(
+            "compile_config", None
+        )  # Keras drops it too where it does not compile; it may name losses of the user's own.
         return config
     import h5py
 

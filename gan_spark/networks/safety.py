@@ -1,4 +1,6 @@
-"""What in a Keras model's config is not Keras's own: Keras builds whatever a file names, and so could be made to run code."""
+"""What in a Keras model's config is not Keras's own: Keras builds whatever a file names, and so could be made to run
+code.
+"""
 
 import functools
 import inspect
@@ -9,10 +11,22 @@ import tensorflow as tf
 # Where Keras's public functions and classes are; those that `_known` takes compute on arrays alone.
 _FUNCTIONS = ("keras.activations", "keras.losses", "keras.metrics", "keras.regularizers")
 _CLASSES = tuple(
-    f"keras.{name}" for name in "constraints initializers layers layers.experimental mixed_precision models optimizers optimizers.legacy optimizers.schedules".split()
+    f"keras.{name}"
+    for name in "constraints initializers layers layers.experimental mixed_precision models optimizers optimizers.legacy optimizers.schedules".split()
 )
-# What files name besides: values that are written as classes, what is Keras's own but not public, and TensorFlow's initializers, of which EfficientNetV2 has one.
-_OWN = ("TensorShape", "__bytes__", "__ellipsis__", "__numpy__", "__tensor__", "__tuple__", "Functional", "CustomScaleLayer", "Custom>CustomScaleLayer")
+# What files name besides: values that are written as classes, what is Keras's own but not public, and TensorFlow's
+# initializers, of which EfficientNetV2 has one.
+_OWN = (
+    "TensorShape",
+    "__bytes__",
+    "__ellipsis__",
+    "__numpy__",
+    "__tensor__",
+    "__tuple__",
+    "Functional",
+    "CustomScaleLayer",
+    "Custom>CustomScaleLayer",
+)
 _OWN_FUNCTIONS = ("leaky_relu", "log_softmax", "relu6", "silu")
 _OWN_MODULES = (
     "keras",
@@ -21,7 +35,8 @@ _OWN_MODULES = (
     "keras.src.layers.core.tf_op_layer",
     "tensorflow.python.ops.init_ops_v2",
 )
-# TensorFlow's functions of tensors alone, by the names that Keras writes. So are all of `math.` and `__operators__.`, but not of `nn.`, where a candidate sampler reads files.
+# TensorFlow's functions of tensors alone, by the names that Keras writes. So are all of `math.` and `__operators__.`,
+# but not of `nn.`, where a candidate sampler reads files.
 _OPERATIONS = frozenset(
     """
     argsort batch_gather batch_to_space boolean_mask broadcast_to cast clip_by_norm clip_by_value complex concat convert_to_tensor einsum ensure_shape expand_dims eye fill
@@ -42,7 +57,9 @@ _OPERATIONS = frozenset(
 
 
 def found(config: dict) -> str:
-    """The first part of a model's parsed config that could run code that is not Keras's, or touch files; "" where there is none."""
+    """The first part of a model's parsed config that could run code that is not Keras's, or touch files; "" where there
+    is none.
+    """
     return next(filter(None, map(_foreign, _parts(config))), "")
 
 
@@ -59,7 +76,9 @@ def _parts(config) -> Iterator[dict]:
 
 
 def _foreign(part: dict) -> str:
-    """What in one object of a model's config could make Keras run code that is not its own, or touch files; "" where nothing could."""
+    """What in one object of a model's config could make Keras run code that is not its own, or touch files; "" where
+    nothing could.
+    """
     classes, functions, modules = _known()
     for key, value in part.items():
         if key.endswith("activation") and isinstance(value, str) and value not in functions + classes:
@@ -95,6 +114,14 @@ def _known() -> tuple[tuple, tuple, tuple]:
 
     classes = {name: each for name, each in public(_FUNCTIONS + _CLASSES) if inspect.isclass(each)}
     del classes["Lambda"], classes["DenseFeatures"]  # The former holds code, the latter columns that may read files.
-    functions = {name for name, each in public(_FUNCTIONS) if inspect.isfunction(each)} - {"deserialize", "get", "serialize"}
+    functions = {name for name, each in public(_FUNCTIONS) if inspect.isfunction(each)} - {
+        "deserialize",
+        "get",
+        "serialize",
+    }
     modules = {each.__module__ for each in classes.values()}
-    return (*classes, *_OWN), (*functions, *_OWN_FUNCTIONS), (None, "builtins", *_FUNCTIONS, *_CLASSES, *modules, *_OWN_MODULES)
+    return (
+        (*classes, *_OWN),
+        (*functions, *_OWN_FUNCTIONS),
+        (None, "builtins", *_FUNCTIONS, *_CLASSES, *modules, *_OWN_MODULES),
+    )

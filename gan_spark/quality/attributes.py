@@ -27,27 +27,57 @@ def attributes(spark, config: Config) -> dict:
     config = registry.promoted(config)
     url = lake.table_url(config)
     if not config.evaluate.reader:
-        raise UserError("evaluate.reader is empty: expected the run of an attributes model; train it with jobs/train.py")
+        raise UserError(
+            "evaluate.reader is empty: expected the run of an attributes model; train it with jobs/train.py"
+        )
     run = Run.named(config.lake, config.evaluate.reader)
     record, steps = run.record(), run.checkpoints()
     model = record["config"]["model"]
     if model["name"] != "attributes" or not steps:
-        raise UserError(f"evaluate.reader = {config.evaluate.reader!r}: expected the run of an attributes model with a whole checkpoint, found {model['name']} at {steps or 'no step'}")
+        raise UserError(
+            f"evaluate.reader = {config.evaluate.reader!r}: expected the run of an attributes model with a whole"
+            f" checkpoint, found {model['name']} at {steps or 'no step'}"
+        )
     table = generate.images_of(spark, config).select("run", "step", "input", "image", "height", "width", "channels")
     first = table.first()
     expected = (model["image_size"], model["image_size"], model["channels"])
     if (first["height"], first["width"], first["channels"]) != expected:
-        raise UserError(f"table {url} holds images of {(first['height'], first['width'], first['channels'])}; reader {config.evaluate.reader!r} reads {expected}")
-    if odd := table.select("input").rdd.map(lambda row: row["input"]).filter(lambda caption: bool(unsaid(caption))).take(1):
-        raise UserError(f"table {url}: its input {odd[0]!r} says nothing of {', '.join(unsaid(odd[0]))}; expected captions that name all five attributes, as those of source 'shapes' do")
+        raise UserError(
+            f"table {url} holds images of {(first['height'], first['width'], first['channels'])}; reader"
+            f" {config.evaluate.reader!r} reads {expected}"
+        )
+    if (
+        odd := table.select("input")
+        .rdd.map(lambda row: row["input"])
+        .filter(lambda caption: bool(unsaid(caption)))
+        .take(1)
+    ):
+        raise UserError(
+            f"table {url}: its input {odd[0]!r} says nothing of {', '.join(unsaid(odd[0]))}; expected captions that"
+            " name all five attributes, as those of source 'shapes' do"
+        )
     partial = functools.partial(_read, run.url, steps[-1], record, config.evaluate.batch_size)
-    counts = table.select("input", "image").rdd.mapPartitions(partial).treeReduce(lambda a, b: {kind: a[kind] + b[kind] for kind in KINDS})
+    counts = (
+        table.select("input", "image")
+        .rdd.mapPartitions(partial)
+        .treeReduce(lambda a, b: {kind: a[kind] + b[kind] for kind in KINDS})
+    )
     names = ("all", *shapes.ATTRIBUTES)
     result = {}
     for kind in KINDS:
         total, *right = counts[kind].tolist()
-        result[kind] = {"images": total, **{name: round(value / total, 4) for name, value in zip(names, right) if total}}
-    report = {**result, "real": _real(spark, run, steps[-1], record, config.evaluate.batch_size), "table": url, "run": first["run"], "step": first["step"], "reader": run.url}
+        result[kind] = {
+            "images": total,
+            **{name: round(value / total, 4) for name, value in zip(names, right) if total},
+        }
+    report = {
+        **result,
+        "real": _real(spark, run, steps[-1], record, config.evaluate.batch_size),
+        "table": url,
+        "run": first["run"],
+        "step": first["step"],
+        "reader": run.url,
+    }
     lake.write_json(f"{url}.attributes.json", report)
     return {**report, "report": f"{url}.attributes.json"}
 
@@ -57,7 +87,13 @@ def _real(spark, run: Run, step: int, record: dict, batch_size: int) -> dict:
     manifest = schema.read_manifest(record["dataset"]["url"])
     frame = splits.frame(spark, record["dataset"]["url"], "test")
     parts = {kind: frame.where(frame["id"].startswith(f"{kind}/")) for kind in KINDS}
-    return {kind: {name: round(value, 4) for name, value in evaluate.held_out(part, run.url, step, manifest, batch_size).items()} for kind, part in parts.items()}
+    return {
+        kind: {
+            name: round(value, 4)
+            for name, value in evaluate.held_out(part, run.url, step, manifest, batch_size).items()
+        }
+        for kind, part in parts.items()
+    }
 
 
 def said(caption: str | None) -> dict[str, str]:
@@ -74,7 +110,9 @@ def unsaid(caption: str | None) -> list[str]:
 def matches(caption: str, indices: np.ndarray) -> np.ndarray:
     """Whether each attribute that was read, as an index [attributes], is what the caption, which names them all, says."""
     wanted = said(caption)
-    return np.array([values[index] == wanted[name] for index, (name, values) in zip(indices, shapes.ATTRIBUTES.items())])
+    return np.array(
+        [values[index] == wanted[name] for index, (name, values) in zip(indices, shapes.ATTRIBUTES.items())]
+    )
 
 
 def _read(url: str, step: int, record: dict, batch_size: int, rows: Iterator) -> Iterator[dict[str, np.ndarray]]:

@@ -34,7 +34,9 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(spark, config: Config) -> dict:
-    """FID, KID, precision, recall and score of the images that the config's run has in its generated table, against `evaluate.split`, with the floor beside them."""
+    """FID, KID, precision, recall and score of the images that the config's run has in its generated table, against
+    `evaluate.split`, with the floor beside them.
+    """
     from pyspark.sql import functions as F
 
     config = registry.promoted(config)
@@ -42,18 +44,24 @@ def evaluate(spark, config: Config) -> dict:
     fake_url = lake.table_url(config)
     config, manifest = check(config)
     real_url = lake.dataset_url(config)
-    fake_frame = generate.images_of(spark, config).selectExpr("cast(seed as string) as id", "input", "image", "height", "width", "channels", "run", "step")
+    fake_frame = generate.images_of(spark, config).selectExpr(
+        "cast(seed as string) as id", "input", "image", "height", "width", "channels", "run", "step"
+    )
     made = fake_frame.select("run", "step", "height", "width", "channels").first()
     if options.part:
         fake_frame = _translated(spark, fake_frame, made["run"], options.part, fake_url)
     if (made["height"], made["width"], made["channels"]) != manifest.shape:
-        raise UserError(f"table {fake_url} holds images of {(made['height'], made['width'], made['channels'])}, dataset {real_url} of {manifest.shape}")
+        raise UserError(
+            f"table {fake_url} holds images of {(made['height'], made['width'], made['channels'])}, dataset {real_url}"
+            f" of {manifest.shape}"
+        )
     network = features.network(spark, config)
     log.info("evaluate: %s against %s, split %s, with %s", fake_url, real_url, options.split, network.name)
 
     real_frame = splits.frame(spark, real_url, options.split, options.part)
     (real, real_sample), (fake, fake_sample) = (
-        measure(frame, network, manifest.shape, encoding, options.batch_size, options.sample) for frame, encoding in ((real_frame, manifest.encoding), (fake_frame, "png"))
+        measure(frame, network, manifest.shape, encoding, options.batch_size, options.sample)
+        for frame, encoding in ((real_frame, manifest.encoding), (fake_frame, "png"))
     )
     halves, samples = [real["half0"], real["half1"]], (real_sample, fake_sample)
     result = {
@@ -69,47 +77,79 @@ def evaluate(spark, config: Config) -> dict:
         "features": network.name,
     }
     if network.kind == "lenet":
-        result["classifier_accuracy"] = held_out(real_frame, network.run, network.step, manifest, options.batch_size)["accuracy"]
-    if {row["input"] for row in fake_frame.select("input").distinct().limit(len(manifest.classes) + 1).collect()} <= set(manifest.classes):
-        wanted = F.create_map(*(F.lit(each) for pair in zip(manifest.classes, range(len(manifest.classes))) for each in pair))[F.col("input")]
-        result["class_agreement"] = class_agreement(fake_frame.select("image", wanted.alias("wanted")), network, manifest, options.batch_size)
+        result["classifier_accuracy"] = held_out(real_frame, network.run, network.step, manifest, options.batch_size)[
+            "accuracy"
+        ]
+    if {
+        row["input"] for row in fake_frame.select("input").distinct().limit(len(manifest.classes) + 1).collect()
+    } <= set(manifest.classes):
+        wanted = F.create_map(
+            *(F.lit(each) for pair in zip(manifest.classes, range(len(manifest.classes))) for each in pair)
+        )[F.col("input")]
+        result["class_agreement"] = class_agreement(
+            fake_frame.select("image", wanted.alias("wanted")), network, manifest, options.batch_size
+        )
     if options.part:
         pairs = paired(real_frame, fake_frame, options.part).persist()
         result |= pair_errors(pairs, manifest)
         if result.get("pairs") and network.kind == "lenet":
-            result["labels_kept"] = class_agreement(pairs.select("image", pairs["label"].alias("wanted")), network, manifest, options.batch_size)
+            result["labels_kept"] = class_agreement(
+                pairs.select("image", pairs["label"].alias("wanted")), network, manifest, options.batch_size
+            )
         pairs.unpersist()
     run, step = made["run"], made["step"]
-    result |= {f"held_out_{name}": value for name, value in held_out(real_frame, run, step, manifest, options.batch_size).items()}
+    result |= {
+        f"held_out_{name}": value
+        for name, value in held_out(real_frame, run, step, manifest, options.batch_size).items()
+    }
     result = {key: round(value, 6) if isinstance(value, float) else value for key, value in result.items()}
     report = {
-        **result, "table": fake_url, "dataset": real_url, "fingerprint": manifest.fingerprint, "split": options.split, "part": options.part, "run": run, "step": step,
+        **result,
+        "table": fake_url,
+        "dataset": real_url,
+        "fingerprint": manifest.fingerprint,
+        "split": options.split,
+        "part": options.part,
+        "run": run,
+        "step": step,
         "evaluated": datetime.datetime.now(datetime.timezone.utc).isoformat(),
-    }  # fmt: skip
+    }
     lake.write_json(f"{fake_url}.quality.json", report)
     generated = lake.join(lake.to_url(config.lake), "generated")
     if fake_url.rpartition("/")[0] != generated:  # The registry looks there.
-        lake.write_json(lake.join(generated, f"{config.run}-{hashlib.sha256(fake_url.encode()).hexdigest()[:8]}.quality.json"), report)
+        lake.write_json(
+            lake.join(generated, f"{config.run}-{hashlib.sha256(fake_url.encode()).hexdigest()[:8]}.quality.json"),
+            report,
+        )
     if tracker := tracking.tracker(config, Run(run)):
         tracker.quality(report, f"{fake_url}.quality.json")
     return {**report, "report": f"{fake_url}.quality.json"}
 
 
 def _translated(spark, fake_frame, run: str, part: str, url: str):
-    """Those rows of a translator's table that were to become images of `part`: a table that is added to may hold both directions."""
+    """Those rows of a translator's table that were to become images of `part`: a table that is added to may hold both
+    directions.
+    """
     record = Run(run).record()
     if "a" not in generate.taken_by(record):
         return fake_frame
     dataset, source = record["dataset"]["url"], "b" if part == "a" else "a"
-    ids = spark.read.parquet(*(file for split in schema.SPLITS for file in splits.files(dataset, split, source))).select("id")
+    ids = spark.read.parquet(
+        *(file for split in schema.SPLITS for file in splits.files(dataset, split, source))
+    ).select("id")
     found = fake_frame.join(ids, fake_frame["input"] == ids["id"], "left_semi")
     if not found.head(1):
-        raise UserError(f"evaluate.part = {part!r}: table {url} has no image made from one of part {source!r}; make them with jobs/generate.py and generate.part = {source!r}")
+        raise UserError(
+            f"evaluate.part = {part!r}: table {url} has no image made from one of part {source!r}; make them with"
+            f" jobs/generate.py and generate.part = {source!r}"
+        )
     return found
 
 
 def check(config: Config) -> tuple[Config, schema.Manifest]:
-    """The config with the dataset of the real images in place of its own, and their manifest. `UserError` where they cannot be compared with."""
+    """The config with the dataset of the real images in place of its own, and their manifest. `UserError` where they
+    cannot be compared with.
+    """
     options = config.evaluate
     config = dataclasses.replace(config, dataset=options.dataset or config.dataset)
     url = lake.dataset_url(config)
@@ -117,7 +157,9 @@ def check(config: Config) -> tuple[Config, schema.Manifest]:
     if not manifest.rows[options.split]:
         raise UserError(f"dataset {url}: its split {options.split!r} has no images to compare with")
     if options.part and options.part not in manifest.parts:
-        raise UserError(f"evaluate.part = {options.part!r}: dataset {url} has {', '.join(manifest.parts) or 'no parts'}")
+        raise UserError(
+            f"evaluate.part = {options.part!r}: dataset {url} has {', '.join(manifest.parts) or 'no parts'}"
+        )
     features.check(config, manifest)
     return config, manifest
 
@@ -138,7 +180,9 @@ def class_agreement(frame, network: features.Network, manifest: schema.Manifest,
 
 
 def paired(real, fake, part: str):
-    """Rows of `image` (PNG), and the `truth` (as stored) with its `label`, where the dataset holds the image `<part>/<id>` that `<other part>/<id>` should become."""
+    """Rows of `image` (PNG), and the `truth` (as stored) with its `label`, where the dataset holds the image
+    `<part>/<id>` that `<other part>/<id>` should become.
+    """
     from pyspark.sql import functions as F
 
     label = F.col("label") if "label" in real.columns else F.lit(None).cast("int").alias("label")
@@ -159,12 +203,17 @@ def pair_errors(pairs, manifest: schema.Manifest) -> dict[str, float]:
             psnr += -10 * np.log10(max(np.square(error).mean(), 1e-10))
         yield count, absolute, psnr
 
-    count, absolute, psnr = pairs.rdd.mapPartitions(partial).fold((0, 0.0, 0.0), lambda a, b: tuple(x + y for x, y in zip(a, b)))
+    count, absolute, psnr = pairs.rdd.mapPartitions(partial).fold(
+        (0, 0.0, 0.0), lambda a, b: tuple(x + y for x, y in zip(a, b))
+    )
     return {"pairs": count, "pair_l1": float(absolute / count), "pair_psnr": float(psnr / count)} if count else {}
 
 
-def measure(frame, network: features.Network, shape: tuple, encoding: str, batch_size: int, sample: int) -> tuple[dict[str, Moments], np.ndarray]:
-    """Moments of the features of all images and of two halves of them, of the probabilities and of their entropies; and the features
+def measure(
+    frame, network: features.Network, shape: tuple, encoding: str, batch_size: int, sample: int
+) -> tuple[dict[str, Moments], np.ndarray]:
+    """Moments of the features of all images and of two halves of them, of the probabilities and of their entropies; and
+    the features
     [about `sample`, d] of the images whose ids hash lowest, in the order of their ids: the same ones every time."""
     from pyspark.sql import functions as F
 
@@ -177,12 +226,22 @@ def measure(frame, network: features.Network, shape: tuple, encoding: str, batch
             batch = {"half0": feature[~half], "half1": feature[half], "probabilities": probability, "entropy": entropy}
             sampled = np.array([row["sampled"] for row in chunk])
             total = _merge(total, {name: Moments.of(values) for name, values in batch.items() if len(values)})
-            total = _merge(total, {"sample": Sample([row["id"] for row in chunk if row["sampled"]], [feature[sampled].astype(np.float32)])})
+            total = _merge(
+                total,
+                {
+                    "sample": Sample(
+                        [row["id"] for row in chunk if row["sampled"]], [feature[sampled].astype(np.float32)]
+                    )
+                },
+            )
         yield total
 
     share = sample / frame.count()
     highest = 2**63 - 1 if share >= 1 else int(2**64 * share) - 2**63
-    total = _merged(frame.select("id", "image", (F.xxhash64("id") <= F.lit(highest)).alias("sampled")).rdd.mapPartitions(partial), _merge)
+    total = _merged(
+        frame.select("id", "image", (F.xxhash64("id") <= F.lit(highest)).alias("sampled")).rdd.mapPartitions(partial),
+        _merge,
+    )
     halves = [total[name] for name in ("half0", "half1") if name in total]
     empty = Moments(0, halves[0].mean, np.zeros_like(halves[0].scatter))
     sampled = total.pop("sample").in_order()
@@ -190,16 +249,23 @@ def measure(frame, network: features.Network, shape: tuple, encoding: str, batch
 
 
 def _merged(parts, merge: Callable):
-    """One value of an RDD of one for each partition, merged by eights in tasks: Spark's own treeReduce leaves the last merges to the driver, 32 MB each for InceptionV3's features."""
+    """One value of an RDD of one for each partition, merged by eights in tasks: Spark's own treeReduce leaves the last
+    merges to the driver, 32 MB each for InceptionV3's features.
+    """
     while (count := parts.getNumPartitions()) > 1:
         fewer = math.ceil(count / 8)
-        keyed = parts.mapPartitionsWithIndex(lambda index, values, fewer=fewer: ((index % fewer, value) for value in values))
+        keyed = parts.mapPartitionsWithIndex(
+            lambda index, values, fewer=fewer: ((index % fewer, value) for value in values)
+        )
         parts = keyed.reduceByKey(merge, fewer, int).values()
     return parts.first()
 
 
 def _merge(a: dict, b: dict) -> dict:
-    return {name: a[name].merge(b[name]) if name in a and name in b else (a if name in a else b)[name] for name in a.keys() | b.keys()}
+    return {
+        name: a[name].merge(b[name]) if name in a and name in b else (a if name in a else b)[name]
+        for name in a.keys() | b.keys()
+    }
 
 
 def kid(spark, real: np.ndarray, fake: np.ndarray, subsets: int, size: int) -> dict[str, float]:
@@ -218,9 +284,14 @@ def kid(spark, real: np.ndarray, fake: np.ndarray, subsets: int, size: int) -> d
 
 
 def precision_recall(spark, real: np.ndarray, fake: np.ndarray, neighbours: int) -> dict[str, float]:
-    """Improved precision and recall (arXiv 1904.06991): the share of each side that lies inside the other's k-nearest-neighbour balls."""
+    """Improved precision and recall (arXiv 1904.06991): the share of each side that lies inside the other's
+    k-nearest-neighbour balls.
+    """
     if min(len(real), len(fake)) <= neighbours:
-        raise UserError(f"evaluate.neighbours = {neighbours} with {min(len(real), len(fake))} images: expected more images than neighbours")
+        raise UserError(
+            f"evaluate.neighbours = {neighbours} with {min(len(real), len(fake))} images: expected more images than"
+            " neighbours"
+        )
     shared = spark.sparkContext.broadcast((real.astype(np.float64), fake.astype(np.float64)))
     blocks = [(side, start) for side in (0, 1) for start in range(0, len((real, fake)[side]), 500)]
     slices = max(2, spark.sparkContext.defaultParallelism)
@@ -229,7 +300,10 @@ def precision_recall(spark, real: np.ndarray, fake: np.ndarray, neighbours: int)
         side, start = block
         values = shared.value[side]
         # Position `neighbours` in sorted order: position 0 is the image itself.
-        return block, np.partition(squared_distances(values[start : start + 500], values), neighbours, axis=1)[:, neighbours]
+        return (
+            block,
+            np.partition(squared_distances(values[start : start + 500], values), neighbours, axis=1)[:, neighbours],
+        )
 
     radii = dict(spark.sparkContext.parallelize(blocks, slices).map(radius).collect())
     balls = [np.concatenate([radii[block] for block in blocks if block[0] == side]) for side in (0, 1)]
@@ -253,7 +327,8 @@ def held_out(frame, run_url: str, step: int, manifest: schema.Manifest, batch_si
         return {}
     columns = splits.columns(manifest)
     known = record["dataset"].get("classes", [])
-    # The run's own indices of these classes; -1 for those it does not know, and for images without one, whose index is the last.
+    # The run's own indices of these classes; -1 for those it does not know, and for images without one, whose index is
+    # the last.
     places = np.array([known.index(name) if name in known else -1 for name in manifest.classes] + [-1], np.int32)
 
     def partial(rows: Iterator) -> Iterator[tuple[int, dict[str, float]]]:

@@ -12,7 +12,8 @@ log = logging.getLogger(__name__)
 
 
 def promote_run(spark, config: Config) -> dict:
-    """`registry.promote` as a job. Where the promoted version was not measured like the run, its images are made and measured again, as the config says, in table `<model>-promoted`.
+    """`registry.promote` as a job. Where the promoted version was not measured like the run, its images are made and
+    measured again, as the config says, in table `<model>-promoted`.
 
     So it is after every ingest of new images, which are another measure.
     """

@@ -1,4 +1,6 @@
-"""One page about a run: what it makes beside what it learnt from, how it got there, and its figures; HTML with everything in it."""
+"""One page about a run: what it makes beside what it learnt from, how it got there, and its figures; HTML with
+everything in it.
+"""
 
 import base64
 import io
@@ -42,43 +44,91 @@ def report(spark, config: Config) -> dict:
     real = schema.unpack([row["image"] for row in real], manifest.shape, manifest.encoding)
 
     sections = [
-        {"title": "Generated, and real", "pictures": [_picture(images.grid(np.stack(shown)), "generated, seeds in order"), _picture(images.grid(real), f"real, split {split}")]},
-        {"title": "Nearest real images", "text": f"A generated image, then the {_NEIGHBOURS} images of the training split that are nearest to it, pixel by pixel: were they the same, it would have learnt by heart.", "pictures": [_neighbours(spark, config, record, manifest, np.stack(shown[:_COMPARED]))]},
+        {
+            "title": "Generated, and real",
+            "pictures": [
+                _picture(images.grid(np.stack(shown)), "generated, seeds in order"),
+                _picture(images.grid(real), f"real, split {split}"),
+            ],
+        },
+        {
+            "title": "Nearest real images",
+            "text": (
+                f"A generated image, then the {_NEIGHBOURS} images of the training split that are nearest to it, pixel"
+                " by pixel: were they the same, it would have learnt by heart."
+            ),
+            "pictures": [_neighbours(spark, config, record, manifest, np.stack(shown[:_COMPARED]))],
+        },
         {"title": "From fixed seeds, over time", "pictures": list(_samples(run))},
         {"title": "Losses", "pictures": [_curves(lines)] if lines else []},
-    ]  # fmt: skip
+    ]
     if quality.get("features", "").startswith("lenet"):
-        sections.insert(1, {"title": "By class", "text": "What the classifier of the evaluation makes of the generated images.", "rows": by_class(spark, config, made)})
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(resources.files("gan_spark.quality").joinpath("report.html").read_text())
+        sections.insert(
+            1,
+            {
+                "title": "By class",
+                "text": "What the classifier of the evaluation makes of the generated images.",
+                "rows": by_class(spark, config, made),
+            },
+        )
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+        resources.files("gan_spark.quality").joinpath("report.html").read_text()
+    )
     url = lake.join(lake.to_url(config.lake), "reports", f"{config.run}.html")
     steps = f"{lines[-1]['step']:,} steps" if lines else "not trained"
     html = page.render(
-        title=config.run, subtitle=f"{record['config']['model']['name']} on {record['dataset']['url'].rsplit('/', 1)[1]}, {steps}, {record['created'][:10]}",
-        cards=list(_cards(quality)), sections=[{"text": "", "rows": [], "pictures": [], **section} for section in sections], lineage=list(leaves(catalogue.lineage(config.lake, config.run))),
-    )  # fmt: skip
+        title=config.run,
+        subtitle=(
+            f"{record['config']['model']['name']} on {record['dataset']['url'].rsplit('/', 1)[1]}, {steps},"
+            f" {record['created'][:10]}"
+        ),
+        cards=list(_cards(quality)),
+        sections=[{"text": "", "rows": [], "pictures": [], **section} for section in sections],
+        lineage=list(leaves(catalogue.lineage(config.lake, config.run))),
+    )
     lake.write_bytes(url, html.encode())
     return {"report": url, "run": run.url, "table": table, "bytes": len(html.encode())}
 
 
 def picture(url: str, width: int = 480) -> str:
     """An HTML element that shows the PNG at `url`, for a notebook's displayHTML."""
-    return f'<img src="data:image/png;base64,{base64.b64encode(lake.read_bytes(url)).decode()}" width="{width}" style="image-rendering: pixelated">'
+    return (
+        f'<img src="data:image/png;base64,{base64.b64encode(lake.read_bytes(url)).decode()}" width="{width}"'
+        ' style="image-rendering: pixelated">'
+    )
 
 
 def _cards(quality: dict) -> Iterator[tuple[str, str, str]]:
     if not quality:
         yield "quality", "not measured", "jobs/evaluate.py does"
         return
-    yield "FID", f"{quality['fid']:.2f}", f"floor {quality['fid_floor']:.2f}: two halves of the real images" if quality.get("fid_floor") is not None else ""
+    yield (
+        "FID",
+        f"{quality['fid']:.2f}",
+        (
+            f"floor {quality['fid_floor']:.2f}: two halves of the real images"
+            if quality.get("fid_floor") is not None
+            else ""
+        ),
+    )
     yield "KID x 1000", f"{1000 * quality['kid']:.1f}", f"± {1000 * quality['kid_deviation']:.1f}"
     yield "precision", f"{quality['precision']:.3f}", "generated images that look real"
     yield "recall", f"{quality['recall']:.3f}", "real images that could be generated"
     if "class_agreement" in quality:
-        yield "asked for a class", f"{quality['class_agreement']:.1%}", f"given it; real images {quality.get('classifier_accuracy', 0):.1%}"
+        yield (
+            "asked for a class",
+            f"{quality['class_agreement']:.1%}",
+            f"given it; real images {quality.get('classifier_accuracy', 0):.1%}",
+        )
 
 
 def _picture(pixels: np.ndarray, caption: str, width: int = 440) -> dict:
-    return {"kind": "pixels", "data": base64.b64encode(images.encode_png(pixels)).decode(), "width": min(width, 3 * pixels.shape[1]), "caption": caption}
+    return {
+        "kind": "pixels",
+        "data": base64.b64encode(images.encode_png(pixels)).decode(),
+        "width": min(width, 3 * pixels.shape[1]),
+        "caption": caption,
+    }
 
 
 def _samples(run: Run) -> Iterator[dict]:
@@ -126,12 +176,20 @@ def _neighbours(spark, config: Config, record: dict, manifest: schema.Manifest, 
 
     files = splits.files(record["dataset"]["url"], "train", config.evaluate.part)
     found = spark.read.parquet(*files).select("image").rdd.mapPartitions(partial).treeReduce(merge)
-    sheet = [image for target, near in zip(made, found) for image in (target, *(np.frombuffer(data, np.uint8).reshape(manifest.shape) for _, data in near))]
-    return _picture(images.grid(np.stack(sheet), 2 * (1 + _NEIGHBOURS)), "generated, then its nearest; two of them a line", 600)
+    sheet = [
+        image
+        for target, near in zip(made, found)
+        for image in (target, *(np.frombuffer(data, np.uint8).reshape(manifest.shape) for _, data in near))
+    ]
+    return _picture(
+        images.grid(np.stack(sheet), 2 * (1 + _NEIGHBOURS)), "generated, then its nearest; two of them a line", 600
+    )
 
 
 def by_class(spark, config: Config, made) -> list[dict]:
-    """For each class: its share of the real test images, of the generated ones by the evaluation's classifier, and, where images were asked for by class, how many of those were given it."""
+    """For each class: its share of the real test images, of the generated ones by the evaluation's classifier, and,
+    where images were asked for by class, how many of those were given it.
+    """
     config, manifest = evaluate.check(config)
     network = features.network(spark, config)
     classes = set(manifest.classes)
@@ -140,15 +198,28 @@ def by_class(spark, config: Config, made) -> list[dict]:
         apply = features.function(network)
         while chunk := [row for _, row in zip(range(100), rows)]:
             _, probability = apply(schema.unpack([row["image"] for row in chunk], manifest.shape, "png"))
-            yield from ((row["input"] if row["input"] in classes else None, int(index)) for row, index in zip(chunk, probability.argmax(1)))
+            yield from (
+                (row["input"] if row["input"] in classes else None, int(index))
+                for row, index in zip(chunk, probability.argmax(1))
+            )
 
     pairs = made.select("input", "image").rdd.mapPartitions(partial).countByValue()
-    real = {row["label"]: row["count"] for row in splits.frame(spark, lake.dataset_url(config), config.evaluate.split).groupBy("label").count().collect()}
+    real = {
+        row["label"]: row["count"]
+        for row in (
+            splits.frame(spark, lake.dataset_url(config), config.evaluate.split).groupBy("label").count().collect()
+        )
+    }
     asked = {name: sum(count for (wanted, _), count in pairs.items() if wanted == name) for name in manifest.classes}
     rows = []
     for index, name in enumerate(manifest.classes):
         found = sum(count for (_, given), count in pairs.items() if given == index)
-        row = {"class": name, "real": f"{real.get(index, 0) / max(sum(real.values()), 1):.1%}", "generated": f"{found / max(sum(pairs.values()), 1):.1%}"}
-        rows.append({**row, "asked for and given": f"{pairs.get((name, index), 0) / asked[name]:.1%}"} if asked[name] else row)
+        row = {
+            "class": name,
+            "real": f"{real.get(index, 0) / max(sum(real.values()), 1):.1%}",
+            "generated": f"{found / max(sum(pairs.values()), 1):.1%}",
+        }
+        rows.append(
+            {**row, "asked for and given": f"{pairs.get((name, index), 0) / asked[name]:.1%}"} if asked[name] else row
+        )
     return rows
-

@@ -32,7 +32,9 @@ class Moments:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Features of images that were chosen to be looked at in pairs: their ids, and arrays [n, d] that follow each other."""
+    """Features of images that were chosen to be looked at in pairs: their ids, and arrays [n, d] that follow each
+    other.
+    """
 
     ids: list[str]
     parts: list[np.ndarray]

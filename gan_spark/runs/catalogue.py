@@ -6,7 +6,9 @@ from .store import Run
 
 
 def runs(root: str) -> list[dict]:
-    """The lake's runs, oldest first: run, model, dataset, step of the newest checkpoint, fid (of its newest evaluated table), created, promoted (as which model)."""
+    """The lake's runs, oldest first: run, model, dataset, step of the newest checkpoint, fid (of its newest evaluated
+    table), created, promoted (as which model).
+    """
     quality, promoted = registry.evaluations(root), {}
     for name in registry.models(root):
         version = registry.current(root, name)
@@ -19,23 +21,46 @@ def runs(root: str) -> list[dict]:
             continue
         record, steps = run.record(), run.checkpoints()
         measured = quality.get(name, [])
-        found.append({
-            "run": name, "model": record["config"]["model"]["name"], "dataset": record["dataset"]["url"].rsplit("/", 1)[1], "step": steps[-1] if steps else 0,
-            "fid": measured[-1].get("fid") if measured else None, "created": record["created"], "promoted": ", ".join(promoted.get(name, [])),
-        })  # fmt: skip
+        found.append(
+            {
+                "run": name,
+                "model": record["config"]["model"]["name"],
+                "dataset": record["dataset"]["url"].rsplit("/", 1)[1],
+                "step": steps[-1] if steps else 0,
+                "fid": measured[-1].get("fid") if measured else None,
+                "created": record["created"],
+                "promoted": ", ".join(promoted.get(name, [])),
+            }
+        )
     return sorted(found, key=lambda row: row["created"])
 
 
 def lineage(root: str, name: str) -> dict:
-    """All that a run came from and led to: config, dataset with its fingerprint, versions, checkpoints, last metrics, quality by table, registered versions."""
+    """All that a run came from and led to: config, dataset with its fingerprint, versions, checkpoints, last metrics,
+    quality by table, registered versions.
+    """
     run = Run.named(root, name)
     record = run.record()
     lines = [line for line in run.metrics() if "scalars" in line]
-    versions = [f"{model} v{version['version']}" for model in registry.models(root) for version in registry.read(root, model)["versions"] if version["run"] == name]
+    versions = [
+        f"{model} v{version['version']}"
+        for model in registry.models(root)
+        for version in registry.read(root, model)["versions"]
+        if version["run"] == name
+    ]
     return {
-        "run": name, "url": run.url, "created": record["created"], **record["versions"],
-        "dataset": record["dataset"]["url"], "fingerprint": record["dataset"]["fingerprint"], "config": record["config"],
-        "checkpoints": run.checkpoints(), "metrics": {key: lines[-1][key] for key in ("step", *lines[-1]["scalars"])} if lines else {},
-        "quality": {report["table"]: {key: value for key, value in report.items() if key not in ("table", "run", "report")} for report in registry.evaluations(root).get(name, [])},
+        "run": name,
+        "url": run.url,
+        "created": record["created"],
+        **record["versions"],
+        "dataset": record["dataset"]["url"],
+        "fingerprint": record["dataset"]["fingerprint"],
+        "config": record["config"],
+        "checkpoints": run.checkpoints(),
+        "metrics": {key: lines[-1][key] for key in ("step", *lines[-1]["scalars"])} if lines else {},
+        "quality": {
+            report["table"]: {key: value for key, value in report.items() if key not in ("table", "run", "report")}
+            for report in registry.evaluations(root).get(name, [])
+        },
         "registered": versions,
-    }  # fmt: skip
+    }

@@ -27,16 +27,29 @@ def used_runs(config: Config) -> dict[str, dict]:
             record, steps = used.record(), used.checkpoints()
             kind = record["config"]["model"]["name"]
             if kind != field.metadata["run"]:
-                raise UserError(f"model.{field.name} = {name!r}: expected the run of a {field.metadata['run']}, found {kind}")
+                raise UserError(
+                    f"model.{field.name} = {name!r}: expected the run of a {field.metadata['run']}, found {kind}"
+                )
             if started.get(field.name, {}).get("url") == used.url:
                 step = started[field.name]["step"]
                 if step not in steps and not run.checkpoints():
-                    raise UserError(f"model.{field.name} = {name!r}: run {run.url} was started with checkpoint {step} of {used.url}, which is gone (there are: {', '.join(map(str, steps)) or 'none'}), and has none of its own; remove it or name another run")
+                    raise UserError(
+                        f"model.{field.name} = {name!r}: run {run.url} was started with checkpoint {step} of"
+                        f" {used.url}, which is gone (there are: {', '.join(map(str, steps)) or 'none'}), and has none"
+                        " of its own; remove it or name another run"
+                    )
             elif not steps:
-                raise UserError(f"model.{field.name} = {name!r}: run {used.url} has no whole checkpoint yet; train it first")
+                raise UserError(
+                    f"model.{field.name} = {name!r}: run {used.url} has no whole checkpoint yet; train it first"
+                )
             else:
                 step = steps[-1]
-            found[field.name] = {"url": used.url, "step": step, "model": record["config"]["model"], "uses": record["config"]["uses"]}
+            found[field.name] = {
+                "url": used.url,
+                "step": step,
+                "model": record["config"]["model"],
+                "uses": record["config"]["uses"],
+            }
     return found
 
 
@@ -47,7 +60,9 @@ def build(config, team: Team = Team(), seed: int = 0, uses: dict[str, dict] | No
     """
     import tensorflow as tf
 
-    used = {field: build(model_config(other["model"]), Team(), 0, other["uses"]) for field, other in (uses or {}).items()}
+    used = {
+        field: build(model_config(other["model"]), Team(), 0, other["uses"]) for field, other in (uses or {}).items()
+    }
     tf.keras.utils.set_random_seed(seed)
     model = models.find(config.name)(config, team.reduce, seed * 4096 + team.rank, **used)
     # From here on for dropout, which must differ from rank to rank. NumPy takes 32 bits.

@@ -15,7 +15,17 @@ def describe(config: Config, url: str, manifest: schema.Manifest, settings: dict
 
     return {
         "config": {"run": config.run, **settings},
-        "dataset": {"url": url, "fingerprint": manifest.fingerprint, "classes": list(manifest.classes), "fit": manifest.ingest["fit"]},
-        "versions": {"gan_spark": code_version(), "python": platform.python_version(), "tensorflow": tf.__version__, "pyspark": pyspark.__version__},
+        "dataset": {
+            "url": url,
+            "fingerprint": manifest.fingerprint,
+            "classes": list(manifest.classes),
+            "fit": manifest.ingest["fit"],
+        },
+        "versions": {
+            "gan_spark": code_version(),
+            "python": platform.python_version(),
+            "tensorflow": tf.__version__,
+            "pyspark": pyspark.__version__,
+        },
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }

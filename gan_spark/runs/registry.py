@@ -41,13 +41,19 @@ def _url(root: str, name: str) -> str:
 
 
 def models(root: str) -> list[str]:
-    return [name.removesuffix(".json") for name in names(lake.join(lake.to_url(root), "models")) if name.endswith(".json") and not name.startswith(".")]
+    return [
+        name.removesuffix(".json")
+        for name in names(lake.join(lake.to_url(root), "models"))
+        if name.endswith(".json") and not name.startswith(".")
+    ]
 
 
 def read(root: str, name: str) -> dict:
-    """{"versions": [{version, run, step, fid, measured, registered}], "promoted": version or 0, "history": [{version, at}]}; empty where there is no such model.
+    """{"versions": [{version, run, step, fid, measured, registered}], "promoted": version or 0, "history": [{version,
+    at}]}; empty where there is no such model.
 
-    `measured` is what the FID was measured with, by the names in MEASURED; it and `fid` are None where none was measured.
+    `measured` is what the FID was measured with, by the names in MEASURED; it and `fid` are None where none was
+    measured.
     """
     url = _url(root, name)
     return lake.read_json(url) if lake.exists(url) else {"versions": [], "promoted": 0, "history": []}
@@ -65,21 +71,33 @@ def _promoted(registry: dict) -> dict | None:
 def promote(root: str, run_name: str, name: str = "default", better: bool = False) -> dict:
     """Registers the run at its preferred checkpoint as a version of model `name`, unless it is one, and promotes it.
 
-    With `better`, only where its FID is below that of the promoted version, or none is promoted. `Incomparable` where the
+    With `better`, only where its FID is below that of the promoted version, or none is promoted. `Incomparable` where
+    the
     promoted version has no FID that was measured like the run's. Returns
-    {"model", "version", "run", "step", "fid", "promoted": whether it is now the promoted one, "before": the version that was}.
+    {"model", "version", "run", "step", "fid", "promoted": whether it is now the promoted one, "before": the version
+    that was}.
     """
     run = Run.named(root, run_name)
     run.record()
     step = run.preferred()
     figures = _figures(root, run_name, step)
     if better and not figures:
-        raise UserError(f"run {run_name}: no FID was measured at step {step}; generate from that step (generate.checkpoint = {step}) and evaluate it with jobs/evaluate.py")
+        raise UserError(
+            f"run {run_name}: no FID was measured at step {step}; generate from that step (generate.checkpoint ="
+            f" {step}) and evaluate it with jobs/evaluate.py"
+        )
     registry = read(root, name)
     before = _promoted(registry)
     version = next((each for each in registry["versions"] if (each["run"], each["step"]) == (run_name, step)), None)
     if version is None:
-        version = {"version": len(registry["versions"]) + 1, "run": run_name, "step": step, "fid": None, "measured": None, "registered": _now()}
+        version = {
+            "version": len(registry["versions"]) + 1,
+            "run": run_name,
+            "step": step,
+            "fid": None,
+            "measured": None,
+            "registered": _now(),
+        }
         registry["versions"].append(version)
     if figures:
         version |= figures[-1]
@@ -91,12 +109,19 @@ def promote(root: str, run_name: str, name: str = "default", better: bool = Fals
         registry["promoted"] = version["version"]
         registry["history"].append({"version": version["version"], "at": _now()})
     lake.write_json(_url(root, name), registry)
-    return {"model": name, **{key: version[key] for key in ("version", "run", "step", "fid")}, "promoted": wins, "before": before["version"] if before else 0}
+    return {
+        "model": name,
+        **{key: version[key] for key in ("version", "run", "step", "fid")},
+        "promoted": wins,
+        "before": before["version"] if before else 0,
+    }
 
 
 def _figures(root: str, name: str, step: int) -> list[dict]:
     """`fid` and `measured` of the evaluations of a run at a step, oldest first."""
-    reports = [report for report in evaluations(root).get(name, []) if report["step"] == step and report.get("fid") is not None]
+    reports = [
+        report for report in evaluations(root).get(name, []) if report["step"] == step and report.get("fid") is not None
+    ]
     return [{"fid": report["fid"], "measured": {key: report.get(key) for key in MEASURED}} for report in reports]
 
 
@@ -113,12 +138,15 @@ def _alike(root: str, name: str, before: dict, version: dict) -> dict:
     this, other = (f"run {each['run']} at step {each['step']}" for each in (version, before))
     if figures:
         pairs = ((key, wanted[key], figures[-1]["measured"].get(key)) for key in MEASURED)
-        why = "they were not measured alike: " + ", ".join(f"{key} {a!r} and {b!r}" for key, a, b in pairs if a != b or a is None)
+        why = "they were not measured alike: " + ", ".join(
+            f"{key} {a!r} and {b!r}" for key, a, b in pairs if a != b or a is None
+        )
     else:
         why = "the second was not measured"
     raise Incomparable(
-        f"model {name!r}: the FIDs of {this}, and of the promoted version {before['version']}, {other}, cannot be compared; {why}. "
-        "Evaluate both alike with jobs/evaluate.py, or promote without --if-better (promote.only_if_better = false)"
+        f"model {name!r}: the FIDs of {this}, and of the promoted version {before['version']}, {other}, cannot be"
+        f" compared; {why}. Evaluate both alike with jobs/evaluate.py, or promote without --if-better"
+        " (promote.only_if_better = false)"
     )
 
 
@@ -129,15 +157,24 @@ def promoted(config: Config) -> Config:
         return config
     version = current(config.lake, options.model)
     if version is None:
-        raise UserError(f"generate.model = {options.model!r}: no version of it is promoted in {config.lake} (registered: {', '.join(models(config.lake)) or 'none'})")
-    return dataclasses.replace(config, run=version["run"], generate=dataclasses.replace(options, checkpoint=version["step"], table=options.table or options.model))
+        raise UserError(
+            f"generate.model = {options.model!r}: no version of it is promoted in {config.lake} (registered:"
+            f" {', '.join(models(config.lake)) or 'none'})"
+        )
+    return dataclasses.replace(
+        config,
+        run=version["run"],
+        generate=dataclasses.replace(options, checkpoint=version["step"], table=options.table or options.model),
+    )
 
 
 def rollback(root: str, name: str = "default") -> dict:
     """Promotes the version that was promoted before the present one."""
     registry = read(root, name)
     if len(registry["history"]) < 2:
-        raise UserError(f"model {name!r}: there is no version from before to go back to ({len(registry['versions'])} registered)")
+        raise UserError(
+            f"model {name!r}: there is no version from before to go back to ({len(registry['versions'])} registered)"
+        )
     registry["history"].pop()
     registry["promoted"] = registry["history"][-1]["version"]
     lake.write_json(_url(root, name), registry)

@@ -29,7 +29,22 @@ log = logging.getLogger(__name__)
 
 # What may change between a start and a resume, since none of it changes what is learnt.
 RESUMABLE = (
-    *(f"config.train.{key}" for key in ("steps", "log_every", "sample_every", "checkpoint_every", "keep", "validate_every", "patience", "restarts", "start_timeout", "threads", "launcher")),
+    *(
+        f"config.train.{key}"
+        for key in (
+            "steps",
+            "log_every",
+            "sample_every",
+            "checkpoint_every",
+            "keep",
+            "validate_every",
+            "patience",
+            "restarts",
+            "start_timeout",
+            "threads",
+            "launcher",
+        )
+    ),
     "config.lenet.epochs",
     "dataset.fit",  # What it makes of the images, the fingerprint tells.
 )
@@ -75,7 +90,9 @@ class Run:
         keys = ("config", "dataset")
         changed = differences({key: found.get(key) for key in keys}, {key: record[key] for key in keys}, RESUMABLE)
         if changed:
-            raise UserError(f"run {self.url} exists with another config; name another run, or restore these: " + "; ".join(changed))
+            raise UserError(
+                f"run {self.url} exists with another config; name another run, or restore these: " + "; ".join(changed)
+            )
 
     def start(self, record: dict) -> str:
         """Writes config.json if it is not there, and claims the run; returns the token of its new owner."""
@@ -95,7 +112,9 @@ class Run:
             raise RuntimeError(f"run {self.url} was taken over by another job; this one stops")
 
     def _read(self, name: str) -> dict | None:
-        """A JSON file of the run, None where it is missing. `lake.exists` would call it missing too where the store does not answer."""
+        """A JSON file of the run, None where it is missing. `lake.exists` would call it missing too where the store
+        does not answer.
+        """
         try:
             return lake.read_json(self.path(name))
         except FileNotFoundError:
@@ -118,9 +137,11 @@ class Run:
         return sorted(found)
 
     def save_checkpoint(self, step: int, write: Callable[[str], object], keep: int) -> None:
-        """`write(prefix)` makes local files, which are put in the lake; the manifest goes last. All but the newest `keep` and the best are removed.
+        """`write(prefix)` makes local files, which are put in the lake; the manifest goes last. All but the newest
+        `keep` and the best are removed.
 
-        Checkpoints of later steps go first, and best.json with them where it names one: the run has gone back before them,
+        Checkpoints of later steps go first, and best.json with them where it names one: the run has gone back before
+        them,
         which it does where they are damaged, and as the newest they would be kept in place of this one.
         """
         best = (self.best() or {}).get("step", 0)
@@ -146,11 +167,14 @@ class Run:
                 self._remove(old)
 
     def best(self) -> dict | None:
-        """{"step", the value that it was measured by} of the checkpoint that was best on split validation; None where none was measured."""
+        """{"step", the value that it was measured by} of the checkpoint that was best on split validation; None where
+        none was measured.
+        """
         return self._read("best.json")
 
     def preferred(self, step: int = 0) -> int:
-        """Step of the checkpoint to use where `step` was asked for: for 0 the best on split validation, or else the newest whole one.
+        """Step of the checkpoint to use where `step` was asked for: for 0 the best on split validation, or else the
+        newest whole one.
 
         `UserError` where there is none.
         """
@@ -168,14 +192,18 @@ class Run:
         """(step, local prefix) of checkpoint `step`, or of the newest whole one for 0; None where there is none."""
         steps = self.checkpoints()
         if step and step not in steps:
-            raise UserError(f"run {self.url}: no checkpoint at step {step} (there are: {', '.join(map(str, steps)) or 'none'})")
+            raise UserError(
+                f"run {self.url}: no checkpoint at step {step} (there are: {', '.join(map(str, steps)) or 'none'})"
+            )
         with tempfile.TemporaryDirectory() as temporary:
             for candidate in [step] if step else reversed(steps):
                 problem = self._fetch(candidate, temporary)
                 if problem is None:
                     yield candidate, os.path.join(temporary, "checkpoint")
                     return
-                log.warning("run %s: checkpoint at step %d is damaged (%s) and is passed over", self.url, candidate, problem)
+                log.warning(
+                    "run %s: checkpoint at step %d is damaged (%s) and is passed over", self.url, candidate, problem
+                )
                 if step:
                     raise UserError(f"run {self.url}: checkpoint at step {step} is damaged: {problem}")
             yield None
@@ -199,7 +227,10 @@ class Run:
         except FileNotFoundError:
             return "manifest.json: missing"
         try:
-            files = {posixpath.basename(name): (expected["bytes"], expected["sha256"]) for name, expected in json.loads(manifest)["files"].items()}
+            files = {
+                posixpath.basename(name): (expected["bytes"], expected["sha256"])
+                for name, expected in json.loads(manifest)["files"].items()
+            }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             return f"manifest.json: {type(error).__name__}: {error}"
         for name, (size, digest) in files.items():
@@ -219,7 +250,8 @@ class Run:
     def append_metrics(self, *lines: dict) -> None:
         """Adds lines to metrics.jsonl; where its last one was cut off, on a line of their own.
 
-        Only a local disk appends. Elsewhere the file is written anew, and of two processes that do so at once one loses its lines.
+        Only a local disk appends. Elsewhere the file is written anew, and of two processes that do so at once one loses
+        its lines.
         """
         url, data = self.path("metrics.jsonl"), "".join(json.dumps(line) + "\n" for line in lines).encode()
         local = lake.mounted(url)
@@ -241,7 +273,9 @@ class Run:
         return self.watch(0)[0]
 
     def watch(self, offset: int) -> tuple[list[dict], int]:
-        """Whole lines of metrics.jsonl from byte `offset` on, and the offset behind them; what does not parse is left out, with a warning."""
+        """Whole lines of metrics.jsonl from byte `offset` on, and the offset behind them; what does not parse is left
+        out, with a warning.
+        """
         fs, path = lake.filesystem(self.path("metrics.jsonl"))
         try:
             if fs.size(path) <= offset:
@@ -257,7 +291,12 @@ class Run:
             except ValueError:
                 broken.append(line)
         if broken:
-            log.warning("run %s: metrics.jsonl has %d lines that were cut off; they are left out, the first is %.80r", self.url, len(broken), broken[0])
+            log.warning(
+                "run %s: metrics.jsonl has %d lines that were cut off; they are left out, the first is %.80r",
+                self.url,
+                len(broken),
+                broken[0],
+            )
         return found, offset + end
 
     def save_sample(self, step: int, png: bytes) -> str:

@@ -1,4 +1,5 @@
-"""A run told to MLflow, where the config has `tracking.uri`: parameters and metrics while it trains, then samples, checkpoint, grid and quality.
+"""A run told to MLflow, where the config has `tracking.uri`: parameters and metrics while it trains, then samples,
+checkpoint, grid and quality.
 
 One MLflow run a run in the lake, found by its tag, so that resuming and evaluating go on with the same one.
 """
@@ -56,7 +57,14 @@ def _forgiving(method):
         try:
             method(self, *arguments)
         except Exception as error:
-            log.warning("MLflow did not take %s of run %s, and is told nothing for %d s: %s: %s", method.__name__, self.run.url, _PAUSE, type(error).__name__, error)
+            log.warning(
+                "MLflow did not take %s of run %s, and is told nothing for %d s: %s: %s",
+                method.__name__,
+                self.run.url,
+                _PAUSE,
+                type(error).__name__,
+                error,
+            )
             self.silent_until = time.monotonic() + _PAUSE
 
     return forgiving
@@ -69,15 +77,23 @@ class Tracker:
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
         except ImportError as error:
-            raise UserError(f"tracking.uri = {config.tracking.uri!r}: MLflow is not installed; install gan-spark[mlflow]") from error
+            raise UserError(
+                f"tracking.uri = {config.tracking.uri!r}: MLflow is not installed; install gan-spark[mlflow]"
+            ) from error
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         self.run, self.mlflow, self.silent_until = run, mlflow, 0.0
         try:
             self.client = MlflowClient(tracking_uri=config.tracking.uri)
             found = self.client.get_experiment_by_name(config.tracking.experiment)
-            experiment = found.experiment_id if found else self.client.create_experiment(config.tracking.experiment, config.tracking.artifacts or None)
+            experiment = (
+                found.experiment_id
+                if found
+                else self.client.create_experiment(config.tracking.experiment, config.tracking.artifacts or None)
+            )
             runs = self.client.search_runs([experiment], f"tags.`{TAG}` = '{run.url}'")
-            self.id = (runs[0] if runs else self.client.create_run(experiment, run_name=config.run, tags={TAG: run.url})).info.run_id
+            self.id = (
+                runs[0] if runs else self.client.create_run(experiment, run_name=config.run, tags={TAG: run.url})
+            ).info.run_id
         except MlflowException as error:
             raise UserError(f"tracking.uri = {config.tracking.uri!r}: {error}") from error
 
@@ -85,7 +101,11 @@ class Tracker:
     def begin(self, record: dict) -> None:
         """What MLflow holds already stays: it does not let a parameter change."""
         held = self.client.get_run(self.id).data.params
-        told = {name: text for name, text in leaves({**record["config"], "dataset": record["dataset"], "versions": record["versions"]}) if name not in held}
+        told = {
+            name: text
+            for name, text in leaves({**record["config"], "dataset": record["dataset"], "versions": record["versions"]})
+            if name not in held
+        }
         params = [self.mlflow.entities.Param(name, text[:6000]) for name, text in told.items()]
         for start in range(0, len(params), _BATCH):
             self.client.log_batch(self.id, params=params[start : start + _BATCH])
@@ -95,7 +115,12 @@ class Tracker:
     def metrics(self, values: list[tuple[int, dict[str, float]]]) -> None:
         """Values by name, at each step."""
         now = int(time.time() * 1000)
-        made = [self.mlflow.entities.Metric(name, float(value), now, step) for step, named in values for name, value in named.items() if math.isfinite(value)]
+        made = [
+            self.mlflow.entities.Metric(name, float(value), now, step)
+            for step, named in values
+            for name, value in named.items()
+            if math.isfinite(value)
+        ]
         for start in range(0, len(made), _METRICS):
             self.client.log_batch(self.id, metrics=made[start : start + _METRICS])
 
@@ -108,7 +133,10 @@ class Tracker:
         """Samples, and the newest whole checkpoint with the config that rebuilds its model."""
         if ok:
             steps = self.run.checkpoints()
-            folders = {"samples": self.run.path("samples"), "model": self.run.path("checkpoints", f"step-{steps[-1]:08d}") if steps else ""}
+            folders = {
+                "samples": self.run.path("samples"),
+                "model": self.run.path("checkpoints", f"step-{steps[-1]:08d}") if steps else "",
+            }
             for name, url in folders.items():
                 if url and lake.exists(url):
                     fs, path = lake.filesystem(url)
@@ -127,6 +155,10 @@ class Tracker:
 
     def quality(self, report: dict, url: str) -> None:
         """An evaluation's figures, at the step of the checkpoint that was measured, and its report."""
-        figures = {f"quality_{name}": value for name, value in report.items() if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "step"}
+        figures = {
+            f"quality_{name}": value
+            for name, value in report.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "step"
+        }
         self.metrics([(report["step"], figures)])
         self.artifact(url, "quality")

@@ -1,6 +1,8 @@
-"""DeepDream (Mordvintsev, Olah and Tyka, 2015): images changed so that layers of a network are driven up, in Spark tasks.
+"""DeepDream (Mordvintsev, Olah and Tyka, 2015): images changed so that layers of a network are driven up, in Spark
+tasks.
 
-The objective is the layers' mean squared activation, less a continuity term (total variation with exponent 1.25) and the
+The objective is the layers' mean squared activation, less a continuity term (total variation with exponent 1.25) and
+the
 squared image. Octaves go from small to the image's own size; after each, the detail that the smaller size
 had lost is put back.
 """
@@ -23,11 +25,16 @@ from ..runs import loading
 from ..runs.store import Run
 
 log = logging.getLogger(__name__)
-TABLE = "network string, input string, image binary, height int, width int, channels int, objective_before double, objective_after double"
+TABLE = (
+    "network string, input string, image binary, height int, width int, channels int, objective_before double,"
+    " objective_after double"
+)
 
 
 def dream(spark, config: Config) -> dict:
-    """Writes `<lake>/generated/<run>-dream`, a row an image of the dataset's split, and a grid of images before and after."""
+    """Writes `<lake>/generated/<run>-dream`, a row an image of the dataset's split, and a grid of images before and
+    after.
+    """
     from pyspark.sql import functions as F
 
     options, url = config.dream, lake.dataset_url(config)
@@ -39,19 +46,45 @@ def dream(spark, config: Config) -> dict:
     if source[0] == "keras":  # Only the driver fetches its weights.
         source = (*source[:2], spark.sparkContext.broadcast(_network(*source).get_weights()))
     if options.weights_of_layers and len(options.weights_of_layers) != len(options.layers):
-        raise UserError(f"dream.weights_of_layers: expected one for each of the {len(options.layers)} layers, found {len(options.weights_of_layers)}")
+        raise UserError(
+            f"dream.weights_of_layers: expected one for each of the {len(options.layers)} layers, found"
+            f" {len(options.weights_of_layers)}"
+        )
     files = splits.files(url, options.split)
     if not files:
         raise UserError(f"dataset {url}: its split {options.split!r} has no images")
-    rows = spark.read.parquet(*files).select("id", "image").orderBy(F.xxhash64("id"), "id").limit(options.images).repartition(min(options.images, spark.sparkContext.defaultParallelism))
+    rows = (
+        spark.read.parquet(*files)
+        .select("id", "image")
+        .orderBy(F.xxhash64("id"), "id")
+        .limit(options.images)
+        .repartition(min(options.images, spark.sparkContext.defaultParallelism))
+    )
     table = lake.table_url(config) + "-dream"
-    with tables.replacing(rows.mapInPandas(functools.partial(_dream, source, options, manifest), TABLE), table) as written:
+    with tables.replacing(
+        rows.mapInPandas(functools.partial(_dream, source, options, manifest), TABLE), table
+    ) as written:
         first = {row["input"]: row for row in written.orderBy("input").limit(16).collect()}
-        means = written.selectExpr("avg(objective_before) as before", "avg(objective_after) as after", "count(*) as count").first()
+        means = written.selectExpr(
+            "avg(objective_before) as before", "avg(objective_after) as after", "count(*) as count"
+        ).first()
     before = {row["id"]: row["image"] for row in rows.where(F.col("id").isin(list(first))).collect()}
-    pairs = [pixels for id, row in first.items() for pixels in (schema.unpack([before[id]], manifest.shape, manifest.encoding)[0], images.decode_png(row["image"]))]
+    pairs = [
+        pixels
+        for id, row in first.items()
+        for pixels in (
+            schema.unpack([before[id]], manifest.shape, manifest.encoding)[0],
+            images.decode_png(row["image"]),
+        )
+    ]
     lake.write_bytes(f"{table}.png", images.encode_png(images.grid(np.stack(pairs), 8)))
-    return {"images": means["count"], "table": table, "grid": f"{table}.png", "objective_before": means["before"], "objective_after": means["after"]}
+    return {
+        "images": means["count"],
+        "table": table,
+        "grid": f"{table}.png",
+        "objective_before": means["before"],
+        "objective_after": means["after"],
+    }
 
 
 def _source(config: Config) -> tuple:
@@ -61,7 +94,9 @@ def _source(config: Config) -> tuple:
         run = Run.named(config.lake, options.run)
         record = run.record()
         if record["config"]["model"]["name"] != "lenet":
-            raise UserError(f"dream.run = {options.run!r}: expected the run of a lenet, found {record['config']['model']['name']!r}")
+            raise UserError(
+                f"dream.run = {options.run!r}: expected the run of a lenet, found {record['config']['model']['name']!r}"
+            )
         if not run.checkpoints():
             raise UserError(f"dream.run = {options.run!r}: run {run.url} has no whole checkpoint yet; train it first")
         return "run", run.url, run.checkpoints()[-1], record
@@ -140,13 +175,17 @@ def dreamt(image: np.ndarray, slope: Callable, options: Dream, seed: int = 0) ->
     """Image [h, w, c] in [-1, 1] to the one that it turns into; `slope` as `slope_of` makes it."""
     rng = np.random.default_rng(seed)
     shape = np.array(image.shape[:2])
-    sizes = [np.maximum(1, np.rint(shape / options.octave_scale**k)).astype(int) for k in reversed(range(options.octaves))]
+    sizes = [
+        np.maximum(1, np.rint(shape / options.octave_scale**k)).astype(int) for k in reversed(range(options.octaves))
+    ]
     original = tf.constant(image[None], tf.float32)
     x = tf.image.resize(original, sizes[0], antialias=True) if options.octaves > 1 else original
     for size, following in zip(sizes, [*sizes[1:], None]):
         x = _lbfgs(x, slope, options) if options.method == "lbfgs" else _ascend(x, slope, options, rng)
         if following is not None:
-            lost = tf.image.resize(original, following, antialias=True) - tf.image.resize(tf.image.resize(original, size, antialias=True), following)
+            lost = tf.image.resize(original, following, antialias=True) - tf.image.resize(
+                tf.image.resize(original, size, antialias=True), following
+            )
             x = tf.image.resize(x, following) + lost
     return tf.clip_by_value(x, -1.0, 1.0)[0].numpy()
 
@@ -170,18 +209,33 @@ def _lbfgs(x: tf.Tensor, slope: Callable, options: Dream) -> tf.Tensor:
         found, gradient = slope(tf.constant(values.reshape(x.shape), tf.float32))
         return -float(found), -gradient.numpy().astype(np.float64).ravel()
 
-    values, _, _ = fmin_l_bfgs_b(negative, x.numpy().astype(np.float64).ravel(), bounds=[(-1.0, 1.0)] * int(np.prod(x.shape)), maxfun=options.iterations)
+    values, _, _ = fmin_l_bfgs_b(
+        negative,
+        x.numpy().astype(np.float64).ravel(),
+        bounds=[(-1.0, 1.0)] * int(np.prod(x.shape)),
+        maxfun=options.iterations,
+    )
     return tf.constant(values.reshape(x.shape), tf.float32)
 
 
-def _dream(source: tuple, options: Dream, manifest: schema.Manifest, frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+def _dream(
+    source: tuple, options: Dream, manifest: schema.Manifest, frames: Iterator[pd.DataFrame]
+) -> Iterator[pd.DataFrame]:
     slope = slope_of(objective(activations(source, options.layers), options))
     for frame in frames:
         for id, stored in zip(frame["id"], frame["image"]):
             before = images.to_unit(schema.unpack([stored], manifest.shape, manifest.encoding)[0])
             after = dreamt(before, slope, options, int.from_bytes(id.encode()[-6:], "big"))
             scores = [float(slope(tf.constant(each[None]))[0]) for each in (before, after)]
-            yield pd.DataFrame({
-                "network": [source[1]], "input": [id], "image": [images.encode_png(images.to_pixels(after))], "height": [after.shape[0]],
-                "width": [after.shape[1]], "channels": [after.shape[2]], "objective_before": [scores[0]], "objective_after": [scores[1]],
-            })  # fmt: skip
+            yield pd.DataFrame(
+                {
+                    "network": [source[1]],
+                    "input": [id],
+                    "image": [images.encode_png(images.to_pixels(after))],
+                    "height": [after.shape[0]],
+                    "width": [after.shape[1]],
+                    "channels": [after.shape[2]],
+                    "objective_before": [scores[0]],
+                    "objective_after": [scores[1]],
+                }
+            )

@@ -23,7 +23,9 @@ from ..runs import loading, registry, tracking
 from ..runs.store import Run
 
 log = logging.getLogger(__name__)
-TABLE = "run string, model string, step long, seed long, input string, image binary, height int, width int, channels int"
+TABLE = (
+    "run string, model string, step long, seed long, input string, image binary, height int, width int, channels int"
+)
 _GRID = 64
 _HANDED_ON, _HANDED_ON_BYTES = 1024, 16 * 2**20  # images, and their pixels, that a task holds before it hands them on
 
@@ -33,18 +35,36 @@ def generate(spark, config: Config) -> dict:
     config = registry.promoted(config)
     options, run, url = config.generate, Run.of(config), lake.table_url(config)
     if options.append and config.tables != "delta":
-        raise UserError("generate.append = true with tables = 'parquet': a folder of Parquet files cannot be added to and stay whole; use tables = 'delta'")
+        raise UserError(
+            "generate.append = true with tables = 'parquet': a folder of Parquet files cannot be added to and stay"
+            " whole; use tables = 'delta'"
+        )
     tables.check(spark, url, config.tables)
     wanted = rows = inputs(spark, config)
     step = checkpoint(run, options)
     if options.append and lake.exists(url):
-        held = tables.read(spark, url).where((F.col("run") == run.url) & (F.col("step") == step)).select("seed", "input")
-        rows = wanted.join(held, (wanted["seed"] == held["seed"]) & wanted["input"].eqNullSafe(held["input"]), "left_anti")
+        held = (
+            tables.read(spark, url).where((F.col("run") == run.url) & (F.col("step") == step)).select("seed", "input")
+        )
+        rows = wanted.join(
+            held, (wanted["seed"] == held["seed"]) & wanted["input"].eqNullSafe(held["input"]), "left_anti"
+        )
     count = rows.count()
     if not count:
-        log.warning("generate: table %s holds all of these images already, of run %s at step %d; generate.first_seed = %d begins elsewhere", url, run.url, step, options.first_seed + options.images)
+        log.warning(
+            "generate: table %s holds all of these images already, of run %s at step %d; generate.first_seed = %d"
+            " begins elsewhere",
+            url,
+            run.url,
+            step,
+            options.first_seed + options.images,
+        )
     # What each of the grid's images was made from, to stand beside it.
-    sources = {row["seed"]: row["image"] for row in wanted.orderBy("seed").limit(_GRID).select("seed", "image").collect()} if "image" in wanted.columns else {}
+    sources = (
+        {row["seed"]: row["image"] for row in wanted.orderBy("seed").limit(_GRID).select("seed", "image").collect()}
+        if "image" in wanted.columns
+        else {}
+    )
     frame = generated(rows, run, options, step)
     log.info("generate: %d images of run %s", count, run.url)
     if config.tables == "delta":
@@ -84,7 +104,8 @@ def checkpoint(run: Run, options: Generate) -> int:
 
 
 def images_of(spark, config: Config):
-    """Those rows of the config's table that are of its run, at `generate.checkpoint` or else the newest step in the table.
+    """Those rows of the config's table that are of its run, at `generate.checkpoint` or else the newest step in the
+    table.
 
     A Delta table that is added to holds several runs and steps. `UserError` where it holds none of these.
     """
@@ -94,14 +115,16 @@ def images_of(spark, config: Config):
     steps = [found for of, found in held if of == run and step in (0, found)]
     if not steps:
         raise UserError(
-            f"table {url} has no images of run {run}{f' at step {step}' if step else ''}; it has those of {', '.join(f'{of} at step {found}' for of, found in held) or 'no run'}: "
-            "make them with jobs/generate.py, or name another run or table (generate.table)"
+            f"table {url} has no images of run {run}{f' at step {step}' if step else ''}; it has those of"
+            f" {', '.join(f'{of} at step {found}' for of, found in held) or 'no run'}: make them with jobs/generate.py,"
+            " or name another run or table (generate.table)"
         )
     return table.where((F.col("run") == run) & (F.col("step") == steps[-1]))
 
 
 def inputs(spark, config: Config):
-    """A DataFrame of `seed`, `input` (what a person reads) and the columns that the run's model takes, as they are stored.
+    """A DataFrame of `seed`, `input` (what a person reads) and the columns that the run's model takes, as they are
+    stored.
 
     Seeds count up from `generate.first_seed`; where rows of the dataset are taken, those whose ids hash
     lowest, with the hash as their seed.
@@ -109,11 +132,22 @@ def inputs(spark, config: Config):
     options, record = config.generate, Run.of(config).record()
     takes = taken_by(record)
     # A task loads the model, and fills its last batch up.
-    partitions = options.partitions or min(spark.sparkContext.defaultParallelism, math.ceil(options.images / options.batch_size))
-    for name, given, fits in (("label", options.label, takes == ("label",)), ("captions", options.captions, takes == ("caption",)), ("part", options.part, "a" in takes)):
+    partitions = options.partitions or min(
+        spark.sparkContext.defaultParallelism, math.ceil(options.images / options.batch_size)
+    )
+    for name, given, fits in (
+        ("label", options.label, takes == ("label",)),
+        ("captions", options.captions, takes == ("caption",)),
+        ("part", options.part, "a" in takes),
+    ):
         if given and not fits:
-            raise UserError(f"generate.{name} = {given!r}: model {record['config']['model']['name']!r} of run {record['config']['run']!r} takes {', '.join(takes) or 'seeds alone'}; leave it out")
-    seeds = spark.range(options.first_seed, options.first_seed + options.images, 1, partitions).withColumnRenamed("id", "seed")
+            raise UserError(
+                f"generate.{name} = {given!r}: model {record['config']['model']['name']!r} of run"
+                f" {record['config']['run']!r} takes {', '.join(takes) or 'seeds alone'}; leave it out"
+            )
+    seeds = spark.range(options.first_seed, options.first_seed + options.images, 1, partitions).withColumnRenamed(
+        "id", "seed"
+    )
     if not takes:
         return seeds.withColumn("input", F.lit(None).cast("string"))
     if takes == ("label",):
@@ -124,12 +158,18 @@ def inputs(spark, config: Config):
         named = F.element_at(F.array(*map(F.lit, classes)), F.col("label") + 1)
         return seeds.withColumn("label", label.cast("int")).withColumn("input", named)
     if options.captions and takes == ("caption",):
-        rows = [(options.first_seed + i, text, text) for i, text in enumerate(options.captions * -(-options.images // len(options.captions)))][: options.images]
+        rows = [
+            (options.first_seed + i, text, text)
+            for i, text in enumerate(options.captions * -(-options.images // len(options.captions)))
+        ][: options.images]
         return spark.createDataFrame(rows, "seed long, input string, caption string").repartition(partitions)
     manifest = schema.read_manifest(record["dataset"]["url"])
     part = options.part
     if part and part not in manifest.parts:
-        raise UserError(f"generate.part = {part!r}: dataset {record['dataset']['url']} has {', '.join(manifest.parts) or 'no parts'}")
+        raise UserError(
+            f"generate.part = {part!r}: dataset {record['dataset']['url']} has"
+            f" {', '.join(manifest.parts) or 'no parts'}"
+        )
     if not part and set(takes) <= set(manifest.parts):
         raise UserError(f"generate.part is empty: expected the domain to start from, one of {', '.join(takes)}")
     files = splits.files(record["dataset"]["url"], options.split, part)
@@ -152,7 +192,8 @@ def taken_by(record: dict) -> tuple[str, ...]:
 
 
 def generated(rows, run: Run, options: Generate, step: int | None = None):
-    """A DataFrame of TABLE, one row for each row of `rows`: a DataFrame as `inputs` gives, or any with a long `seed` and the model's columns.
+    """A DataFrame of TABLE, one row for each row of `rows`: a DataFrame as `inputs` gives, or any with a long `seed`
+    and the model's columns.
 
     The checkpoint is `step`, or is chosen now, so that all tasks, and all retries, use the same one.
     """
@@ -160,13 +201,25 @@ def generated(rows, run: Run, options: Generate, step: int | None = None):
     takes = taken_by(record)
     step = step or checkpoint(run, options)
     named = {"image": options.part or "image"}
-    missing = [name for name in takes if name not in [named.get(column, column) for column in rows.columns] and name in ("label", "caption", "embedding", "image")]
+    missing = [
+        name
+        for name in takes
+        if name not in [named.get(column, column) for column in rows.columns]
+        and name in ("label", "caption", "embedding", "image")
+    ]
     if missing:
-        raise UserError(f"run {run.url}: its model takes {', '.join(takes)}; the rows have no column {missing[0]!r} (columns: {', '.join(rows.columns)})")
-    return rows.mapInPandas(functools.partial(_generate, run.url, step, record, options.batch_size, options.part), TABLE)
+        raise UserError(
+            f"run {run.url}: its model takes {', '.join(takes)}; the rows have no column {missing[0]!r} (columns:"
+            f" {', '.join(rows.columns)})"
+        )
+    return rows.mapInPandas(
+        functools.partial(_generate, run.url, step, record, options.batch_size, options.part), TABLE
+    )
 
 
-def _generate(url: str, step: int, record: dict, batch_size: int, part: str, frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+def _generate(
+    url: str, step: int, record: dict, batch_size: int, part: str, frames: Iterator[pd.DataFrame]
+) -> Iterator[pd.DataFrame]:
     import tensorflow as tf
 
     model = loading.load_model(url, step, record)
@@ -175,10 +228,19 @@ def _generate(url: str, step: int, record: dict, batch_size: int, part: str, fra
     manifest, seeds, named, made, shape = None, [], [], [], None
 
     def table() -> pd.DataFrame:
-        whole = pd.DataFrame({
-            "run": url, "model": record["config"]["model"]["name"], "step": step, "seed": seeds, "input": named,
-            "image": made, "height": shape[0], "width": shape[1], "channels": shape[2],
-        })  # fmt: skip
+        whole = pd.DataFrame(
+            {
+                "run": url,
+                "model": record["config"]["model"]["name"],
+                "step": step,
+                "seed": seeds,
+                "input": named,
+                "image": made,
+                "height": shape[0],
+                "width": shape[1],
+                "channels": shape[2],
+            }
+        )
         for held in (seeds, named, made):
             held.clear()
         return whole
@@ -196,9 +258,13 @@ def _generate(url: str, step: int, record: dict, batch_size: int, part: str, fra
             if "caption" in takes:
                 given["caption"] = tf.constant(filled["caption"].tolist(), tf.string)
             if "embedding" in takes:
-                given["embedding"] = tf.constant(schema.unpack_arrays(filled["embedding"], manifest.embedding, np.float32))
+                given["embedding"] = tf.constant(
+                    schema.unpack_arrays(filled["embedding"], manifest.embedding, np.float32)
+                )
             if "image" in filled:
-                given[part or "image"] = images.to_unit(tf.constant(schema.unpack(filled["image"], manifest.shape, manifest.encoding)))
+                given[part or "image"] = images.to_unit(
+                    tf.constant(schema.unpack(filled["image"], manifest.shape, manifest.encoding))
+                )
             pixels = images.to_pixels(sample(given, tf.constant(filled["seed"], tf.int64)))[: len(rows)]
             shape = pixels.shape[1:]
             seeds += rows["seed"].tolist()

@@ -1,6 +1,7 @@
 """Semantic inpainting (Yeh et al., 2017; arXiv 1607.07539): a trained DCGAN fills holes in images, in Spark tasks.
 
-For each image a z is searched for whose G(z) agrees with what is left of it (contextual loss, which counts pixels near the
+For each image a z is searched for whose G(z) agrees with what is left of it (contextual loss, which counts pixels near
+the
 hole more) and which the discriminator takes for real (perceptual loss); the hole is then filled from G(z).
 Unlike the paper's, the search begins at several z, the best of many draws, and keeps the end with the lowest loss.
 Beside it stand two fillings that anyone could make: the training images' mean, and the training
@@ -24,7 +25,10 @@ from ..runs.store import Run
 from . import generate
 
 log = logging.getLogger(__name__)
-TABLE = "run string, model string, step long, seed long, input string, image binary, height int, width int, channels int, masked binary, psnr_hole double, psnr_hole_mean double, psnr_hole_nearest double, missing long"
+TABLE = (
+    "run string, model string, step long, seed long, input string, image binary, height int, width int, channels int,"
+    " masked binary, psnr_hole double, psnr_hole_mean double, psnr_hole_nearest double, missing long"
+)
 
 
 def inpaint(spark, config: Config) -> dict:
@@ -45,7 +49,12 @@ def inpaint(spark, config: Config) -> dict:
     rows = spark.read.parquet(*files).select("id", "image").withColumn("seed", F.xxhash64("id").bitwiseAND(2**62 - 1))
     if options.mask == "table":
         rows = rows.join(_masks(spark, options), "id")
-    rows = rows.orderBy("seed", "id").limit(options.images).repartition(min(options.images, spark.sparkContext.defaultParallelism)).persist()
+    rows = (
+        rows.orderBy("seed", "id")
+        .limit(options.images)
+        .repartition(min(options.images, spark.sparkContext.defaultParallelism))
+        .persist()
+    )
     table = lake.table_url(config) + "-inpainted"
     try:
         held = rows.collect()  # a bounded number, `inpaint.images`
@@ -60,7 +69,11 @@ def inpaint(spark, config: Config) -> dict:
         work = functools.partial(_inpaint, run.url, step, record, options, manifest, shared)
         names = ["psnr_hole", "psnr_hole_mean", "psnr_hole_nearest"]
         with tables.replacing(rows.mapInPandas(work, TABLE), table) as written:
-            figures = written.select([F.avg(name).alias(name) for name in names] + [F.count("*").alias("images")]).first().asDict()
+            figures = (
+                written.select([F.avg(name).alias(name) for name in names] + [F.count("*").alias("images")])
+                .first()
+                .asDict()
+            )
             shown = {row["input"]: row for row in written.orderBy("seed").limit(12).collect()}
     finally:
         rows.unpersist()
@@ -68,22 +81,47 @@ def inpaint(spark, config: Config) -> dict:
     for i, row in enumerate(held):
         if row["id"] in shown:
             hole = masks[i][..., None] != 0
-            sheet += [originals[i], images.decode_png(shown[row["id"]]["masked"]), np.where(hole, mean, originals[i]), np.where(hole, nearest[i], originals[i]), images.decode_png(shown[row["id"]]["image"])]
+            sheet += [
+                originals[i],
+                images.decode_png(shown[row["id"]]["masked"]),
+                np.where(hole, mean, originals[i]),
+                np.where(hole, nearest[i], originals[i]),
+                images.decode_png(shown[row["id"]]["image"]),
+            ]
     lake.write_bytes(f"{table}.png", images.encode_png(images.grid(np.stack(sheet).astype(np.uint8), 10)))
-    return {"table": table, "grid": f"{table}.png", "run": run.url, "step": step, **{name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}}
+    return {
+        "table": table,
+        "grid": f"{table}.png",
+        "run": run.url,
+        "step": step,
+        **{name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()},
+    }
 
 
 def _masks(spark, options: Inpaint):
     from pyspark.sql import functions as F
 
     if not options.masks:
-        raise UserError("inpaint.masks is empty: expected a Parquet folder with `id` and `mask` for inpaint.mask = 'table'")
+        raise UserError(
+            "inpaint.masks is empty: expected a Parquet folder with `id` and `mask` for inpaint.mask = 'table'"
+        )
     table = spark.read.parquet(lake.to_url(options.masks))
     kinds = dict(table.dtypes)
     if kinds.get("mask") != "binary" or kinds.get("id") != "string":
-        raise UserError(f"inpaint.masks = {options.masks!r}: expected columns id string, mask binary; found {', '.join(f'{name} {kind}' for name, kind in kinds.items())}")
-    if wrong := table.groupBy("id").agg(F.count("*").alias("rows"), F.count("mask").alias("masks")).where("id is not null and (rows > 1 or masks < 1)").first():
-        raise UserError(f"inpaint.masks = {options.masks!r}: expected a row with a mask for each id, found {wrong['rows']} rows with {wrong['masks']} masks for {wrong['id']!r}")
+        raise UserError(
+            f"inpaint.masks = {options.masks!r}: expected columns id string, mask binary; found"
+            f" {', '.join(f'{name} {kind}' for name, kind in kinds.items())}"
+        )
+    if (
+        wrong := table.groupBy("id")
+        .agg(F.count("*").alias("rows"), F.count("mask").alias("masks"))
+        .where("id is not null and (rows > 1 or masks < 1)")
+        .first()
+    ):
+        raise UserError(
+            f"inpaint.masks = {options.masks!r}: expected a row with a mask for each id, found {wrong['rows']} rows"
+            f" with {wrong['masks']} masks for {wrong['id']!r}"
+        )
     return table.select("id", "mask")
 
 
@@ -96,7 +134,10 @@ def _mask(row: dict, options: Inpaint, manifest: schema.Manifest) -> np.ndarray:
         except images.BadImage as error:
             raise UserError(f"mask of {row['id']!r}: {error}") from None
         if mask.all() or not mask.any():
-            raise UserError(f"mask of {row['id']!r}: {'everything' if mask.all() else 'nothing'} is missing; expected a part of the image")
+            raise UserError(
+                f"mask of {row['id']!r}: {'everything' if mask.all() else 'nothing'} is missing; expected a part of the"
+                " image"
+            )
         return mask.astype(np.uint8)
     if options.mask == "random":
         return (np.random.default_rng(row["seed"]).uniform(size=[height, width]) < options.hole).astype(np.uint8)
@@ -124,8 +165,12 @@ def psnr(real: np.ndarray, made: np.ndarray, mask: np.ndarray) -> float:
     return float(-10 * np.log10(max(error, 1e-10)))
 
 
-def baselines(spark, train, originals: np.ndarray, masks: np.ndarray, manifest: schema.Manifest) -> tuple[np.ndarray, np.ndarray]:
-    """(mean of the training images [h, w, c], for each image the training image that is nearest in what is left [n, h, w, c]), uint8; no task hands on more than one image each."""
+def baselines(
+    spark, train, originals: np.ndarray, masks: np.ndarray, manifest: schema.Manifest
+) -> tuple[np.ndarray, np.ndarray]:
+    """(mean of the training images [h, w, c], for each image the training image that is nearest in what is left [n, h,
+    w, c]), uint8; no task hands on more than one image each.
+    """
     count, size = len(originals), int(np.prod(manifest.shape))
     left = np.repeat((masks == 0)[..., None], manifest.channels, 3).reshape(count, size).astype(np.float32)
     known = originals.reshape(count, size).astype(np.float32) / 255 * left
@@ -154,11 +199,17 @@ def baselines(spark, train, originals: np.ndarray, masks: np.ndarray, manifest: 
 
 
 def search(model, originals: np.ndarray, masks: np.ndarray, options: Inpaint) -> np.ndarray:
-    """G(z) in [-1, 1] for images [n, h, w, c] in [-1, 1] with masks [n, h, w]: Adam from the best of many z, and the best of what it ends at."""
+    """G(z) in [-1, 1] for images [n, h, w, c] in [-1, 1] with masks [n, h, w]: Adam from the best of many z, and the
+    best of what it ends at.
+    """
     weights = np.stack([context_weights(mask, options.window) for mask in masks])[..., None]
     starts = min(options.starts, options.draws)
     drawn = _draws(model, options.draws)
-    z = tf.constant(np.concatenate([drawn[0][_nearest(drawn[1], image, weight)[:starts]] for image, weight in zip(originals, weights)]))
+    z = tf.constant(
+        np.concatenate(
+            [drawn[0][_nearest(drawn[1], image, weight)[:starts]] for image, weight in zip(originals, weights)]
+        )
+    )
     weights, real = (tf.constant(np.repeat(each, starts, 0)) for each in (weights, originals))
 
     @tf.function
@@ -195,14 +246,19 @@ def _nearest(made: np.ndarray, image: np.ndarray, weight: np.ndarray) -> np.ndar
 
 
 def filled(original: np.ndarray, made: np.ndarray, mask: np.ndarray, blend: str) -> np.ndarray:
-    """uint8 [h, w, c] with the hole filled from `made`; by Poisson editing (Perez et al., 2003), its gradients rather than its values."""
+    """uint8 [h, w, c] with the hole filled from `made`; by Poisson editing (Perez et al., 2003), its gradients rather
+    than its values.
+    """
     whole = np.where(mask[..., None] != 0, made, original)
     if blend == "none":
         return whole
     import cv2
 
     # OpenCV wants three channels and a hole that is not at the border: both are padded.
-    source, target = (cv2.copyMakeBorder(np.repeat(each, 3 // each.shape[2], 2), 2, 2, 2, 2, cv2.BORDER_REPLICATE) for each in (made, original))
+    source, target = (
+        cv2.copyMakeBorder(np.repeat(each, 3 // each.shape[2], 2), 2, 2, 2, 2, cv2.BORDER_REPLICATE)
+        for each in (made, original)
+    )
     area = cv2.copyMakeBorder(mask * 255, 2, 2, 2, 2, cv2.BORDER_CONSTANT)
     rows, columns = np.where(area)
     centre = (int(columns.min() + columns.max() + 1) // 2, int(rows.min() + rows.max() + 1) // 2)
@@ -210,7 +266,15 @@ def filled(original: np.ndarray, made: np.ndarray, mask: np.ndarray, blend: str)
     return np.where(mask[..., None] != 0, blended, original)
 
 
-def _inpaint(url: str, step: int, record: dict, options: Inpaint, manifest: schema.Manifest, fillings, frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+def _inpaint(
+    url: str,
+    step: int,
+    record: dict,
+    options: Inpaint,
+    manifest: schema.Manifest,
+    fillings,
+    frames: Iterator[pd.DataFrame],
+) -> Iterator[pd.DataFrame]:
     model = loading.load_model(url, step, record)
     for frame in frames:
         for start in range(0, len(frame), options.batch_size):
@@ -224,9 +288,21 @@ def _inpaint(url: str, step: int, record: dict, options: Inpaint, manifest: sche
                 mean, nearest = fillings.value[row["id"]]
                 whole = filled(originals[i], made[i], masks[i], options.blend)
                 holed = np.where(masks[i][..., None] != 0, np.uint8(128), originals[i])
-                yield pd.DataFrame({
-                    "run": [url], "model": [record["config"]["model"]["name"]], "step": [step], "seed": [row["seed"]], "input": [row["id"]],
-                    "image": [images.encode_png(whole)], "height": [manifest.height], "width": [manifest.width], "channels": [manifest.channels],
-                    "masked": [images.encode_png(holed)], "psnr_hole": [psnr(originals[i], whole, masks[i])],
-                    "psnr_hole_mean": [psnr(originals[i], mean, masks[i])], "psnr_hole_nearest": [psnr(originals[i], nearest, masks[i])], "missing": [int(masks[i].sum())],
-                })  # fmt: skip
+                yield pd.DataFrame(
+                    {
+                        "run": [url],
+                        "model": [record["config"]["model"]["name"]],
+                        "step": [step],
+                        "seed": [row["seed"]],
+                        "input": [row["id"]],
+                        "image": [images.encode_png(whole)],
+                        "height": [manifest.height],
+                        "width": [manifest.width],
+                        "channels": [manifest.channels],
+                        "masked": [images.encode_png(holed)],
+                        "psnr_hole": [psnr(originals[i], whole, masks[i])],
+                        "psnr_hole_mean": [psnr(originals[i], mean, masks[i])],
+                        "psnr_hole_nearest": [psnr(originals[i], nearest, masks[i])],
+                        "missing": [int(masks[i].sum())],
+                    }
+                )

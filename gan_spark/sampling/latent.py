@@ -1,4 +1,6 @@
-"""Walks through a generator's latent space (arXiv 1511.06434, sections 6.1 and 6.3.2): paths between seeds, and A - B + C."""
+"""Walks through a generator's latent space (arXiv 1511.06434, sections 6.1 and 6.3.2): paths between seeds, and A - B +
+C.
+"""
 
 import logging
 
@@ -15,7 +17,9 @@ log = logging.getLogger(__name__)
 
 
 def latent(spark, config: Config) -> dict:
-    """Writes `<table>.paths.png`, a path a row, and with `latent.arithmetic` `<table>.arithmetic.png`: rows of A, B, C, exemplars first, then their mean; last A - B + C and steps beside it."""
+    """Writes `<table>.paths.png`, a path a row, and with `latent.arithmetic` `<table>.arithmetic.png`: rows of A, B, C,
+    exemplars first, then their mean; last A - B + C and steps beside it.
+    """
     config = registry.promoted(config)
     options, run, url = config.latent, Run.of(config), lake.table_url(config)
     record = run.record()
@@ -23,18 +27,30 @@ def latent(spark, config: Config) -> dict:
     model = loading.load_model(run.url, step, record)
     if not hasattr(model, "decode"):
         names = sorted(name for name, each in models.MODELS.items() if hasattr(each, "decode"))
-        raise UserError(f"run {run.url}: model {config.model.name!r} has no latent space to walk through (those that have: {', '.join(names)})")
+        raise UserError(
+            f"run {run.url}: model {config.model.name!r} has no latent space to walk through (those that have:"
+            f" {', '.join(names)})"
+        )
     seeds = np.arange(2 * options.paths) + config.generate.first_seed
     ends = model.latents(seeds, model.config.latent).numpy().reshape(options.paths, 2, -1)
     paths = np.concatenate([between(*pair, options.steps) for pair in ends])
     result = {"run": run.url, "step": step, "paths": f"{url}.paths.png"}
-    lake.write_bytes(result["paths"], images.encode_png(images.grid(images.to_pixels(model.decode(paths)), options.steps)))
+    lake.write_bytes(
+        result["paths"], images.encode_png(images.grid(images.to_pixels(model.decode(paths)), options.steps))
+    )
     if options.arithmetic:
         chosen = exemplars(spark, config, model)
         means = [model.latents(np.array(each), model.config.latent).numpy().mean(0) for each in chosen]
-        sheet = np.concatenate([np.concatenate([model.latents(np.array(each), model.config.latent).numpy(), mean[None]]) for each, mean in zip(chosen, means)])
+        sheet = np.concatenate(
+            [
+                np.concatenate([model.latents(np.array(each), model.config.latent).numpy(), mean[None]])
+                for each, mean in zip(chosen, means)
+            ]
+        )
         result |= {"arithmetic": f"{url}.arithmetic.png", "seeds": dict(zip(options.arithmetic, chosen))}
-        near = np.random.default_rng(0).uniform(-0.25, 0.25, [options.exemplars, model.config.latent]).astype(np.float32)
+        near = (
+            np.random.default_rng(0).uniform(-0.25, 0.25, [options.exemplars, model.config.latent]).astype(np.float32)
+        )
         sums = means[0] - means[1] + means[2] + np.concatenate([near, np.zeros_like(near[:1])])
         made = images.to_pixels(model.decode(np.concatenate([sheet, sums])))
         lake.write_bytes(result["arithmetic"], images.encode_png(images.grid(made, options.exemplars + 1)))
@@ -51,7 +67,9 @@ def between(a: np.ndarray, b: np.ndarray, steps: int) -> np.ndarray:
     shares = np.linspace(0.0, 1.0, steps)[:, None]
     if np.sin(angle) < 1e-6:
         return ((1 - shares) * a + shares * b).astype(np.float32)
-    direction = (np.sin((1 - shares) * angle) * a / lengths[0] + np.sin(shares * angle) * b / lengths[1]) / np.sin(angle)
+    direction = (np.sin((1 - shares) * angle) * a / lengths[0] + np.sin(shares * angle) * b / lengths[1]) / np.sin(
+        angle
+    )
     return (direction * ((1 - shares) * lengths[0] + shares * lengths[1])).astype(np.float32)
 
 
@@ -63,5 +81,16 @@ def exemplars(spark, config: Config, model) -> list[list[int]]:
         raise UserError(f"latent.arithmetic = {list(config.latent.arithmetic)}: expected three of {', '.join(classes)}")
     apply = features.function(features.network(spark, config))
     seeds = np.arange(1000) + config.generate.first_seed
-    made = np.concatenate([apply(images.to_pixels(model.decode(model.latents(part, model.config.latent))))[1] for part in np.split(seeds, 10)])
-    return [[int(seed) for seed in seeds[np.argsort(-made[:, classes.index(name)], kind="stable")[: config.latent.exemplars]]] for name in config.latent.arithmetic]
+    made = np.concatenate(
+        [
+            apply(images.to_pixels(model.decode(model.latents(part, model.config.latent))))[1]
+            for part in np.split(seeds, 10)
+        ]
+    )
+    return [
+        [
+            int(seed)
+            for seed in seeds[np.argsort(-made[:, classes.index(name)], kind="stable")[: config.latent.exemplars]]
+        ]
+        for name in config.latent.arithmetic
+    ]

@@ -5,7 +5,15 @@ class Monitor:
     """Signs of a collapse, each told once: a discriminator that is never wrong, and images that become alike."""
 
     LOW_LOSS, TIMES, FALL = 0.05, 3, 1 / 3
-    DISCRIMINATOR_AIDS = ("real_target", "discriminator_above", "discriminator_rate", "spectral_norm", "generator_noise", "dropout", "noise")
+    DISCRIMINATOR_AIDS = (
+        "real_target",
+        "discriminator_above",
+        "discriminator_rate",
+        "spectral_norm",
+        "generator_noise",
+        "dropout",
+        "noise",
+    )
     VARIETY_AIDS = ("minibatch", "feature_matching", "historical_averaging", "discriminator_rate", "gamma")
 
     def __init__(self, config):
@@ -16,15 +24,27 @@ class Monitor:
         self.low = self.low + 1 if scalars.get("d_loss", 1.0) < self.LOW_LOSS else 0
         if self.low < self.TIMES:
             return None
-        return self._tell("discriminator", f"step {step}: the discriminator's loss was under {self.LOW_LOSS} {self.TIMES} times: it is never wrong, and the generator learns nothing from it", self.DISCRIMINATOR_AIDS)
+        return self._tell(
+            "discriminator",
+            f"step {step}: the discriminator's loss was under {self.LOW_LOSS} {self.TIMES} times: it is never wrong,"
+            " and the generator learns nothing from it",
+            self.DISCRIMINATOR_AIDS,
+        )
 
     def variety(self, step: int, pixels) -> str | None:
-        """A warning where the deviation between the images of one batch, uint8 [n, h, w, c], fell to FALL of the highest yet."""
+        """A warning where the deviation between the images of one batch, uint8 [n, h, w, c], fell to FALL of the
+        highest yet.
+        """
         deviation = float(pixels.std(axis=0).mean())
         self.highest = max(self.highest, deviation)
         if deviation >= self.FALL * self.highest:
             return None
-        return self._tell("variety", f"step {step}: images of the fixed seeds differ by {deviation:.1f} of 255, after {self.highest:.1f}: the generator may have collapsed", self.VARIETY_AIDS)
+        return self._tell(
+            "variety",
+            f"step {step}: images of the fixed seeds differ by {deviation:.1f} of 255, after {self.highest:.1f}: the"
+            " generator may have collapsed",
+            self.VARIETY_AIDS,
+        )
 
     def _tell(self, sign: str, text: str, aids: tuple[str, ...]) -> str | None:
         if sign in self.told:

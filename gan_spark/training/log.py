@@ -38,7 +38,15 @@ class Diary:
         self.logged = self.start + 1
 
     def note(self, event: str) -> None:
-        self.run.append_metrics({"event": event, "step": self.start, "attempt": self.job["attempt"], "workers": self.options["workers"], "time": _now()})
+        self.run.append_metrics(
+            {
+                "event": event,
+                "step": self.start,
+                "attempt": self.job["attempt"],
+                "workers": self.options["workers"],
+                "time": _now(),
+            }
+        )
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
         now = time.time()

@@ -23,8 +23,19 @@ def work(team: Team, job: dict) -> dict:
     except Exception as error:
         # The driver sees only that a rank has failed; this is how it learns why.
         run = Run.of(parse(job["config"], models.config_class))
-        wrong = {"wrong": str(error)} if isinstance(error, UserError) and not isinstance(error, NotFetched) else {}  # with the config or the data, which no restart mends
-        run.append_metrics({"event": "error", "rank": team.rank, "attempt": job["attempt"], "owner": job["owner"], **wrong, "error": f"rank {team.rank}: {type(error).__name__}: {error}"[:2000]})
+        wrong = (
+            {"wrong": str(error)} if isinstance(error, UserError) and not isinstance(error, NotFetched) else {}
+        )  # with the config or the data, which no restart mends
+        run.append_metrics(
+            {
+                "event": "error",
+                "rank": team.rank,
+                "attempt": job["attempt"],
+                "owner": job["owner"],
+                **wrong,
+                "error": f"rank {team.rank}: {type(error).__name__}: {error}"[:2000],
+            }
+        )
         raise
 
 
@@ -52,7 +63,18 @@ def _train_rank(team: Team, job: dict) -> dict:
     share = options.batch_size // team.size
     # Another seed after a resume, or the same row groups would come first again.
     parts = parts_of(config.model, schema.read_manifest(job["dataset"]))
-    stream = iter(reader.batches(job["dataset"], options.split, share, team.rank, team.size, options.seed + start, options.shuffle_buffer, parts))
+    stream = iter(
+        reader.batches(
+            job["dataset"],
+            options.split,
+            share,
+            team.rank,
+            team.size,
+            options.seed + start,
+            options.shuffle_buffer,
+            parts,
+        )
+    )
 
     @tf.function
     def step_function(batches):
@@ -94,7 +116,9 @@ def _train_rank(team: Team, job: dict) -> dict:
             if validates:
                 found = measure(held_out, job["dataset"], "validation", share, team)
                 diary.measured(step, {f"validation_{name}": value for name, value in found.items()})
-                better = math.isfinite(found[model.monitored]) and (best is None or found[model.monitored] > best[model.monitored])
+                better = math.isfinite(found[model.monitored]) and (
+                    best is None or found[model.monitored] > best[model.monitored]
+                )
                 best = {"step": step, model.monitored: found[model.monitored]} if better else best
                 ended = no_better_since(step)
             if (saves or better or ended) and not _is_finite(model, team):
@@ -113,8 +137,17 @@ def _train_rank(team: Team, job: dict) -> dict:
             if ended:
                 break
         if not scalars:
-            scalars = next(({key: line[key] for key in line["scalars"]} for line in reversed(run.metrics()) if "scalars" in line), {})
-        return {"stopped": stopped, "steps": int(model.step), "scalars": scalars, "checksum": checksum(model), **diary.rate()}
+            scalars = next(
+                ({key: line[key] for key in line["scalars"]} for line in reversed(run.metrics()) if "scalars" in line),
+                {},
+            )
+        return {
+            "stopped": stopped,
+            "steps": int(model.step),
+            "scalars": scalars,
+            "checksum": checksum(model),
+            **diary.rate(),
+        }
 
 
 def measure(held_out, url: str, split: str, batch_size: int, team: Team = Team()) -> dict[str, float]:
@@ -128,7 +161,10 @@ def measure(held_out, url: str, split: str, batch_size: int, team: Team = Team()
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + float(tf.reduce_sum(value))
     names = sorted(sums)
-    *totals, count = (float(value) for value in team.reduce([tf.constant(value, tf.float64) for value in (*(sums[name] for name in names), count)]))
+    *totals, count = (
+        float(value)
+        for value in team.reduce([tf.constant(value, tf.float64) for value in (*(sums[name] for name in names), count)])
+    )
     return {name: total / count for name, total in zip(names, totals)}
 
 
@@ -140,7 +176,9 @@ def _problem(step: int, scalars: dict[str, float]) -> str | None:
 
 
 def _is_finite(model, team: Team) -> bool:
-    """Whether all that the model carries is finite on every rank. The scalars of a step are those of the weights before it."""
+    """Whether all that the model carries is finite on every rank. The scalars of a step are those of the weights before
+    it.
+    """
     import tensorflow as tf
 
     finite = [tf.reduce_all(tf.math.is_finite(variable)) for variable in model.state() if variable.dtype.is_floating]

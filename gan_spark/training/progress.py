@@ -15,7 +15,9 @@ log = logging.getLogger(__name__)
 
 
 class Progress(threading.Thread):
-    """A progress bar on the driver, and MLflow's metrics, fed by the run's metrics: ranks may be on any machine, and Horovod hands on their output late."""
+    """A progress bar on the driver, and MLflow's metrics, fed by the run's metrics: ranks may be on any machine, and
+    Horovod hands on their output late.
+    """
 
     def __init__(self, run: Run, config: Config, tracker: Tracker | None = None):
         super().__init__(daemon=True)
@@ -23,9 +25,13 @@ class Progress(threading.Thread):
         self.run_, self.done, self.offset = run, threading.Event(), run.watch(0)[1]
         tty = sys.stderr.isatty()
         self.bar = tqdm(
-            total=config.train.steps, unit="step", desc=config.run, ncols=150,
-            mininterval=0 if tty else 15, file=sys.stderr if tty else _Lines(),
-        )  # fmt: skip
+            total=config.train.steps,
+            unit="step",
+            desc=config.run,
+            ncols=150,
+            mininterval=0 if tty else 15,
+            file=sys.stderr if tty else _Lines(),
+        )
 
     def __enter__(self):
         self.start()
@@ -44,7 +50,12 @@ class Progress(threading.Thread):
                 self.show()
             except Exception as error:  # Training does not wait for what follows it, and the next look may go well.
                 if not told:
-                    log.warning("run %s: its metrics could not be followed (%s: %s); trying on", self.run_.url, type(error).__name__, error)
+                    log.warning(
+                        "run %s: its metrics could not be followed (%s: %s); trying on",
+                        self.run_.url,
+                        type(error).__name__,
+                        error,
+                    )
                 told = True
 
     def show(self) -> None:
@@ -61,7 +72,12 @@ class Progress(threading.Thread):
                 speed = f"{line['images_per_second']:.0f} images/s, " if "images_per_second" in line else ""
                 self.bar.set_postfix_str(speed + losses, refresh=False)
                 self.bar.update(line["step"] - self.bar.n)
-                told.append((line["step"], {name: line[name] for name in (*line["scalars"], "images_per_second") if name in line}))
+                told.append(
+                    (
+                        line["step"],
+                        {name: line[name] for name in (*line["scalars"], "images_per_second") if name in line},
+                    )
+                )
         if self.tracker and told:
             self.tracker.metrics(told)
 

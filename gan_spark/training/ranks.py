@@ -34,21 +34,33 @@ def check(spark, config: Train) -> None:
         raise UserError("spark.dynamicAllocation.enabled = true: all ranks must run at once; set it to false")
     slots = context.defaultParallelism // int(context.getConf().get("spark.task.cpus", "1"))
     if context.master.startswith("local") and config.workers > slots:
-        raise UserError(f"train.workers = {config.workers}, but {context.master} has {slots} task slots: every rank needs one; use fewer workers or more slots")
+        raise UserError(
+            f"train.workers = {config.workers}, but {context.master} has {slots} task slots: every rank needs one; use"
+            " fewer workers or more slots"
+        )
 
 
 def check_reach(spark, config: Train, folder: str, files: list[str]) -> None:
-    """`UserError` where an executor cannot read one of `files`, or where what it writes in `folder` is not seen from here: URLs of the lake."""
+    """`UserError` where an executor cannot read one of `files`, or where what it writes in `folder` is not seen from
+    here: URLs of the lake.
+    """
     if config.launcher == "local":
         return
     probe = lake.join(folder, f".probe-{uuid.uuid4().hex[:8]}")
     try:
-        told = spark.sparkContext.parallelize(range(config.workers), config.workers).map(functools.partial(_reach, probe, files)).collect()
+        told = (
+            spark.sparkContext.parallelize(range(config.workers), config.workers)
+            .map(functools.partial(_reach, probe, files))
+            .collect()
+        )
         for index, (host, problem) in enumerate(told):
             if problem is None and not lake.exists(lake.join(probe, str(index))):
                 problem = f"what it writes to {folder} is not seen from the driver"
             if problem is not None:
-                raise UserError(f"worker {host}: {problem}. Every worker must reach the lake: on a cluster, a URL such as s3a: or hdfs:, or a path that all machines mount, with the worker's own credentials")
+                raise UserError(
+                    f"worker {host}: {problem}. Every worker must reach the lake: on a cluster, a URL such as s3a: or"
+                    " hdfs:, or a path that all machines mount, with the worker's own credentials"
+                )
     finally:
         lake.remove(probe)
 
@@ -92,13 +104,15 @@ def run(spark, function: Callable, argument, config: Train) -> list:
     except TimeoutException as error:
         if "Timed out waiting for Spark tasks to start" in str(error):
             raise NoSlots(
-                f"train.workers = {config.workers}: not that many free task slots in train.start_timeout = {config.start_timeout} s; "
-                "use fewer workers, give the application more cores, or wait for the cluster to be free"
+                f"train.workers = {config.workers}: not that many free task slots in train.start_timeout ="
+                f" {config.start_timeout} s; use fewer workers, give the application more cores, or wait for the"
+                " cluster to be free"
             ) from error
         raise NoNetwork(
-            f"train.workers = {config.workers}: all ranks have a task slot, but did not reach each other in train.start_timeout = {config.start_timeout} s "
-            f"({str(error).partition('.')[0]}): a network problem between executors, or from the driver to them; "
-            "open the TCP ports between these machines, or raise train.start_timeout if the slots came late"
+            f"train.workers = {config.workers}: all ranks have a task slot, but did not reach each other in"
+            f" train.start_timeout = {config.start_timeout} s ({str(error).partition('.')[0]}): a network problem"
+            " between executors, or from the driver to them; open the TCP ports between these machines, or raise"
+            " train.start_timeout if the slots came late"
         ) from error
     except Exception as error:
         raise RankFailure(str(error)) from error

@@ -1,6 +1,8 @@
-"""Makes lenet.json, which the tests of both languages read: a small LeNet trained by BigDL on real digits, images, and what it gives for them.
+"""Makes lenet.json, which the tests of both languages read: a small LeNet trained by BigDL on real digits, images, and
+what it gives for them.
 
-uv run tests/golden/make_lenet.py RUN DATASET    (URLs of a run of jobs/lenet.py, and of the dataset that it was trained on)
+uv run tests/golden/make_lenet.py RUN DATASET    (URLs of a run of jobs/lenet.py, and of the dataset that it was trained
+on)
 """
 
 import base64
@@ -27,7 +29,16 @@ if __name__ == "__main__":
     pixels = np.stack([columns.pixels(row["image"]) for row in rows])
     scores = model.forward(pixels.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - np.float32(1))
     golden = {
-        **files, "shape": list(shape),
-        "rows": [{"id": row["id"], "image": base64.b64encode(row["image"]).decode(), "prediction": int(np.argmax(score)), "log_probabilities": [float(value) for value in score]} for row, score in zip(rows, scores)],
-    }  # fmt: skip
+        **files,
+        "shape": list(shape),
+        "rows": [
+            {
+                "id": row["id"],
+                "image": base64.b64encode(row["image"]).decode(),
+                "prediction": int(np.argmax(score)),
+                "log_probabilities": [float(value) for value in score],
+            }
+            for row, score in zip(rows, scores)
+        ],
+    }
     Path(__file__).with_name("lenet.json").write_text(json.dumps(golden) + "\n")

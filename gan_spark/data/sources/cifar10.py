@@ -25,11 +25,16 @@ def source(spark, config: Ingest) -> Source:
     root = lake.to_url(config.path)
     fs, path = lake.filesystem(root)
     if fs.isdir(path):
-        members = [(lake.join(root, posixpath.basename(name)), None, posixpath.basename(name)) for name in fs.ls(path, detail=False)]
+        members = [
+            (lake.join(root, posixpath.basename(name)), None, posixpath.basename(name))
+            for name in fs.ls(path, detail=False)
+        ]
     elif fs.exists(path):
         try:
             with fs.open(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
-                members = [(root, member.name, posixpath.basename(member.name)) for member in archive if member.isfile()]
+                members = [
+                    (root, member.name, posixpath.basename(member.name)) for member in archive if member.isfile()
+                ]
         except (tarfile.TarError, EOFError, OSError) as error:
             raise UserError(f"ingest.path = {config.path!r}: not a whole .tar.gz: {error}") from error
     else:
@@ -51,14 +56,22 @@ def _read(has_test: bool, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Reco
                 yield chunk(id=[batch.name], reason=[problem])
             for start in range(0, len(labels), CHUNK):
                 many = len(labels[start : start + CHUNK])
-                bad = [None if label < 10 else f"label {label} is not among the 10 classes" for label in labels[start : start + many]]
+                bad = [
+                    None if label < 10 else f"label {label} is not among the 10 classes"
+                    for label in labels[start : start + many]
+                ]
                 yield chunk(
                     id=[f"{batch.name}/{i:05d}" for i in range(start, start + many)],
                     content=[image.transpose(1, 2, 0).tobytes() for image in pixels[start : start + many]],
-                    height=[32] * many, width=[32] * many, channels=[3] * many,
-                    label=[None if reason else CLASSES[label] for label, reason in zip(labels[start : start + many], bad)],
-                    split=["test" if batch.name.startswith("test") else "train" if has_test else None] * many, reason=bad,
-                )  # fmt: skip
+                    height=[32] * many,
+                    width=[32] * many,
+                    channels=[3] * many,
+                    label=[
+                        None if reason else CLASSES[label] for label, reason in zip(labels[start : start + many], bad)
+                    ],
+                    split=["test" if batch.name.startswith("test") else "train" if has_test else None] * many,
+                    reason=bad,
+                )
 
 
 def _member_bytes(url: str, member: str | None) -> bytes:
@@ -73,7 +86,9 @@ def _member_bytes(url: str, member: str | None) -> bytes:
 
 
 def binary_batch(data: bytes) -> tuple[list[int], np.ndarray, str | None]:
-    """Records of a label byte and 3,072 pixels: labels, uint8 [n, 3, 32, 32], and what is wrong with the rest, if anything."""
+    """Records of a label byte and 3,072 pixels: labels, uint8 [n, 3, 32, 32], and what is wrong with the rest, if
+    anything.
+    """
     count, rest = divmod(len(data), 3073)
     records = np.frombuffer(data, np.uint8, count * 3073).reshape(count, 3073)
     problem = f"truncated: {rest} bytes after the last whole image" if rest else None
@@ -99,5 +114,9 @@ def pickled_batch(data: bytes) -> tuple[list[int], np.ndarray, str | None]:
     except Exception as error:  # genops raises many types on hostile bytes.
         return [], np.zeros((0, 3, 32, 32), np.uint8), f"not a whole pickle of a CIFAR-10 batch: {error}"
     if not blob or len(labels) * 3072 != len(blob):
-        return [], np.zeros((0, 3, 32, 32), np.uint8), f"not a CIFAR-10 batch: {len(blob) // 3072} images and {len(labels)} labels in it"
+        return (
+            [],
+            np.zeros((0, 3, 32, 32), np.uint8),
+            f"not a CIFAR-10 batch: {len(blob) // 3072} images and {len(labels)} labels in it",
+        )
     return labels, np.frombuffer(blob, np.uint8).reshape(-1, 3, 32, 32), None

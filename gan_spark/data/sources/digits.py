@@ -13,7 +13,14 @@ def source(spark, config: Ingest) -> Source:
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     rows = [
-        {"id": f"digits/{i:04d}", "content": image.tobytes(), "height": 8, "width": 8, "channels": 1, "label": str(label)}
+        {
+            "id": f"digits/{i:04d}",
+            "content": image.tobytes(),
+            "height": 8,
+            "width": 8,
+            "channels": 1,
+            "label": str(label),
+        }
         for i, (image, label) in enumerate(zip(pixels, digits.target))
     ]
     return Source(frame_of(spark, rows), tuple("0123456789"), len(rows))

@@ -25,7 +25,9 @@ def source(spark, config: Ingest) -> Source:
     folders = context.parallelize([root], 1).flatMap(_subfolders).collect()
     classes = tuple(sorted(name for name in folders if not name.startswith(".")))
     max_bytes = config.max_file_mb * 2**20
-    listing = context.parallelize([None, *folders], len(folders) + 1).mapPartitions(functools.partial(_list, root, max_bytes, bool(classes)))
+    listing = context.parallelize([None, *folders], len(folders) + 1).mapPartitions(
+        functools.partial(_list, root, max_bytes, bool(classes))
+    )
     frame = listing.toDF("id string, url string, label string, reason string").persist(StorageLevel.DISK_ONLY)
     count = frame.count()
     if not count:
@@ -44,8 +46,11 @@ def _subfolders(root: str) -> Iterator[str]:
 
 
 def walk(fs, folder: str) -> Iterator[tuple[dict, str | None]]:
-    """(entry as fsspec's `ls` gives it, None) of all that is in the folder, at any depth; (folder, why) of one that cannot be listed."""
-    # fsspec's own walk passes over folders below the first level that cannot be listed, and not every filesystem's find takes a handler.
+    """(entry as fsspec's `ls` gives it, None) of all that is in the folder, at any depth; (folder, why) of one that
+    cannot be listed.
+    """
+    # fsspec's own walk passes over folders below the first level that cannot be listed, and not every filesystem's find
+    # takes a handler.
     waiting = [folder]
     while waiting:
         folder = waiting.pop()

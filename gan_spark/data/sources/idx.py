@@ -31,7 +31,9 @@ def _idx_header(url: str, dimensions: int) -> tuple[int, ...]:
     except _STREAM_ERRORS as error:
         raise UserError(f"{url}: cannot be read as an IDX file: {error}") from error
     if len(header) < 4 + 4 * dimensions or header[:4] != bytes([0, 0, 8, dimensions]):
-        raise UserError(f"{url}: not an IDX file of {dimensions}-dimensional unsigned bytes; it starts with {header[:4]!r}")
+        raise UserError(
+            f"{url}: not an IDX file of {dimensions}-dimensional unsigned bytes; it starts with {header[:4]!r}"
+        )
     return struct.unpack(f">{dimensions}I", header[4:])
 
 
@@ -53,22 +55,33 @@ def source(spark, config: Ingest) -> Source:
             continue
         images = lake.join(root, name)
         count, height, width = _idx_header(images, 3)
-        label_name = next((n for n in files if re.fullmatch(re.escape(match[1]) + r"-labels[-.]idx1-ubyte(\.gz)?", n)), None)
+        label_name = next(
+            (n for n in files if re.fullmatch(re.escape(match[1]) + r"-labels[-.]idx1-ubyte(\.gz)?", n)), None
+        )
         labelled.add(label_name is not None)
         if label_name:
             (label_count,) = _idx_header(lake.join(root, label_name), 1)
             if label_count != count:
-                raise UserError(f"{images} declares {count} images, {label_name} declares {label_count} labels: expected as many")
+                raise UserError(
+                    f"{images} declares {count} images, {label_name} declares {label_count} labels: expected as many"
+                )
         split = "test" if match[1] in ("t10k", "test") else "train" if has_test else None
         step = max(CHUNK, -(-count // spark.sparkContext.defaultParallelism))
         for start in range(0, count, step):
             labels = lake.join(root, label_name) if label_name else None
             parts.append((match[1], images, labels, split, start, min(start + step, count), height, width))
     if not parts:
-        raise UserError(f"ingest.path = {config.path!r}: no file named <part>-images-idx3-ubyte[.gz] in it (found: {', '.join(files[:5]) or 'nothing'})")
+        raise UserError(
+            f"ingest.path = {config.path!r}: no file named <part>-images-idx3-ubyte[.gz] in it (found:"
+            f" {', '.join(files[:5]) or 'nothing'})"
+        )
     if len(labelled) > 1:
-        raise UserError(f"ingest.path = {config.path!r}: some IDX image files have labels and some have none; expected all or none")
-    frame = spark.createDataFrame(parts, "part string, images string, labels string, split string, start int, stop int, height int, width int")
+        raise UserError(
+            f"ingest.path = {config.path!r}: some IDX image files have labels and some have none; expected all or none"
+        )
+    frame = spark.createDataFrame(
+        parts, "part string, images string, labels string, split string, start int, stop int, height int, width int"
+    )
     names = config.classes or tuple("0123456789")
     frame = frame.repartitionByRange(len(parts), "part", "start").mapInArrow(functools.partial(_read_idx, names), ROW)
     return Source(frame, names if labelled == {True} else (), sum(part[5] - part[4] for part in parts))
@@ -98,9 +111,14 @@ def _read_idx(names: tuple[str, ...], ranges: Iterator[pa.RecordBatch]) -> Itera
                 many = stop - start
                 yield chunk(
                     id=[f"{part.part}/{i:06d}" for i in range(start, stop)],
-                    content=content, height=[part.height] * many, width=[part.width] * many, channels=[1] * many,
-                    label=label, split=[part.split] * many, reason=reason,
-                )  # fmt: skip
+                    content=content,
+                    height=[part.height] * many,
+                    width=[part.width] * many,
+                    channels=[1] * many,
+                    label=label,
+                    split=[part.split] * many,
+                    reason=reason,
+                )
 
 
 def _read_at(url: str, header: int, start: int, stop: int, size: int) -> bytes:

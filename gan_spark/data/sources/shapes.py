@@ -11,9 +11,14 @@ from .rows import CHUNK, ROW, Source, chunk
 
 
 def source(spark, config: Ingest) -> Source:
-    """`config.count` captioned pictures, drawn in tasks; held-out combinations are in split test alone, unless `config.held_out` is false."""
+    """`config.count` captioned pictures, drawn in tasks; held-out combinations are in split test alone, unless
+    `config.held_out` is false.
+    """
     if config.height != config.width or config.channels != 3:
-        raise UserError(f"source 'shapes' with ingest.height = {config.height}, width = {config.width}, channels = {config.channels}: expected square RGB pictures")
+        raise UserError(
+            f"source 'shapes' with ingest.height = {config.height}, width = {config.width}, channels ="
+            f" {config.channels}: expected square RGB pictures"
+        )
     frame = spark.range(config.count).mapInArrow(functools.partial(_draw, config.height, config.held_out), ROW)
     return Source(frame, shapes.CLASSES, config.count, captioned=True)
 
@@ -23,11 +28,17 @@ def _draw(side: int, holds_out: bool, batches: Iterator[pa.RecordBatch]) -> Iter
         indices = batch.column("id").to_pylist()
         for start in range(0, len(indices), CHUNK):
             drawn = indices[start : start + CHUNK]
-            pixels, attributes, phrasings = zip(*(shapes.draw(index if holds_out else index + shapes.JUDGE, side) for index in drawn))
+            pixels, attributes, phrasings = zip(
+                *(shapes.draw(index if holds_out else index + shapes.JUDGE, side) for index in drawn)
+            )
             held_out = [shapes.is_held_out(each) for each in attributes]
             yield chunk(
                 id=[f"{'heldout' if held else 'seen'}/{index:06d}" for held, index in zip(held_out, drawn)],
-                content=[image.tobytes() for image in pixels], height=[side] * len(drawn), width=[side] * len(drawn), channels=[3] * len(drawn),
-                label=[" ".join(each.values()) for each in attributes], split=["test" if held and holds_out else None for held in held_out],
+                content=[image.tobytes() for image in pixels],
+                height=[side] * len(drawn),
+                width=[side] * len(drawn),
+                channels=[3] * len(drawn),
+                label=[" ".join(each.values()) for each in attributes],
+                split=["test" if held and holds_out else None for held in held_out],
                 caption=["\n".join(each) for each in phrasings],
-            )  # fmt: skip
+            )

@@ -18,23 +18,59 @@ def source(spark, config: Ingest) -> Source:
     try:
         frame = spark.read.parquet(lake.to_url(config.path)) if is_path else spark.table(config.path)
     except Exception as error:
-        raise UserError(f"ingest.path = {config.path!r}: cannot be read as a table: {str(error).splitlines()[0]}") from error
-    return from_frame(frame, config.id_column, config.image_column, config.label_column, config.caption_column, config.embedding_column, config.max_file_mb)
+        raise UserError(
+            f"ingest.path = {config.path!r}: cannot be read as a table: {str(error).splitlines()[0]}"
+        ) from error
+    return from_frame(
+        frame,
+        config.id_column,
+        config.image_column,
+        config.label_column,
+        config.caption_column,
+        config.embedding_column,
+        config.max_file_mb,
+    )
 
 
-def from_frame(frame, id_column: str, image_column: str, label_column: str = "", caption_column: str = "", embedding_column: str = "", max_file_mb: int = 64) -> Source:
-    """Any DataFrame with a unique id and a binary column of encoded images; null images, and those over `max_file_mb` MB, are rejected by id."""
+def from_frame(
+    frame,
+    id_column: str,
+    image_column: str,
+    label_column: str = "",
+    caption_column: str = "",
+    embedding_column: str = "",
+    max_file_mb: int = 64,
+) -> Source:
+    """Any DataFrame with a unique id and a binary column of encoded images; null images, and those over `max_file_mb`
+    MB, are rejected by id.
+    """
     from pyspark.sql import functions as F
 
     kinds = dict(frame.dtypes)
     optional = {"label": label_column, "caption": caption_column, "embedding": embedding_column}
-    for key, column in {"id": id_column, "image": image_column, **{key: column for key, column in optional.items() if column}}.items():
+    for key, column in {
+        "id": id_column,
+        "image": image_column,
+        **{key: column for key, column in optional.items() if column},
+    }.items():
         if column not in kinds:
-            raise UserError(f"ingest.{key}_column = {column!r}: not a column of the table (columns: {', '.join(kinds)})")
+            raise UserError(
+                f"ingest.{key}_column = {column!r}: not a column of the table (columns: {', '.join(kinds)})"
+            )
     if kinds[image_column] != "binary":
-        raise UserError(f"ingest.image_column = {image_column!r}: expected a binary column, found {kinds[image_column]}")
-    if embedding_column and kinds[embedding_column] not in ("array<float>", "array<double>", "array<array<float>>", "array<array<double>>"):
-        raise UserError(f"ingest.embedding_column = {embedding_column!r}: expected an array of float, or an array of such arrays, found {kinds[embedding_column]}")
+        raise UserError(
+            f"ingest.image_column = {image_column!r}: expected a binary column, found {kinds[image_column]}"
+        )
+    if embedding_column and kinds[embedding_column] not in (
+        "array<float>",
+        "array<double>",
+        "array<array<float>>",
+        "array<array<double>>",
+    ):
+        raise UserError(
+            f"ingest.embedding_column = {embedding_column!r}: expected an array of float, or an array of such arrays,"
+            f" found {kinds[embedding_column]}"
+        )
     id, image = _column(id_column), _column(image_column)
     label = _column(label_column).cast("string") if label_column else F.lit(None).cast("string")
     reason = F.when(id.isNull(), "no id (null)").when(image.isNull(), "no image (null)")
@@ -50,8 +86,17 @@ def from_frame(frame, id_column: str, image_column: str, label_column: str = "",
         (_column(caption_column) if caption_column else F.lit(None)).cast("string").alias("caption"),
         _flat(frame, embedding_column).alias("embedding"),
     )
-    classes = sorted(row[0] for row in frame.select(label).distinct().collect() if row[0] is not None) if label_column else []
-    return Source(padded(chosen), tuple(classes), frame.count(), bool(caption_column), _embedding_shape(frame, embedding_column), holds_files=True)
+    classes = (
+        sorted(row[0] for row in frame.select(label).distinct().collect() if row[0] is not None) if label_column else []
+    )
+    return Source(
+        padded(chosen),
+        tuple(classes),
+        frame.count(),
+        bool(caption_column),
+        _embedding_shape(frame, embedding_column),
+        holds_files=True,
+    )
 
 
 def _flat(frame, embedding_column: str):
@@ -68,7 +113,11 @@ def _embedding_shape(frame, embedding_column: str) -> tuple[int, ...]:
     """(how many a row, size of each) of the first row that has one."""
     if not embedding_column:
         return ()
-    first = frame.select(_column(embedding_column).alias("embedding")).where("embedding is not null and size(embedding) > 0").first()
+    first = (
+        frame.select(_column(embedding_column).alias("embedding"))
+        .where("embedding is not null and size(embedding) > 0")
+        .first()
+    )
     if first is None:
         raise UserError(f"ingest.embedding_column = {embedding_column!r}: every row is null or empty")
     values = first["embedding"]
