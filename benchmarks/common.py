@@ -113,7 +113,7 @@ def alternate(sides: dict[str, Callable[[], float]], repeats: int) -> dict[str, 
 
 def ratio(above: list[float], below: list[float]) -> float:
     """Median of the ratios pair by pair."""
-    return round(statistics.median(a / b for a, b in zip(above, below)), 3)
+    return round(statistics.median(a / b for a, b in zip(above, below, strict=True)), 3)
 
 
 def child(script: str, side: str, job: dict) -> dict:

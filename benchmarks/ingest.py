@@ -70,7 +70,7 @@ def mnist_example(spark, data: str, url: str, limit: int | None = None) -> None:
                 "label": np.int32(label),
             }
             for part in common.PARTS
-            for i, (image, label) in enumerate(zip(*common.read_idx(data, part)))
+            for i, (image, label) in enumerate(zip(*common.read_idx(data, part), strict=True))
         )
         made = [dict_to_spark_row(unischema, row) for row in itertools.islice(rows, limit)]
         spark.createDataFrame(made, unischema.as_spark_schema()).coalesce(10).write.mode("overwrite").parquet(url)

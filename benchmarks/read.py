@@ -22,7 +22,7 @@ def pipeline(url: str, images: int) -> float:
     from gan_spark.data import reader
 
     stream = iter(reader.batches(url, "train", BATCH))
-    for batch in itertools.islice(stream, 100):
+    for _ in itertools.islice(stream, 100):
         pass
     start = time.perf_counter()
     for batch in itertools.islice(stream, images // BATCH):
@@ -35,11 +35,11 @@ def row_reader(url: str, images: int, pool: str) -> float:
 
     with make_reader(url, schema_fields=["image", "label"], num_epochs=None, reader_pool_type=pool) as reader:
         # More than the row groups that its threads have in hand when the first row comes out.
-        for row in itertools.islice(reader, 20_000):
+        for _ in itertools.islice(reader, 20_000):
             pass
         start = time.perf_counter()
         for row in itertools.islice(reader, images):
-            row.image
+            _ = row.image
         return images / (time.perf_counter() - start)
 
 

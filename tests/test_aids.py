@@ -26,7 +26,7 @@ def moved(model, name, batch=None, steps=1):
     for _ in range(steps):
         model.train_step([batch or make_batch("dcgan")])
         model.step.assign_add(1)
-    return float(np.sqrt(sum(np.square(a - b).sum() for a, b in zip(before, weights(model, name)))))
+    return float(np.sqrt(sum(np.square(a - b).sum() for a, b in zip(before, weights(model, name), strict=True))))
 
 
 def test_minibatch_discrimination_is_the_formula():

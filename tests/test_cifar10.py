@@ -19,7 +19,7 @@ def cifar_images(count: int, seed: int = 0) -> np.ndarray:
 
 
 def binary_batch(images: np.ndarray, labels) -> bytes:
-    return b"".join(bytes([label]) + image.tobytes() for image, label in zip(images, labels))
+    return b"".join(bytes([label]) + image.tobytes() for image, label in zip(images, labels, strict=True))
 
 
 def pickled_batch(images: np.ndarray, labels) -> bytes:
@@ -44,7 +44,8 @@ def python2_batch(images: np.ndarray, labels) -> bytes:
     array += (
         b"M"
         + struct.pack("<H", len(images))
-        + b"M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+        + b"M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
+        + b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
     )
     array += b"T" + struct.pack("<i", len(raw)) + raw + b"tb"
     runs = [labels[start : start + 1000] for start in range(0, len(labels), 1000)]
@@ -151,7 +152,7 @@ def test_cifar10(spark, tmp_path, packed, version):
     ]
     assert [(found[name].label, found[name].reason) for name in names] == expected
     assert [found[name].split for name in names] == ["train"] * 4 + ["test"] * 2
-    for name, image in zip(names, images):
+    for name, image in zip(names, images, strict=True):
         row = found[name]
         np.testing.assert_array_equal(
             np.frombuffer(row.content, np.uint8).reshape(row.height, row.width, row.channels), image.transpose(1, 2, 0)

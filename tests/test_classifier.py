@@ -63,7 +63,10 @@ def test_the_head_learns_alone_and_then_the_last_layers_with_it():
         ]
 
     def moved(before, after):
-        return [any(not np.array_equal(a, b) for a, b in zip(*pair)) for pair in zip(before, after)]
+        return [
+            any(not np.array_equal(a, b) for a, b in zip(*pair, strict=True))
+            for pair in zip(before, after, strict=True)
+        ]
 
     first = weights()
     step([make_batch("classifier")])
@@ -81,7 +84,7 @@ def test_frozen_batch_norm_keeps_its_statistics():
     model = make_model("classifier", batch_norm="frozen")
     before = [v.numpy() for v in model.network.non_trainable_variables]
     model.train_step([make_batch("classifier")])
-    assert all(np.array_equal(a, v.numpy()) for a, v in zip(before, model.network.non_trainable_variables))
+    assert all(np.array_equal(a, v.numpy()) for a, v in zip(before, model.network.non_trainable_variables, strict=True))
 
 
 def test_class_weights_scale_the_loss():
@@ -98,7 +101,7 @@ def test_it_begins_from_a_weights_file_and_says_which_layer_does_not_fit(tmp_pat
     source.save_weights(tmp_path / "weights.h5")
     model = make_model("classifier", weights=str(tmp_path / "weights.h5"))
     model.begin()
-    assert all(np.array_equal(a, b) for a, b in zip(source.get_weights(), model.network.get_weights()))
+    assert all(np.array_equal(a, b) for a, b in zip(source.get_weights(), model.network.get_weights(), strict=True))
     other = tf.keras.applications.VGG16(weights=None, include_top=False, input_shape=(32, 32, 3))
     other.save_weights(tmp_path / "other.h5")
     with pytest.raises(UserError, match="does not fit MobileNetV2: its layer 'Conv1'"):

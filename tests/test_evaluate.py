@@ -128,7 +128,7 @@ def measured(spark, lake, digits):
 
 
 def test_evaluate_reports_every_measure_with_its_floor(measured):
-    config, result = measured
+    _, result = measured
     assert result["fid_self"] < 1e-6 < result["fid_floor"] < result["fid"]
     assert 0 <= result["precision"] <= 1 and 0 <= result["recall"] <= 1
     assert 1 <= result["score"] < result["score_real"] <= 10
@@ -333,7 +333,6 @@ def test_the_promoted_version_is_measured_again_to_be_compared(spark, lake, meas
 def test_inception_takes_weights_from_a_file(spark, lake, measured, tmp_path):
     import tensorflow as tf
 
-    config, _ = measured
     tf.keras.utils.set_random_seed(0)
     path = str(tmp_path / "inception.weights.h5")
     tf.keras.applications.InceptionV3(weights=None).save_weights(path)

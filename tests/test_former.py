@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote still works: a lake of its datasets, runs, registry and Spark ML pipeline, in golden/former."""
+"""What version 0.1.0 wrote still works: its dataset, runs, registry and Spark ML pipeline, in golden/former."""
 
 import json
 import shutil

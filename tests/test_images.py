@@ -270,7 +270,7 @@ def test_grid(columns, shape, places):
     pixels = np.stack([np.full((4, 6, 3), 10 * i, np.uint8) for i in range(5)])
     sheet = grid(pixels, columns, gap=1)
     assert sheet.shape == (shape[0] * 5 + 1, shape[1] * 7 + 1, 3)
-    for image, (row, column) in zip(pixels, places):
+    for image, (row, column) in zip(pixels, places, strict=True):
         top, left = 1 + 5 * row, 1 + 7 * column
         np.testing.assert_array_equal(sheet[top : top + 4, left : left + 6], image)
         sheet[top : top + 4, left : left + 6] = 255

@@ -48,7 +48,10 @@ def stored(spark, url: str) -> dict[str, tuple]:
     manifest = schema.read_manifest(url)
     rows = spark.read.parquet(url).collect()
     pixels = schema.unpack([bytes(row.image) for row in rows], manifest.shape, manifest.encoding)
-    found = {row.id: (image, row.split, row.label if manifest.classes else None) for row, image in zip(rows, pixels)}
+    found = {
+        row.id: (image, row.split, row.label if manifest.classes else None)
+        for row, image in zip(rows, pixels, strict=True)
+    }
     assert len(found) == len(rows), "an id was written twice"
     return found
 
@@ -114,7 +117,9 @@ def test_make_batch_reader_gives_columns(whole):
     found = {}
     with petastorm.make_batch_reader(whole[0], workers_count=1, num_epochs=1) as reader:
         for group in reader:
-            for id, image, label in zip(group.id, schema.unpack(group.image, (8, 8, 1), "raw"), group.label):
+            for id, image, label in zip(
+                group.id, schema.unpack(group.image, (8, 8, 1), "raw"), group.label, strict=True
+            ):
                 found[id] = image, label
     assert found.keys() == PIXELS.keys()
     for id, (image, label) in found.items():
@@ -161,7 +166,7 @@ def test_splits_have_their_shares():
     assert shares == pytest.approx({"train": 0.7, "validation": 0.1, "test": 0.2}, abs=0.01)
     assert {schema.split_of(id, 0, 0) for id in ids} == {"train"}
     larger = [schema.split_of(id, 0.1, 0.3) for id in ids]
-    assert all(after == "test" for before, after in zip(splits, larger) if before == "test")
+    assert all(after == "test" for before, after in zip(splits, larger, strict=True) if before == "test")
 
 
 # --- what cannot be used ---------------------------------------------------------------

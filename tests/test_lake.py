@@ -245,7 +245,7 @@ def test_a_recovery_that_dies_is_recovered(tmp_path, monkeypatch, method, call):
 
 def test_a_new_folder_does_not_stay_where_the_other_could_not_be_put_in_place(root, monkeypatch):
     """There was none of the first; the second is displaced, the first put in place, and the second cannot be."""
-    first, second = both(root)
+    _, second = both(root)
     put(second, a=b"old")
     moves = stage_both(root)
     with monkeypatch.context() as patch:

@@ -30,7 +30,7 @@ def test_paths_begin_and_end_at_the_images_of_their_seeds(spark, lake, digits, m
     assert sheet.shape == (2 * 18 + 2, 4 * 18 + 2, 1)
     built = loading.load_model(result["run"], result["step"], latent.Run(result["run"]).record())
     ends = images.to_pixels(built.generate({}, np.arange(5, 9)))
-    for place, expected in zip(((2, 2), (2, 56), (20, 2), (20, 56)), ends):
+    for place, expected in zip(((2, 2), (2, 56), (20, 2), (20, 56)), ends, strict=True):
         np.testing.assert_allclose(
             sheet[place[0] : place[0] + 16, place[1] : place[1] + 16].astype(int), expected.astype(int), atol=1
         )

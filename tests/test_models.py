@@ -131,7 +131,7 @@ def test_every_gradient_goes_through_reduce(name):
     before = [v.numpy() for group in model.groups.values() for v in group]
     model.train_step([make_batch(name)] * model.batches_per_step)
     after = [v.numpy() for group in model.groups.values() for v in group]
-    assert all(np.array_equal(a, b) for a, b in zip(before, after))
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize("name", GENERATIVE)
@@ -140,7 +140,7 @@ def test_one_seed_is_one_image(name):
     images = model.generate(make_inputs(name, 4), tf.constant([5, 3, 5, 2**40], tf.int64)).numpy()
     config = MODEL_CONFIGS[name]
     assert images.shape == (4, config["image_size"], config["image_size"], 1)
-    assert -1 <= images.min() and images.max() <= 1
+    assert images.min() >= -1 and images.max() <= 1
     np.testing.assert_array_equal(images[0], images[2])
     if make_inputs(name, 4).keys() & {"image", "a", "b"}:
         return  # a translation is a function of its image alone
@@ -213,7 +213,7 @@ def test_synchronised_batch_norm_uses_the_reduced_moments():
     whole = tf.constant(np.random.default_rng(0).normal(size=[8, 2, 2, 3]), tf.float32)
     first, second = whole[:4], whole[4:]
     moments = lambda x: [tf.reduce_mean(x, [0, 1, 2]), tf.reduce_mean(tf.square(x), [0, 1, 2])]
-    layer = BatchNorm(reduce=lambda mine: [(a + b) / 2 for a, b in zip(mine, moments(second))])
+    layer = BatchNorm(reduce=lambda mine: [(a + b) / 2 for a, b in zip(mine, moments(second), strict=True)])
     alone = BatchNorm(reduce=list)
     alone(whole), layer(whole)  # builds them
     alone.set_weights(layer.get_weights())
@@ -314,7 +314,7 @@ def test_ssgan_alone_leaves_the_generator_and_the_unlabelled_images_out():
     before = model.generator.get_weights()
     first = model.train_step([make_batch("ssgan")])
     assert set(first) == {"supervised", "labelled_accuracy"} and "g" not in model.optimizers
-    assert all(np.array_equal(a, b) for a, b in zip(before, model.generator.get_weights()))
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.generator.get_weights(), strict=True))
 
 
 def test_ssgan_discriminator_is_the_n_plus_1_class_softmax_with_the_last_logit_at_0():
@@ -377,7 +377,9 @@ def test_discogans_moving_statistics_are_of_real_images_alone():
     for _ in range(trained.batches_per_step):
         seen.to_b(batch["a"]["image"], training=True), seen.to_a(batch["b"]["image"], training=True)
     for network in ("to_a", "to_b"):
-        for variable, expected in zip(getattr(trained, network).variables, getattr(seen, network).variables):
+        for variable, expected in zip(
+            getattr(trained, network).variables, getattr(seen, network).variables, strict=True
+        ):
             np.testing.assert_allclose(variable, expected, rtol=1e-4, atol=1e-5)
 
 

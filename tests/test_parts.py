@@ -166,7 +166,7 @@ def test_a_translation_says_which_image_it_is_of_and_is_compared_with_the_truth(
         1
     ].argmax(1)
     assert measured["labels_kept"] == pytest.approx(
-        np.mean([answer == found[row["input"]]["label"] for answer, row in zip(answers, made)]), abs=1e-6
+        np.mean([answer == found[row["input"]]["label"] for answer, row in zip(answers, made, strict=True)]), abs=1e-6
     )
     # Both directions in one table: only one of them counts; and none, where the other is asked for alone.
     back = generate.generate(

@@ -184,7 +184,7 @@ def test_a_run_starts_from_another_and_looks_through_a_third(spark, lake, digits
     loading.restore(end, Run.of(second)), loading.restore(start, Run.of(first))
     learnt = start.sampler.get_weights()
     assert float(np.abs(learnt[-2]).max() + np.abs(learnt[-1]).max()) > 0  # it had learnt something
-    for variable, value in zip(end.generator.weights, learnt):
+    for variable, value in zip(end.generator.weights, learnt, strict=True):
         if variable.trainable:
             np.testing.assert_array_equal(variable.numpy(), value)
     table = loading.load_model(Run.of(second).url, 1, Run.of(second).record()).generate(

@@ -44,7 +44,7 @@ def test_every_phrasing_says_what_is_drawn_and_pictures_have_several():
 
 
 def test_pixels_agree_with_the_attributes():
-    """The middle of the place is of the shape's colour, a corner is of the background, and areas have the sizes' ratio."""
+    """The middle of the place has the shape's colour, a corner the background's, and areas have the sizes' ratio."""
     areas = {"small": [], "large": []}
     for index in range(300):
         pixels, attributes, _ = shapes.draw(index, 64)
@@ -73,8 +73,11 @@ def test_a_label_is_a_whole_combination():
     assert len(shapes.CLASSES) == len(set(shapes.CLASSES)) == 4 * 6 * 5 * 2 * 3
     chosen = np.array([0, 1, 100, 719])
     found = np.stack([part.numpy() for part in indices(tf.constant(chosen))], 1)
-    for label, row in zip(chosen, found):
-        assert " ".join(values[i] for i, values in zip(row, shapes.ATTRIBUTES.values())) == shapes.CLASSES[label]
+    for label, row in zip(chosen, found, strict=True):
+        assert (
+            " ".join(values[i] for i, values in zip(row, shapes.ATTRIBUTES.values(), strict=True))
+            == shapes.CLASSES[label]
+        )
 
 
 # --- the dataset -----------------------------------------------------------------------
@@ -121,7 +124,7 @@ def test_held_out_combinations_are_in_the_test_split_alone(spark, pictures):
     rows = spark.read.parquet(pictures).select("id", "split", "label", "caption").collect()
     assert len(rows) == 600
     for row in rows:
-        attributes = dict(zip(shapes.ATTRIBUTES, shapes.CLASSES[row["label"]].split()))
+        attributes = dict(zip(shapes.ATTRIBUTES, shapes.CLASSES[row["label"]].split(), strict=True))
         assert all(shapes.understand(line) == attributes for line in row["caption"].split("\n"))
         held_out = (attributes["shape"], attributes["colour"]) in shapes.HELD_OUT
         assert row["id"].startswith("heldout/" if held_out else "seen/")
@@ -268,7 +271,7 @@ def test_stage_two_leaves_stage_one_as_it_is_and_depends_on_it():
     model = make_model("stackgan2")
     before = [variable.numpy() for variable in model.stage1.variables]
     model.train_step([make_batch("stackgan2")])
-    assert all(np.array_equal(a, b) for a, b in zip(before, model.stage1.variables))
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.stage1.variables, strict=True))
     inputs, seeds = {"embedding": tf.ones([2, 3, 8])}, tf.range(2)
     made = model.generate(inputs, seeds).numpy()
     for variable in model.stage1.sampler.variables:
@@ -319,7 +322,7 @@ def test_from_captions_to_judged_pictures(spark, lake, pictures):
     encoder = loading.build(shapes_config(lake).model)
     loading.restore(encoder, Run.of(shapes_config(lake)))
     stage1 = loading.load_model(Run.of(config).url, 3, Run.of(config).record())
-    for variable, value in zip(stage1.encoder.variables, encoder.variables):
+    for variable, value in zip(stage1.encoder.variables, encoder.variables, strict=True):
         np.testing.assert_array_equal(variable, value)  # frozen, and restored
 
     result = generate.generate(spark, config)
@@ -414,7 +417,7 @@ def test_both_stages_on_precomputed_embeddings(spark, lake, tmp_path):
     assert len(rows) == 5 and images.decode_png(rows[0]["image"]).shape == (64, 64, 3)
     assert {row["input"] for row in rows} <= {id for id, _, _ in drawn}
     first, second = (loading.load_model(Run.of(config).url, 3, Run.of(config).record()) for config in configs.values())
-    for variable, value in zip(second.stage1.variables, first.variables):
+    for variable, value in zip(second.stage1.variables, first.variables, strict=True):
         np.testing.assert_array_equal(variable, value)
     stored = spark.read.parquet(*splits.files(lakes.dataset_url(configs["stackgan2"]), "train")).withColumn(
         "seed", F.xxhash64("id").bitwiseAND(2**62 - 1)

@@ -110,8 +110,8 @@ def test_two_ranks_hold_identical_weights_and_draw_different_noise(two_ranks, na
 def test_two_ranks_of_half_a_batch_step_as_one_process_of_the_whole(two_ranks, case):
     alone = one_step(process.Team(), step_config(case))
     ranks = [result["steps"][case] for result in two_ranks]
-    worst = max(float(np.abs(a - b).max()) for a, b in zip(alone, ranks[0]))
-    assert all(np.array_equal(a, b) for a, b in zip(*ranks))
+    worst = max(float(np.abs(a - b).max()) for a, b in zip(alone, ranks[0], strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(*ranks, strict=True))
     if "local" in case:
         assert worst > 1e-4  # each rank normalises by its own statistics: the comparison can fail
     else:

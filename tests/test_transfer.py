@@ -101,7 +101,7 @@ def test_its_weights_are_a_featurizers(spark, fine):
     network.load_weights(result["weights"].removeprefix("file://"))
     run = Run(result["run"])
     trained = loading.load_model(run.url, run.preferred(), run.record()).network
-    assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), trained.get_weights()))
+    assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), trained.get_weights(), strict=True))
     with pytest.raises(UserError, match="has no images|no dataset"):
         featurize.featurize(
             spark, parse({**json.loads(json.dumps({"run": "x", "dataset": "none", "lake": lake}))}, models.config_class)

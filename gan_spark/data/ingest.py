@@ -62,7 +62,7 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
         0,
         "",
         dataclasses.asdict(config),
-        datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         parts.names(config),
         source.captioned,
         source.embedding,
@@ -261,7 +261,7 @@ def _write(
     group_rows: int,
     batches: Iterator[pa.RecordBatch],
 ) -> Iterator[pa.RecordBatch]:
-    """Writes a partition's images, a file a split and part, and its rejects; gives one row of _WRITTEN for each file."""
+    """Writes a partition's images, a file a split and part, and its rejects; gives one row of _WRITTEN a file."""
     context = TaskContext.get()
     # Another attempt at the same partition writes other files.
     name = f"part-{context.partitionId():05d}-{context.taskAttemptId()}"
@@ -287,7 +287,7 @@ def _write(
         most = max(1, _ROW_GROUP_BYTES // math.prod(manifest.shape))
         for piece in _pieces(batches, most):
             decoded, previous = _decode(config, manifest, kept, piece, previous)
-            keys = list(zip(decoded["split"].to_pylist(), decoded["part"].to_pylist()))
+            keys = list(zip(decoded["split"].to_pylist(), decoded["part"].to_pylist(), strict=True))
             for key in sorted(set(keys)):
                 file = file_of(*key)
                 rows = (
@@ -312,9 +312,9 @@ def _pieces(batches: Iterator[pa.RecordBatch], most: int) -> Iterator[pa.RecordB
 
 
 def _digest(table: pa.Table) -> int:
-    rest = zip(*(table[name].to_pylist() for name in table.column_names if name != "image"))
+    rest = zip(*(table[name].to_pylist() for name in table.column_names if name != "image"), strict=True)
     total = 0
-    for values, image in zip(rest, table["image"].to_pylist()):
+    for values, image in zip(rest, table["image"].to_pylist(), strict=True):
         row = hashlib.blake2b(repr(values).encode("utf-8", "surrogatepass"), digest_size=8)
         row.update(image)
         total += int.from_bytes(row.digest(), "big")
@@ -382,8 +382,10 @@ def _decode(
         "part": pa.string(),
         "reason": pa.string(),
     }
-    columns = list(zip(*made)) or [()] * len(kinds)
-    return pa.table({name: pa.array(values, kind) for (name, kind), values in zip(kinds.items(), columns)}), previous
+    columns = list(zip(*made, strict=True)) or [()] * len(kinds)
+    return pa.table(
+        {name: pa.array(values, kind) for (name, kind), values in zip(kinds.items(), columns, strict=True)}
+    ), previous
 
 
 def _split(id: str, split: str | None, config: Ingest) -> str:
@@ -416,7 +418,7 @@ def _whole(batch: pa.RecordBatch, config: Ingest, manifest: schema.Manifest, lab
         return None
     if any(
         batch.column(name).to_pylist() != [value] * count
-        for name, value in zip(("height", "width", "channels"), manifest.shape)
+        for name, value in zip(("height", "width", "channels"), manifest.shape, strict=True)
     ):
         return None
     offsets = np.frombuffer(content.buffers()[1], np.int32)[content.offset : content.offset + count + 1]
@@ -431,7 +433,7 @@ def _whole(batch: pa.RecordBatch, config: Ingest, manifest: schema.Manifest, lab
     starts = np.arange(count + 1, dtype=np.int32) * stored.shape[1]
     splits = [
         _split(id, split, config)
-        for id, split in zip(batch.column("id").to_pylist(), batch.column("split").to_pylist())
+        for id, split in zip(batch.column("id").to_pylist(), batch.column("split").to_pylist(), strict=True)
     ]
     return pa.table(
         {

@@ -45,7 +45,7 @@ def divide(
     else:
         versions = (edges(pixels), pixels) if config.parts == "edges" else (pixels, recoloured(pixels))
         only = "ab"[schema.split_of(f"part of {id}", 0.0, 0.5) == "test"] if split == "train" else "ab"
-        for part, version in zip("ab", versions):
+        for part, version in zip("ab", versions, strict=True):
             if part in only:
                 yield f"{part}/{id}", part, label, version
 
@@ -67,7 +67,9 @@ def chosen(frame, config: Ingest, decode: Callable[[dict, Ingest], np.ndarray]) 
         counts, taken = collections.Counter(), set()
         for batch in batches:
             found = []
-            for place, (id, label) in enumerate(zip(batch.column("id").to_pylist(), batch.column("label").to_pylist())):
+            for place, (id, label) in enumerate(
+                zip(batch.column("id").to_pylist(), batch.column("label").to_pylist(), strict=True)
+            ):
                 if counts[label] < share and id not in taken:
                     with contextlib.suppress(images.BadImage):
                         decode(batch.slice(place, 1).to_pylist()[0], config)

@@ -1,12 +1,17 @@
 """Splits of a dataset: their files, and their rows as arrays."""
 
+import itertools
 import posixpath
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
 from .. import lake
 from ..config import UserError
 from . import schema
+
+Row = TypeVar("Row")
 
 
 def files(url: str, split: str, part: str = "") -> list[str]:
@@ -24,6 +29,23 @@ def frame(spark, url: str, split: str, part: str = ""):
         where = f"split {split!r}" + (f", part {part!r}," if part else "")
         raise UserError(f"dataset {url}: its {where} has no images")
     return spark.read.parquet(*names)
+
+
+def lowest_hashes(frame, count: int):
+    """The `count` rows whose ids hash lowest, in that order, the same every time.
+
+    The hash is column `seed`, from 0 to 2**62 - 1.
+    """
+    from pyspark.sql import functions as F
+
+    return frame.withColumn("seed", F.xxhash64("id").bitwiseAND(2**62 - 1)).orderBy("seed", "id").limit(count)
+
+
+def chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    """Lists of `size` rows each, the last one of what is left."""
+    rows = iter(rows)
+    while chunk := list(itertools.islice(rows, size)):
+        yield chunk
 
 
 def columns(manifest: schema.Manifest) -> list[str]:

@@ -65,7 +65,7 @@ def read_bytes(url: str) -> bytes:
 
 
 def write_bytes(url: str, data: bytes) -> None:
-    """Writes the file whole or not at all: under another name first, then renamed; an object store does that by itself."""
+    """Writes the file whole or not at all: under another name first, then renamed; object stores do that themselves."""
     fs, path = filesystem(url)
     if is_object_store(url):
         fs.pipe_file(path, data)

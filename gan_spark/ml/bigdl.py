@@ -7,6 +7,7 @@ max-pooling, 100 hidden units, tanh, log-softmax. Its jars come with the Python 
 """
 
 import contextlib
+import functools
 import glob
 import logging
 import os
@@ -190,7 +191,7 @@ def train(spark, config: Config) -> dict:
                 "seconds": round(time.time() - began, 1),
             }
             run.append_metrics({**line, "scalars": ["loss", "accuracy"]})
-            run.save_checkpoint(epoch, lambda prefix: save(model, prefix), 1)
+            run.save_checkpoint(epoch, functools.partial(save, model), 1)
             for part in ("train", "validation"):
                 run.put_events(os.path.join(events, "lenet", part), part)
             bar.set_postfix_str(f"loss {line['loss']:.3f}, validation accuracy {line['accuracy']:.4f}", refresh=False)

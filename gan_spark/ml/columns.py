@@ -93,7 +93,7 @@ def answers(
     made, reasons, good, held = [None] * len(given), [], [], []
 
     def flush() -> None:
-        for place, answer in zip(good, call(np.stack(held))):
+        for place, answer in zip(good, call(np.stack(held)), strict=True):
             made[place] = answer
         good.clear(), held.clear()
 

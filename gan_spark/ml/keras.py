@@ -138,7 +138,9 @@ def _loaded(loader: Callable, shape: tuple, uri: str) -> np.ndarray:
     except Exception as error:  # It is the user's, and may raise anything.
         raise images.BadImage(f"the loader raised {type(error).__name__}: {error}") from None
     array = array[0] if array.ndim == len(shape) + 1 and array.shape[0] == 1 else array
-    if array.ndim != len(shape) or any(side not in (None, found) for side, found in zip(shape, array.shape)):
+    if array.ndim != len(shape) or any(
+        side not in (None, found) for side, found in zip(shape, array.shape, strict=True)
+    ):
         raise images.BadImage(f"the loader gave an array of {array.shape}; the model takes {shape}")
     return array
 

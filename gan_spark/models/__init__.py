@@ -61,7 +61,7 @@ def config_class(name: str) -> type:
 
 def title(name: str) -> str:
     """What the model is, and its paper."""
-    return inspect.getmodule(find(name)).__doc__.splitlines()[0]
+    return " ".join(inspect.getmodule(find(name)).__doc__.partition("\n\n")[0].split())
 
 
 def describe(name: str) -> str:

@@ -64,13 +64,16 @@ class History:
 
     def penalty(self) -> tf.Tensor:
         return tf.add_n(
-            [tf.reduce_sum(tf.square(variable - mean)) for variable, mean in zip(self.variables, self.means)]
+            [
+                tf.reduce_sum(tf.square(variable - mean))
+                for variable, mean in zip(self.variables, self.means, strict=True)
+            ]
         )
 
     def update(self, step: tf.Tensor) -> None:
         """After step t (from 0) the mean is over t + 2 values, the first of them the initial one."""
         share = 1.0 / (tf.cast(step, tf.float32) + 2.0)
-        for variable, mean in zip(self.variables, self.means):
+        for variable, mean in zip(self.variables, self.means, strict=True):
             mean.assign_add(share * (variable - mean))
 
 

@@ -66,11 +66,11 @@ class Attributes(TrainedModel):
             loss = tf.add_n(
                 [
                     tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(index, logits))
-                    for index, logits in zip(truth, heads)
+                    for index, logits in zip(truth, heads, strict=True)
                 ]
             )
         self.minimize("reader", tape, loss)
-        right = [tf.equal(tf.argmax(logits, 1, tf.int32), index) for index, logits in zip(truth, heads)]
+        right = [tf.equal(tf.argmax(logits, 1, tf.int32), index) for index, logits in zip(truth, heads, strict=True)]
         return {"loss": loss, "all": tf.reduce_mean(tf.cast(tf.reduce_all(right, 0), tf.float32))}
 
     def read(self, images: tf.Tensor) -> tf.Tensor:
@@ -79,5 +79,5 @@ class Attributes(TrainedModel):
 
     def held_out(self, batch):
         right = tf.equal(self.read(batch["image"]), tf.stack(indices(batch["label"]), 1))
-        values = {"all": tf.reduce_all(right, 1), **dict(zip(ATTRIBUTES, tf.unstack(right, axis=1)))}
+        values = {"all": tf.reduce_all(right, 1), **dict(zip(ATTRIBUTES, tf.unstack(right, axis=1), strict=True))}
         return {name: tf.cast(value, tf.float32) for name, value in values.items()}

@@ -55,13 +55,13 @@ class TrainedModel(tf.Module):
         if clip:
             gradients, _ = tf.clip_by_global_norm(gradients, clip)
         if not above:
-            self.optimizers[name].apply_gradients(zip(gradients, variables))
+            self.optimizers[name].apply_gradients(zip(gradients, variables, strict=True))
         else:
             (mean,) = self.reduce([loss])
             tf.cond(mean > above, lambda: self._apply(name, gradients), lambda: tf.constant(False))
 
     def _apply(self, name: str, gradients: list[tf.Tensor]) -> tf.Tensor:
-        self.optimizers[name].apply_gradients(zip(gradients, self.groups[name]))
+        self.optimizers[name].apply_gradients(zip(gradients, self.groups[name], strict=True))
         return tf.constant(True)
 
     def normal(self, shape: Sequence[int], stream: int = 0) -> tf.Tensor:
@@ -128,7 +128,7 @@ class GenerativeModel(TrainedModel):
         step = tf.cast(self.step, tf.float32)
         rate = tf.minimum(decay, (1.0 + step) / (10.0 + step))
         for copy, network in self._averages:
-            for average, weight in zip(copy.variables, network.variables):
+            for average, weight in zip(copy.variables, network.variables, strict=True):
                 average.assign(rate * average + (1.0 - rate) * weight)
 
     def latents(self, seeds: tf.Tensor, size: int, distribution: str = "normal", stream: int = 0) -> tf.Tensor:

@@ -133,7 +133,7 @@ class CycleGAN(GenerativeModel):
                 g_loss += self.config.cycle * self.config.identity * same
             d_loss = 0.5 * sum(
                 losses.least_squares(real, 1.0) + losses.least_squares(fake, 0.0)
-                for real, fake in zip(real_scores, fake_scores)
+                for real, fake in zip(real_scores, fake_scores, strict=True)
             )
         self.minimize("g", tape, g_loss)
         self.minimize("d", tape, d_loss)

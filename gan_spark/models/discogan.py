@@ -111,7 +111,7 @@ class DiscoGAN(GenerativeModel):
             moving = [*self.to_b.non_trainable_variables, *self.to_a.non_trainable_variables]
             of_real = [variable.read_value() for variable in moving]
             there_and_back = self.to_a(fake_b, training=True), self.to_b(fake_a, training=True)
-            for variable, value in zip(moving, of_real):
+            for variable, value in zip(moving, of_real, strict=True):
                 variable.assign(value)
             reconstruction = tf.reduce_mean(tf.square(a - there_and_back[0])) + tf.reduce_mean(
                 tf.square(b - there_and_back[1])
@@ -121,7 +121,9 @@ class DiscoGAN(GenerativeModel):
                 _, *real_features = critic(real, training=True)
                 fake_logits, *fake_features = critic(fake, training=True)
                 adversarial += losses.generator_non_saturating(fake_logits)
-                matching += sum(losses.feature_matching(x, y) for x, y in zip(real_features, fake_features))
+                matching += sum(
+                    losses.feature_matching(x, y) for x, y in zip(real_features, fake_features, strict=True)
+                )
             loss = (0.1 * adversarial + 0.9 * matching) * (1.0 - rate) + rate * reconstruction + self.decay("g")
         self.minimize("g", tape, loss)
         return {"adversarial": adversarial, "matching": matching, "reconstruction": reconstruction}

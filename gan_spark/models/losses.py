@@ -14,7 +14,7 @@ def binary_cross_entropy(logits: tf.Tensor, target: float) -> tf.Tensor:
 
 
 def discriminator(real_logits: tf.Tensor, fake_logits: tf.Tensor, real_target: float = 1.0) -> tf.Tensor:
-    """-log D(x) - log(1 - D(G(z))) (arXiv 1406.2661); `real_target` under 1 is one-sided label smoothing (1606.03498)."""
+    """-log D(x) - log(1 - D(G(z))) (arXiv 1406.2661); `real_target` < 1 is one-sided label smoothing (1606.03498)."""
     return binary_cross_entropy(real_logits, real_target) + binary_cross_entropy(fake_logits, 0.0)
 
 
@@ -66,14 +66,14 @@ def feature_matching(real: tf.Tensor, fake: tf.Tensor) -> tf.Tensor:
 def matching_aware(
     real_logits: tf.Tensor, wrong_logits: tf.Tensor, fake_logits: tf.Tensor, real_target: float = 1.0
 ) -> tf.Tensor:
-    """-log D(x, t) - (log(1 - D(x, t')) + log(1 - D(G(z, t), t))) / 2, t' the text of another image (arXiv 1605.05396)."""
+    """-log D(x, t) - (log(1 - D(x, t')) + log(1 - D(G(z, t), t))) / 2, t' another image's text (arXiv 1605.05396)."""
     return binary_cross_entropy(real_logits, real_target) + 0.5 * (
         binary_cross_entropy(wrong_logits, 0.0) + binary_cross_entropy(fake_logits, 0.0)
     )
 
 
 def consistency(images: tf.Tensor, small: tf.Tensor) -> tf.Tensor:
-    """Mean squared difference of images [n, k h, k w, c], averaged over every k x k pixels, from `small` [n, h, w, c]."""
+    """Mean squared difference of images [n, k h, k w, c], averaged over k x k pixels, from `small` [n, h, w, c]."""
     factor = images.shape[1] // small.shape[1]
     return tf.reduce_mean(tf.square(tf.nn.avg_pool2d(images, factor, factor, "VALID") - small))
 

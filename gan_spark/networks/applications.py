@@ -81,7 +81,7 @@ def _misfit(path: str, model: tf.keras.Model) -> str:
     ):  # renamed, as it is of the newer format; or no weights file at all
         return ""
     with h5py.File(path, "r") as file:
-        root = file["model_weights"] if "model_weights" in file else file
+        root = file.get("model_weights", file)
         if "layer_names" not in root.attrs:
             return ""
         layers = [(text(name), root[text(name)]) for name in root.attrs["layer_names"]]

@@ -10,9 +10,16 @@ import tensorflow as tf
 
 # Where Keras's public functions and classes are; those that `_known` takes compute on arrays alone.
 _FUNCTIONS = ("keras.activations", "keras.losses", "keras.metrics", "keras.regularizers")
-_CLASSES = tuple(
-    f"keras.{name}"
-    for name in "constraints initializers layers layers.experimental mixed_precision models optimizers optimizers.legacy optimizers.schedules".split()
+_CLASSES = (
+    "keras.constraints",
+    "keras.initializers",
+    "keras.layers",
+    "keras.layers.experimental",
+    "keras.mixed_precision",
+    "keras.models",
+    "keras.optimizers",
+    "keras.optimizers.legacy",
+    "keras.optimizers.schedules",
 )
 # What files name besides: values that are written as classes, what is Keras's own but not public, and TensorFlow's
 # initializers, of which EfficientNetV2 has one.
@@ -39,20 +46,25 @@ _OWN_MODULES = (
 # but not of `nn.`, where a candidate sampler reads files.
 _OPERATIONS = frozenset(
     """
-    argsort batch_gather batch_to_space boolean_mask broadcast_to cast clip_by_norm clip_by_value complex concat convert_to_tensor einsum ensure_shape expand_dims eye fill
-    floor_div gather gather_nd identity linspace meshgrid norm one_hot ones ones_like pad range rank realdiv repeat reshape reverse roll saturate_cast scatter_nd sequence_mask shape size slice
-    sort space_to_batch split squeeze stack stop_gradient strided_slice tensordot tile transpose unstack where zeros zeros_like
-    image.adjust_brightness image.adjust_contrast image.adjust_gamma image.adjust_hue image.adjust_saturation image.central_crop image.convert_image_dtype image.crop_and_resize
-    image.crop_to_bounding_box image.extract_patches image.flip_left_right image.flip_up_down image.grayscale_to_rgb image.hsv_to_rgb image.pad_to_bounding_box
-    image.per_image_standardization image.resize image.resize_area image.resize_bicubic image.resize_bilinear image.resize_nearest_neighbor image.resize_with_crop_or_pad
-    image.resize_with_pad image.rgb_to_grayscale image.rgb_to_hsv image.rgb_to_yiq image.rgb_to_yuv image.rot90 image.transpose image.yiq_to_rgb image.yuv_to_rgb
-    linalg.band_part linalg.diag linalg.diag_part linalg.matmul linalg.matrix_transpose linalg.matvec linalg.trace
-    nn.atrous_conv2d nn.avg_pool nn.avg_pool1d nn.avg_pool2d nn.avg_pool3d nn.batch_normalization nn.bias_add nn.conv1d nn.conv1d_transpose nn.conv2d nn.conv2d_transpose nn.conv3d
-    nn.conv3d_transpose nn.convolution nn.crelu nn.depth_to_space nn.depthwise_conv2d nn.dropout nn.elu nn.gelu nn.l2_normalize nn.leaky_relu nn.local_response_normalization
-    nn.log_softmax nn.max_pool nn.max_pool1d nn.max_pool2d nn.max_pool3d nn.moments nn.relu nn.relu6 nn.selu nn.separable_conv2d nn.sigmoid nn.silu nn.softmax nn.softplus
-    nn.softsign nn.space_to_depth nn.swish nn.tanh nn.top_k nn.weighted_moments
-    random.normal random.truncated_normal random.uniform
-    """.split()
+    argsort batch_gather batch_to_space boolean_mask broadcast_to cast clip_by_norm clip_by_value complex concat
+    convert_to_tensor einsum ensure_shape expand_dims eye fill floor_div gather gather_nd identity linspace meshgrid
+    norm one_hot ones ones_like pad range rank realdiv repeat reshape reverse roll saturate_cast scatter_nd
+    sequence_mask shape size slice sort space_to_batch split squeeze stack stop_gradient strided_slice tensordot tile
+    transpose unstack where zeros zeros_like image.adjust_brightness image.adjust_contrast image.adjust_gamma
+    image.adjust_hue image.adjust_saturation image.central_crop image.convert_image_dtype image.crop_and_resize
+    image.crop_to_bounding_box image.extract_patches image.flip_left_right image.flip_up_down image.grayscale_to_rgb
+    image.hsv_to_rgb image.pad_to_bounding_box image.per_image_standardization image.resize image.resize_area
+    image.resize_bicubic image.resize_bilinear image.resize_nearest_neighbor image.resize_with_crop_or_pad
+    image.resize_with_pad image.rgb_to_grayscale image.rgb_to_hsv image.rgb_to_yiq image.rgb_to_yuv image.rot90
+    image.transpose image.yiq_to_rgb image.yuv_to_rgb linalg.band_part linalg.diag linalg.diag_part linalg.matmul
+    linalg.matrix_transpose linalg.matvec linalg.trace nn.atrous_conv2d nn.avg_pool nn.avg_pool1d nn.avg_pool2d
+    nn.avg_pool3d nn.batch_normalization nn.bias_add nn.conv1d nn.conv1d_transpose nn.conv2d nn.conv2d_transpose
+    nn.conv3d nn.conv3d_transpose nn.convolution nn.crelu nn.depth_to_space nn.depthwise_conv2d nn.dropout nn.elu
+    nn.gelu nn.l2_normalize nn.leaky_relu nn.local_response_normalization nn.log_softmax nn.max_pool nn.max_pool1d
+    nn.max_pool2d nn.max_pool3d nn.moments nn.relu nn.relu6 nn.selu nn.separable_conv2d nn.sigmoid nn.silu nn.softmax
+    nn.softplus nn.softsign nn.space_to_depth nn.swish nn.tanh nn.top_k nn.weighted_moments random.normal
+    random.truncated_normal random.uniform
+    """.split()  # noqa: SIM905 (a list of one a line would be a page)
 )
 
 

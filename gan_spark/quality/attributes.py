@@ -68,7 +68,7 @@ def attributes(spark, config: Config) -> dict:
         total, *right = counts[kind].tolist()
         result[kind] = {
             "images": total,
-            **{name: round(value / total, 4) for name, value in zip(names, right) if total},
+            **{name: round(value / total, 4) for name, value in zip(names, right, strict=True) if total},
         }
     report = {
         **result,
@@ -108,10 +108,13 @@ def unsaid(caption: str | None) -> list[str]:
 
 
 def matches(caption: str, indices: np.ndarray) -> np.ndarray:
-    """Whether each attribute that was read, as an index [attributes], is what the caption, which names them all, says."""
+    """Whether each attribute that was read, by its index, is what the caption says, which names them all."""
     wanted = said(caption)
     return np.array(
-        [values[index] == wanted[name] for index, (name, values) in zip(indices, shapes.ATTRIBUTES.items())]
+        [
+            values[index] == wanted[name]
+            for index, (name, values) in zip(indices, shapes.ATTRIBUTES.items(), strict=True)
+        ]
     )
 
 
@@ -119,9 +122,9 @@ def _read(url: str, step: int, record: dict, batch_size: int, rows: Iterator) ->
     """Counts of images, of those with all attributes right, and of those with each right, by kind."""
     read = loading.compiled(loading.load_model(url, step, record).read)
     counts = {kind: np.zeros(2 + len(shapes.ATTRIBUTES), np.int64) for kind in KINDS}
-    while chunk := [row for _, row in zip(range(batch_size), rows)]:
+    for chunk in splits.chunks(rows, batch_size):
         found = read(images.to_unit(np.stack([images.decode_png(row["image"]) for row in chunk]))).numpy()
-        for row, indices in zip(chunk, found):
+        for row, indices in zip(chunk, found, strict=True):
             right = matches(row["input"], indices)
             kind = KINDS[shapes.is_held_out(said(row["input"]))]
             counts[kind] += np.array([1, right.all(), *right])

@@ -84,7 +84,7 @@ def evaluate(spark, config: Config) -> dict:
         row["input"] for row in fake_frame.select("input").distinct().limit(len(manifest.classes) + 1).collect()
     } <= set(manifest.classes):
         wanted = F.create_map(
-            *(F.lit(each) for pair in zip(manifest.classes, range(len(manifest.classes))) for each in pair)
+            *(F.lit(each) for pair in zip(manifest.classes, range(len(manifest.classes)), strict=True) for each in pair)
         )[F.col("input")]
         result["class_agreement"] = class_agreement(
             fake_frame.select("image", wanted.alias("wanted")), network, manifest, options.batch_size
@@ -112,7 +112,7 @@ def evaluate(spark, config: Config) -> dict:
         "part": options.part,
         "run": run,
         "step": step,
-        "evaluated": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+        "evaluated": datetime.datetime.now(datetime.UTC).isoformat(),
     }
     lake.write_json(f"{fake_url}.quality.json", report)
     generated = lake.join(lake.to_url(config.lake), "generated")
@@ -169,7 +169,7 @@ def class_agreement(frame, network: features.Network, manifest: schema.Manifest,
 
     def partial(rows: Iterator) -> Iterator[tuple[int, int]]:
         apply, right, total = features.function(network), 0, 0
-        while chunk := [row for _, row in zip(range(batch_size), rows)]:
+        for chunk in splits.chunks(rows, batch_size):
             _, probability = apply(schema.unpack([row["image"] for row in chunk], manifest.shape, "png"))
             right += int((probability.argmax(1) == [row["wanted"] for row in chunk]).sum())
             total += len(chunk)
@@ -204,7 +204,7 @@ def pair_errors(pairs, manifest: schema.Manifest) -> dict[str, float]:
         yield count, absolute, psnr
 
     count, absolute, psnr = pairs.rdd.mapPartitions(partial).fold(
-        (0, 0.0, 0.0), lambda a, b: tuple(x + y for x, y in zip(a, b))
+        (0, 0.0, 0.0), lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True))
     )
     return {"pairs": count, "pair_l1": float(absolute / count), "pair_psnr": float(psnr / count)} if count else {}
 
@@ -219,7 +219,7 @@ def measure(
 
     def partial(rows: Iterator) -> Iterator[dict]:
         apply, total = features.function(network), {}
-        while chunk := [row for _, row in zip(range(batch_size), rows)]:
+        for chunk in splits.chunks(rows, batch_size):
             feature, probability = apply(schema.unpack([row["image"] for row in chunk], shape, encoding))
             half = np.array([schema.split_of(f"half of {row['id']}", 0.0, 0.5) == "test" for row in chunk])
             entropy = np.sum(probability * np.log(np.clip(probability, 1e-300, None)), axis=1, keepdims=True)
@@ -336,7 +336,7 @@ def held_out(frame, run_url: str, step: int, manifest: schema.Manifest, batch_si
 
         compute = loading.compiled(loading.load_model(run_url, step, record).held_out)
         count, sums = 0, {}
-        while chunk := [row for _, row in zip(range(batch_size), rows)]:
+        for chunk in splits.chunks(rows, batch_size):
             batch = splits.unpack({name: [row[name] for row in chunk] for name in columns}, manifest)
             batch["image"] = images.to_unit(batch["image"])
             if "label" in batch:

@@ -147,7 +147,7 @@ def _curves(lines: list[dict]) -> dict:
     axes = figure.add_subplot()
     names = dict.fromkeys(name for line in lines for name in line["scalars"])
     for name in names:
-        steps, values = zip(*((line["step"], line[name]) for line in lines if name in line["scalars"]))
+        steps, values = zip(*((line["step"], line[name]) for line in lines if name in line["scalars"]), strict=True)
         axes.plot(steps, values, label=name, linewidth=1.2)
     axes.set_xlabel("step")
     axes.grid(alpha=0.3)
@@ -163,22 +163,22 @@ def _neighbours(spark, config: Config, record: dict, manifest: schema.Manifest, 
 
     def partial(rows: Iterator) -> Iterator[list]:
         kept = [[] for _ in targets]
-        while chunk := [row["image"] for _, row in zip(range(1024), rows)]:
+        for chunk in splits.chunks((row["image"] for row in rows), 1024):
             pixels = schema.unpack(chunk, manifest.shape, manifest.encoding)
             distances = statistics.squared_distances(targets, pixels.reshape(len(chunk), -1).astype(np.float32))
-            for each, row in zip(kept, distances):
+            for each, row in zip(kept, distances, strict=True):
                 each += [(float(row[i]), pixels[i].tobytes()) for i in np.argsort(row)[:_NEIGHBOURS]]
                 each[:] = sorted(each)[:_NEIGHBOURS]
         yield kept
 
     def merge(a: list, b: list) -> list:
-        return [sorted(x + y)[:_NEIGHBOURS] for x, y in zip(a, b)]
+        return [sorted(x + y)[:_NEIGHBOURS] for x, y in zip(a, b, strict=True)]
 
     files = splits.files(record["dataset"]["url"], "train", config.evaluate.part)
     found = spark.read.parquet(*files).select("image").rdd.mapPartitions(partial).treeReduce(merge)
     sheet = [
         image
-        for target, near in zip(made, found)
+        for target, near in zip(made, found, strict=True)
         for image in (target, *(np.frombuffer(data, np.uint8).reshape(manifest.shape) for _, data in near))
     ]
     return _picture(
@@ -196,11 +196,11 @@ def by_class(spark, config: Config, made) -> list[dict]:
 
     def partial(rows: Iterator) -> Iterator[tuple]:
         apply = features.function(network)
-        while chunk := [row for _, row in zip(range(100), rows)]:
+        for chunk in splits.chunks(rows, 100):
             _, probability = apply(schema.unpack([row["image"] for row in chunk], manifest.shape, "png"))
             yield from (
                 (row["input"] if row["input"] in classes else None, int(index))
-                for row, index in zip(chunk, probability.argmax(1))
+                for row, index in zip(chunk, probability.argmax(1), strict=True)
             )
 
     pairs = made.select("input", "image").rdd.mapPartitions(partial).countByValue()

@@ -1,4 +1,4 @@
-"""The lake's runs, and where everything came from: `lineage` leads from a run to its config, code, dataset and figures."""
+"""The lake's runs, and where everything came from: from a run to its config, code, dataset and figures."""
 
 from .. import lake
 from . import registry

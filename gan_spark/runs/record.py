@@ -27,5 +27,5 @@ def describe(config: Config, url: str, manifest: schema.Manifest, settings: dict
             "tensorflow": tf.__version__,
             "pyspark": pyspark.__version__,
         },
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

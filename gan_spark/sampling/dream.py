@@ -152,7 +152,9 @@ def objective(look: Callable, options: Dream) -> Callable[[tf.Tensor], tf.Tensor
     weights = options.weights_of_layers or (1.0,) * len(options.layers)
 
     def value(x):
-        driven = tf.add_n([weight * tf.reduce_mean(tf.square(output)) for weight, output in zip(weights, look(x))])
+        driven = tf.add_n(
+            [weight * tf.reduce_mean(tf.square(output)) for weight, output in zip(weights, look(x), strict=True)]
+        )
         return driven - options.continuity * total_variation(x) - options.l2 * tf.reduce_mean(tf.square(x))
 
     return value
@@ -180,7 +182,7 @@ def dreamt(image: np.ndarray, slope: Callable, options: Dream, seed: int = 0) ->
     ]
     original = tf.constant(image[None], tf.float32)
     x = tf.image.resize(original, sizes[0], antialias=True) if options.octaves > 1 else original
-    for size, following in zip(sizes, [*sizes[1:], None]):
+    for size, following in zip(sizes, [*sizes[1:], None], strict=True):
         x = _lbfgs(x, slope, options) if options.method == "lbfgs" else _ascend(x, slope, options, rng)
         if following is not None:
             lost = tf.image.resize(original, following, antialias=True) - tf.image.resize(
@@ -223,7 +225,7 @@ def _dream(
 ) -> Iterator[pd.DataFrame]:
     slope = slope_of(objective(activations(source, options.layers), options))
     for frame in frames:
-        for id, stored in zip(frame["id"], frame["image"]):
+        for id, stored in zip(frame["id"], frame["image"], strict=True):
             before = images.to_unit(schema.unpack([stored], manifest.shape, manifest.encoding)[0])
             after = dreamt(before, slope, options, int.from_bytes(id.encode()[-6:], "big"))
             scores = [float(slope(tf.constant(each[None]))[0]) for each in (before, after)]

@@ -179,7 +179,7 @@ def baselines(
     def nearest(rows: Iterator) -> Iterator[tuple]:
         known, left = shared.value
         total, number, best, kept = np.zeros(size), 0, np.full(count, np.inf), np.zeros((count, size), np.uint8)
-        while chunk := [row["image"] for _, row in zip(range(500), rows)]:
+        for chunk in splits.chunks((row["image"] for row in rows), 500):
             pixels = schema.unpack(chunk, manifest.shape, manifest.encoding).reshape(len(chunk), size)
             values = pixels.astype(np.float32) / 255
             distances = np.square(known).sum(1)[:, None] - 2 * known @ values.T + left @ np.square(values).T
@@ -207,7 +207,10 @@ def search(model, originals: np.ndarray, masks: np.ndarray, options: Inpaint) ->
     drawn = _draws(model, options.draws)
     z = tf.constant(
         np.concatenate(
-            [drawn[0][_nearest(drawn[1], image, weight)[:starts]] for image, weight in zip(originals, weights)]
+            [
+                drawn[0][_nearest(drawn[1], image, weight)[:starts]]
+                for image, weight in zip(originals, weights, strict=True)
+            ]
         )
     )
     weights, real = (tf.constant(np.repeat(each, starts, 0)) for each in (weights, originals))

@@ -44,10 +44,10 @@ def latent(spark, config: Config) -> dict:
         sheet = np.concatenate(
             [
                 np.concatenate([model.latents(np.array(each), model.config.latent).numpy(), mean[None]])
-                for each, mean in zip(chosen, means)
+                for each, mean in zip(chosen, means, strict=True)
             ]
         )
-        result |= {"arithmetic": f"{url}.arithmetic.png", "seeds": dict(zip(options.arithmetic, chosen))}
+        result |= {"arithmetic": f"{url}.arithmetic.png", "seeds": dict(zip(options.arithmetic, chosen, strict=True))}
         near = (
             np.random.default_rng(0).uniform(-0.25, 0.25, [options.exemplars, model.config.latent]).astype(np.float32)
         )

@@ -104,7 +104,7 @@ def _train_rank(team: Team, job: dict) -> dict:
             if not (saves or samples or validates or step % options.log_every == 0):
                 continue
             # The log, and whether to stop, come from values that all ranks share.
-            scalars = {key: float(value) for key, value in zip(values, team.reduce(list(values.values())))}
+            scalars = {key: float(value) for key, value in zip(values, team.reduce(list(values.values())), strict=True)}
             stopped = _problem(step, scalars)
             if stopped:
                 break
@@ -165,7 +165,7 @@ def measure(held_out, url: str, split: str, batch_size: int, team: Team = Team()
         float(value)
         for value in team.reduce([tf.constant(value, tf.float64) for value in (*(sums[name] for name in names), count)])
     )
-    return {name: total / count for name, total in zip(names, totals)}
+    return {name: total / count for name, total in zip(names, totals, strict=True)}
 
 
 def _problem(step: int, scalars: dict[str, float]) -> str | None:
@@ -190,5 +190,5 @@ def average_statistics(model, team: Team) -> None:
     """Batch norm's moving statistics are each rank's own; from here they are the ranks' mean."""
     local = [variable for variable in model.variables if not variable.trainable and variable.dtype.is_floating]
     if team.size > 1 and local:
-        for variable, mean in zip(local, team.reduce([variable.value() for variable in local])):
+        for variable, mean in zip(local, team.reduce([variable.value() for variable in local]), strict=True):
             variable.assign(mean)

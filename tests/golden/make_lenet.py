@@ -38,7 +38,7 @@ if __name__ == "__main__":
                 "prediction": int(np.argmax(score)),
                 "log_probabilities": [float(value) for value in score],
             }
-            for row, score in zip(rows, scores)
+            for row, score in zip(rows, scores, strict=True)
         ],
     }
     Path(__file__).with_name("lenet.json").write_text(json.dumps(golden) + "\n")

@@ -67,7 +67,8 @@ def _read(has_test: bool, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Reco
                     width=[32] * many,
                     channels=[3] * many,
                     label=[
-                        None if reason else CLASSES[label] for label, reason in zip(labels[start : start + many], bad)
+                        None if reason else CLASSES[label]
+                        for label, reason in zip(labels[start : start + many], bad, strict=True)
                     ],
                     split=["test" if batch.name.startswith("test") else "train" if has_test else None] * many,
                     reason=bad,
@@ -96,7 +97,7 @@ def binary_batch(data: bytes) -> tuple[list[int], np.ndarray, str | None]:
 
 
 def pickled_batch(data: bytes) -> tuple[list[int], np.ndarray, str | None]:
-    """Labels, uint8 [n, 3, 32, 32] and a problem from a Python-version batch, read as pickle tokens without unpickling."""
+    """Labels, uint8 [n, 3, 32, 32] and a problem from a Python-version batch, read as tokens without unpickling."""
     labels, blob, last_text, collecting = [], b"", None, False
     try:
         for opcode, argument, _ in pickletools.genops(data):

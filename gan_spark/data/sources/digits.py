@@ -21,6 +21,6 @@ def source(spark, config: Ingest) -> Source:
             "channels": 1,
             "label": str(label),
         }
-        for i, (image, label) in enumerate(zip(pixels, digits.target))
+        for i, (image, label) in enumerate(zip(pixels, digits.target, strict=True))
     ]
     return Source(frame_of(spark, rows), tuple("0123456789"), len(rows))

@@ -40,9 +40,10 @@ def _subfolders(root: str) -> Iterator[str]:
     fs, base = lake.filesystem(root)
     for entry in _entries(fs, base):
         name = posixpath.basename(entry["name"].rstrip("/"))
-        if entry["type"] == "directory" and not _IMAGE_NAME.search(name):
-            if any(problem or found["type"] != "directory" for found, problem in walk(fs, entry["name"])):
-                yield name
+        if entry["type"] != "directory" or _IMAGE_NAME.search(name):
+            continue
+        if any(problem or found["type"] != "directory" for found, problem in walk(fs, entry["name"])):
+            yield name
 
 
 def walk(fs, folder: str) -> Iterator[tuple[dict, str | None]]:

@@ -29,11 +29,13 @@ def _draw(side: int, holds_out: bool, batches: Iterator[pa.RecordBatch]) -> Iter
         for start in range(0, len(indices), CHUNK):
             drawn = indices[start : start + CHUNK]
             pixels, attributes, phrasings = zip(
-                *(shapes.draw(index if holds_out else index + shapes.JUDGE, side) for index in drawn)
+                *(shapes.draw(index if holds_out else index + shapes.JUDGE, side) for index in drawn), strict=False
             )
             held_out = [shapes.is_held_out(each) for each in attributes]
             yield chunk(
-                id=[f"{'heldout' if held else 'seen'}/{index:06d}" for held, index in zip(held_out, drawn)],
+                id=[
+                    f"{'heldout' if held else 'seen'}/{index:06d}" for held, index in zip(held_out, drawn, strict=True)
+                ],
                 content=[image.tobytes() for image in pixels],
                 height=[side] * len(drawn),
                 width=[side] * len(drawn),
