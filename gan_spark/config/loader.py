@@ -78,6 +78,8 @@ def parse(table: dict, model_config: Callable[[str], type] | None = None) -> Con
     if model is not None:
         if not isinstance(model, dict) or not isinstance(model.get("name"), str):
             raise UserError("model.name: expected the name of a model as a string")
+        if model_config is None:
+            raise TypeError("a config with a [model] section is parsed with model_config = models.config_class")
         config = dataclasses.replace(config, model=_build(model_config(model["name"]), model, "model."))
     return config
 
@@ -96,42 +98,39 @@ def replaced(config: Config, **sections: dict) -> Config:
 
 def differences(old: dict, new: dict, ignore: Sequence[str] = (), where: str = "") -> list[str]:
     """'key: was X, is Y' for each leaf that differs, but for those named in `ignore`."""
-    found = []
+    lines = []
     for key in sorted(old.keys() | new.keys()):
         name = where + key
         if name in ignore:
             continue
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, ignore, name + ".")
+            lines += differences(a, b, ignore, name + ".")
         elif _plain(a) != _plain(b):
-            found.append(f"{name}: was {_plain(a)!r}, is {_plain(b)!r}")
-    return found
+            lines.append(f"{name}: was {_plain(a)!r}, is {_plain(b)!r}")
+    return lines
 
 
-def leaves(value: dict, where: str = "") -> Iterator[tuple[str, str]]:
+def leaves(table: dict, where: str = "") -> Iterator[tuple[str, str]]:
     """(dotted name, text) of each leaf of nested dicts, in order."""
-    for key, each in value.items():
-        if isinstance(each, dict) and each:
-            yield from leaves(each, f"{where}{key}.")
+    for key, value in table.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{where}{key}.")
         else:
-            yield (
-                f"{where}{key}",
-                (
-                    ", ".join(map(str, each))
-                    if isinstance(each, (list, tuple))
-                    else ""
-                    if each is None or each == {}
-                    else str(each)
-                ),
-            )
+            yield f"{where}{key}", _text(value)
+
+
+def _text(leaf: Any) -> str:
+    if isinstance(leaf, (list, tuple)):
+        return ", ".join(map(str, leaf))
+    return "" if leaf is None or leaf == {} else str(leaf)
 
 
 def _check_lake(lake: str, path: str) -> None:
-    if found := sorted(set(path) & set("#?*[]{}")):
+    if patterns := sorted(set(path) & set("#?*[]{}")):
         raise UserError(
             f"lake = {lake!r}: expected a path without any of # ? * [ ] {{ }}, which Spark reads as patterns; found"
-            f" {' '.join(found)} in {path}: use another folder"
+            f" {' '.join(patterns)} in {path}: use another folder"
         )
 
 
@@ -192,16 +191,17 @@ def _checked(name: str, value: Any, kind: Any, limits: typing.Mapping) -> Any:
         item = typing.get_args(kind)[0]
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{name} = {value!r}: expected a list of {item.__name__}")
-        return tuple(_checked(f"{name}[{i}]", each, item, limits) for i, each in enumerate(value))
+        return tuple(_checked(f"{name}[{i}]", entry, item, limits) for i, entry in enumerate(value))
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
         raise UserError(f"{name} = {value!r}: expected {kind.__name__}, got {type(value).__name__}")
     low, high, choices = (limits.get(key) for key in ("low", "high", "choices"))
-    if choices and value not in choices:
+    if choices and value not in choices and not (limits.get("imported") and ":" in value):
         near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"{name} = {value!r}: expected one of {', '.join(map(repr, choices))}{hint}")
+        own = ", or package.module:attribute" if limits.get("imported") else ""
+        raise UserError(f"{name} = {value!r}: expected one of {', '.join(map(repr, choices))}{own}{hint}")
     # Written so that NaN, which compares false with everything, is refused.
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         allowed = " and ".join([f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None))

@@ -17,14 +17,14 @@ class Monitor:
     VARIETY_AIDS = ("minibatch", "feature_matching", "historical_averaging", "discriminator_rate", "gamma")
 
     def __init__(self, config):
-        self.config, self.low, self.highest, self.told = config, 0, 0.0, set()
+        self.config, self.low, self.highest, self.warned = config, 0, 0.0, set()
 
     def losses(self, step: int, scalars: dict[str, float]) -> str | None:
         """A warning where `d_loss` was under LOW_LOSS for TIMES logs in a row."""
         self.low = self.low + 1 if scalars.get("d_loss", 1.0) < self.LOW_LOSS else 0
         if self.low < self.TIMES:
             return None
-        return self._tell(
+        return self._warn_once(
             "discriminator",
             f"step {step}: the discriminator's loss was under {self.LOW_LOSS} {self.TIMES} times: it is never wrong,"
             " and the generator learns nothing from it",
@@ -39,16 +39,16 @@ class Monitor:
         self.highest = max(self.highest, deviation)
         if deviation >= self.FALL * self.highest:
             return None
-        return self._tell(
+        return self._warn_once(
             "variety",
             f"step {step}: images of the fixed seeds differ by {deviation:.1f} of 255, after {self.highest:.1f}: the"
             " generator may have collapsed",
             self.VARIETY_AIDS,
         )
 
-    def _tell(self, sign: str, text: str, aids: tuple[str, ...]) -> str | None:
-        if sign in self.told:
+    def _warn_once(self, sign: str, text: str, aids: tuple[str, ...]) -> str | None:
+        if sign in self.warned:
             return None
-        self.told.add(sign)
+        self.warned.add(sign)
         there = [f"model.{aid}" for aid in aids if hasattr(self.config, aid)]
         return text + (f". What may help: {', '.join(there)}" if there else "")

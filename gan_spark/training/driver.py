@@ -27,6 +27,26 @@ class TrainingStopped(Exception):
 
 def train(spark, config: Config) -> dict:
     """Trains `config.model` on `config.dataset` up to `config.train.steps`, resuming where the run has a checkpoint."""
+    url = _checked_dataset(spark, config)
+    run = Run.of(config)
+    record = _checked_record(config, run, url)
+    folder, manifest = lake.join(lake.to_url(config.lake), "runs"), lake.join(url, schema.MANIFEST)
+    ranks.check_reach(spark, config.train, folder, [manifest])
+    # Ranks run in folders of their own, in which a relative path is another one.
+    absolute = dataclasses.replace(config, lake=lake.to_url(config.lake), model=_absolute(config.model))
+    job = {
+        "config": resolved(absolute),
+        "dataset": url,
+        "threads": config.train.threads or int(spark.sparkContext.getConf().get("spark.task.cpus", "1")),
+        "uses": record["config"]["uses"],
+    }
+    with tracking.training(config, run, record) as tracker:
+        results, restarts, began = _with_restarts(spark, config, run, record, job, tracker)
+        return _summary(config, run, results, restarts, time.time() - began)
+
+
+def _checked_dataset(spark, config: Config) -> str:
+    """URL of the dataset to train on; `UserError` where the model, the session or the dataset do not fit each other."""
     if config.model is None:
         raise UserError("the config has no [model] section: name one, for instance model.name = 'dcgan'")
     url = lake.dataset_url(config)
@@ -42,86 +62,83 @@ def train(spark, config: Config) -> dict:
                 " measured on held-out images"
             )
         reader.check_shards(url, "validation", 1)
-    run = Run.of(config)
-    model = {"model": resolved(config.model), "train": resolved(config.train), "uses": used_runs(config)}
-    record = describe(config, url, manifest, model)
-    run.check(record, {"model": resolved(type(config.model)()), "train": resolved(Train())})
+    return url
 
-    ranks.check_reach(
-        spark, config.train, lake.join(lake.to_url(config.lake), "runs"), [lake.join(url, schema.MANIFEST)]
-    )
-    threads = config.train.threads or int(spark.sparkContext.getConf().get("spark.task.cpus", "1"))
-    is_new = not lake.exists(run.url)
-    # Ranks run in folders of their own, in which a relative path is another one.
-    job = {
-        "config": resolved(dataclasses.replace(config, lake=lake.to_url(config.lake), model=_absolute(config.model))),
-        "dataset": url,
-        "threads": threads,
-        "uses": record["config"]["uses"],
-    }
-    with tracking.training(config, run, record) as tracker:
-        for attempt in range(config.train.restarts + 1):
-            job |= {"attempt": attempt, "owner": run.start(record)}
-            log.info("train: %s on %d workers, run %s", config.model.name, config.train.workers, run.url)
-            started = time.time()
-            try:
-                with Progress(run, config, tracker):
-                    results = ranks.run(spark, work, job, config.train)
-                break
-            except UserError:
-                if is_new and attempt == 0:
-                    _remove_if_never_begun(run, job["owner"])
-                raise
-            except ranks.RankFailure as failure:
-                if not run.is_owner(job["owner"]):
-                    raise TrainingStopped(
-                        f"run {run.url} was taken over by another job, or removed, while this one trained it; this one"
-                        " stops. One job at a time can train a run: give this one another name (run = ...)"
-                    ) from failure
-                errors = [
-                    line for line in run.metrics() if line.get("event") == "error" and line.get("owner") == job["owner"]
-                ]
-                if wrong := [line["wrong"] for line in errors if line.get("wrong")]:
-                    if is_new and attempt == 0:
-                        _remove_if_never_begun(run, job["owner"])
-                    raise UserError(wrong[0]) from failure
-                reason = (
-                    "; ".join(line["error"] for line in errors)
-                    or f"{failure} (a rank was killed, or its executor's stderr says more)"
-                )
-                log.warning(
-                    "train: attempt %d of %d failed after %.0f s: %s",
-                    attempt + 1,
-                    config.train.restarts + 1,
-                    time.time() - started,
-                    reason,
-                )
-                if attempt == config.train.restarts:
-                    raise ranks.RankFailure(
-                        f"run {run.url}: {attempt + 1} attempts failed, the last one: {reason}"
-                    ) from failure
-        first = results[0]
-        if first["stopped"]:
-            raise TrainingStopped(first["stopped"])
-        if len({result["checksum"] for result in results}) > 1:
+
+def _checked_record(config: Config, run: Run, url: str) -> dict:
+    """The run's record; `UserError` where the run was started with another one."""
+    settings = {"model": resolved(config.model), "train": resolved(config.train), "uses": used_runs(config)}
+    record = describe(config, url, schema.read_manifest(url), settings)
+    run.check(record, {"model": resolved(type(config.model)()), "train": resolved(Train())})
+    return record
+
+
+def _with_restarts(spark, config: Config, run: Run, record: dict, job: dict, tracker) -> tuple[list[dict], int, float]:
+    """(The ranks' results, how many attempts failed before, when the last one began)."""
+    attempts, is_new = config.train.restarts + 1, not lake.exists(run.url)
+    for attempt in range(attempts):
+        job |= {"attempt": attempt, "owner": run.start(record)}
+        log.info("train: %s on %d workers, run %s", config.model.name, config.train.workers, run.url)
+        began = time.time()
+        try:
+            return _attempt(spark, config, run, job, tracker), attempt, began
+        except UserError:
+            if is_new and attempt == 0:
+                _remove_if_never_begun(run, job["owner"])
+            raise
+        except ranks.RankFailure as failure:
+            seconds = time.time() - began
+            log.warning("train: attempt %d of %d failed after %.0f s: %s", attempt + 1, attempts, seconds, failure)
+            if attempt + 1 == attempts:
+                message = f"run {run.url}: {attempts} attempts failed, the last one: {failure}"
+                raise ranks.RankFailure(message) from failure
+    raise AssertionError("an attempt returns or raises")
+
+
+def _attempt(spark, config: Config, run: Run, job: dict, tracker) -> list[dict]:
+    """The ranks' results. Raises `RankFailure` with its reason where another attempt may go better."""
+    try:
+        with Progress(run, config, tracker):
+            return ranks.run(spark, work, job, config.train)
+    except ranks.RankFailure as failure:
+        if not run.is_owner(job["owner"]):
             raise TrainingStopped(
-                f"run {run.url}: the ranks ended with different weights; this is a defect of the model: something it"
-                " carries from step to step is not reduced"
-            )
-        best = {f"best_{key}": value for key, value in (run.best() or {}).items()}
-        return {
-            "run": run.url,
-            "model": config.model.name,
-            "steps": first["steps"],
-            "workers": config.train.workers,
-            "images_per_second": first["images_per_second"],
-            "seconds": first["seconds"],
-            "start_seconds": round(time.time() - started - first["seconds"], 1),
-            "restarts": attempt,
-            "checksum": first["checksum"],
-            **first["scalars"],
-            **best,
-        }
+                f"run {run.url} was taken over by another job, or removed, while this one trained it; this one"
+                " stops. One job at a time can train a run: give this one another name (run = ...)"
+            ) from failure
+        errors = [line for line in run.metrics() if line.get("event") == "error" and line.get("owner") == job["owner"]]
+        user_errors = [line["wrong"] for line in errors if line.get("wrong")]
+        if user_errors:
+            raise UserError(user_errors[0]) from failure
+        reason = "; ".join(line["error"] for line in errors)
+        unknown = f"{failure} (a rank was killed, or its executor's stderr says more)"
+        raise ranks.RankFailure(reason or unknown) from failure
+
+
+def _summary(config: Config, run: Run, results: list[dict], restarts: int, seconds: float) -> dict:
+    """The job's result. Raises `TrainingStopped` where the ranks stopped early, or differ."""
+    first = results[0]
+    if first["stopped"]:
+        raise TrainingStopped(first["stopped"])
+    if len({result["checksum"] for result in results}) > 1:
+        raise TrainingStopped(
+            f"run {run.url}: the ranks ended with different weights; this is a defect of the model: something it"
+            " carries from step to step is not reduced"
+        )
+    best = {f"best_{key}": value for key, value in (run.best() or {}).items()}
+    return {
+        "run": run.url,
+        "model": config.model.name,
+        "steps": first["steps"],
+        "workers": config.train.workers,
+        "images_per_second": first["images_per_second"],
+        "seconds": first["seconds"],
+        "start_seconds": round(seconds - first["seconds"], 1),
+        "restarts": restarts,
+        "checksum": first["checksum"],
+        **first["scalars"],
+        **best,
+    }
 
 
 def _absolute(model):

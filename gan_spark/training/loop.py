@@ -1,9 +1,11 @@
 """One rank of a training: the model is built, restored and broadcast; then it steps, logs and saves."""
 
+import dataclasses
 import math
+from collections.abc import Callable, Iterator
 
 from .. import models, process
-from ..config import NotFetched, UserError, parse
+from ..config import Config, NotFetched, Train, UserError, parse
 from ..data import images, reader, schema
 from ..process import Team
 from ..runs.loading import build, checksum, restore
@@ -23,19 +25,11 @@ def work(team: Team, job: dict) -> dict:
     except Exception as error:
         # The driver sees only that a rank has failed; this is how it learns why.
         run = Run.of(parse(job["config"], models.config_class))
-        wrong = (
-            {"wrong": str(error)} if isinstance(error, UserError) and not isinstance(error, NotFetched) else {}
-        )  # with the config or the data, which no restart mends
-        run.append_metrics(
-            {
-                "event": "error",
-                "rank": team.rank,
-                "attempt": job["attempt"],
-                "owner": job["owner"],
-                **wrong,
-                "error": f"rank {team.rank}: {type(error).__name__}: {error}"[:2000],
-            }
-        )
+        line = {"event": "error", "rank": team.rank, "attempt": job["attempt"], "owner": job["owner"]}
+        # What is wrong with the config or the data, no restart mends.
+        if isinstance(error, UserError) and not isinstance(error, NotFetched):
+            line["wrong"] = str(error)
+        run.append_metrics({**line, "error": f"rank {team.rank}: {type(error).__name__}: {error}"[:2000]})
         raise
 
 
@@ -46,35 +40,92 @@ def _train_rank(team: Team, job: dict) -> dict:
     options, run = config.train, Run.of(config)
     process.set_threads(job["threads"])
     process.pin_device(team)
+    model = _prepared(team, job, config, run)
+    start = int(model.step)
+    share = options.batch_size // team.size
+    stream, step_function = _stream(team, job, config, start), _step_function(model)
+    preview, held_out = tf.function(model.preview), tf.function(model.held_out, reduce_retracing=True)
+    monitor, best = Monitor(config.model), Best(run, options, model.monitored, start)
+    scalars, stopped, fixed = {}, None, None
+    with Diary(run, job, team, start) as diary:
+        for step in range(start + 1, start + 1 if best.is_stale(start) else options.steps + 1):
+            batches = [next(stream) for _ in range(model.batches_per_step)]
+            fixed = fixed or tf.nest.map_structure(lambda values: values[:PREVIEW], batches[0])
+            values = step_function(batches)
+            if step == start + 1:
+                diary.begin()  # The first step traces the graph; the clock starts after it.
+            due = Due.at(step, options)
+            if not due.anything:
+                continue
+            # The log, and whether to stop, come from values that all ranks share.
+            scalars = {name: float(mean) for name, mean in zip(values, team.reduce(list(values.values())), strict=True)}
+            stopped = _problem(step, scalars)
+            if stopped:
+                break
+            diary.log(step, scalars)
+            diary.warn(step, monitor.losses(step, scalars))
+            if due.saves or due.samples or due.validates:
+                average_statistics(model, team)
+            is_better = is_last = False
+            if due.validates:
+                measures = measure(held_out, job["dataset"], "validation", share, team)
+                diary.measured(step, {f"validation_{name}": value for name, value in measures.items()})
+                is_better = best.update(step, measures)
+                is_last = best.is_stale(step)
+            saves = due.saves or is_better or is_last
+            if saves and not _is_finite(model, team):
+                stopped = f"step {step}: this step made weights that are not finite; {_FROM_BEFORE}"
+                break
+            if due.samples and team.rank == 0:
+                _sample(diary, monitor, step, preview(fixed, tf.range(PREVIEW, dtype=tf.int64)))
+            if saves and team.rank == 0:
+                diary.save(step, tf.train.Checkpoint(model=model).write, options.keep)
+                if is_better:
+                    best.save()
+            if is_last:
+                break
+        return {
+            "stopped": stopped,
+            "steps": int(model.step),
+            "scalars": scalars or _last_scalars(run),
+            "checksum": checksum(model),
+            **diary.rate(),
+        }
+
+
+def _prepared(team: Team, job: dict, config: Config, run: Run):
+    """The model of this rank, restored on rank 0 or begun there, and broadcast."""
+    import tensorflow as tf
+
     policy = tf.keras.mixed_precision.global_policy()
-    tf.keras.mixed_precision.set_global_policy(options.precision)
+    tf.keras.mixed_precision.set_global_policy(config.train.precision)
     try:
-        model = build(config.model, team, options.seed, job["uses"])
+        model = build(config.model, team, config.train.seed, job["uses"])
     finally:
         tf.keras.mixed_precision.set_global_policy(policy)
-
     if team.rank == 0 and not restore(model, run):
-        for field, other in job["uses"].items():
-            restore(getattr(model, field), Run(other["url"]), other["step"])
+        for field, used in job["uses"].items():
+            restore(getattr(model, field), Run(used["url"]), used["step"])
         model.begin()
     team.broadcast(model.state())
-    start = int(model.step)
+    return model
 
+
+def _stream(team: Team, job: dict, config: Config, start: int) -> Iterator[dict]:
+    """This rank's batches, without end."""
+    options = config.train
+    parts = parts_of(config.model, schema.read_manifest(job["dataset"]))
     share = options.batch_size // team.size
     # Another seed after a resume, or the same row groups would come first again.
-    parts = parts_of(config.model, schema.read_manifest(job["dataset"]))
-    stream = iter(
-        reader.batches(
-            job["dataset"],
-            options.split,
-            share,
-            team.rank,
-            team.size,
-            options.seed + start,
-            options.shuffle_buffer,
-            parts,
-        )
+    seed = options.seed + start
+    return iter(
+        reader.batches(job["dataset"], options.split, share, team.rank, team.size, seed, options.shuffle_buffer, parts)
     )
+
+
+def _step_function(model) -> Callable[[list], dict]:
+    """One step of training as a graph, which counts itself."""
+    import tensorflow as tf
 
     @tf.function
     def step_function(batches):
@@ -82,72 +133,74 @@ def _train_rank(team: Team, job: dict) -> dict:
         model.step.assign_add(1)
         return scalars
 
-    preview, monitor = tf.function(model.preview), Monitor(config.model)
-    best, held_out = run.best() if options.validate_every else None, tf.function(model.held_out, reduce_retracing=True)
-    if best and best["step"] > start:
-        best = None  # Its checkpoint is damaged, or training would go on from there.
+    return step_function
 
-    def no_better_since(step: int) -> bool:
-        return bool(options.patience and best and step - best["step"] >= options.patience * options.validate_every)
 
-    with Diary(run, job, team, start) as diary:
-        scalars, stopped, fixed = {}, None, None
-        for step in range(start + 1, start + 1 if no_better_since(start) else options.steps + 1):
-            batches = [next(stream) for _ in range(model.batches_per_step)]
-            fixed = fixed or tf.nest.map_structure(lambda values: values[:PREVIEW], batches[0])
-            values = step_function(batches)
-            last = step == options.steps
-            validates = options.validate_every and (last or step % options.validate_every == 0)
-            saves, samples = last or step % options.checkpoint_every == 0, last or step % options.sample_every == 0
-            if step == start + 1:
-                diary.begin()  # The first step traces the graph; the clock starts after it.
-            if not (saves or samples or validates or step % options.log_every == 0):
-                continue
-            # The log, and whether to stop, come from values that all ranks share.
-            scalars = {key: float(value) for key, value in zip(values, team.reduce(list(values.values())), strict=True)}
-            stopped = _problem(step, scalars)
-            if stopped:
-                break
-            diary.log(step, scalars)
-            diary.warn(step, monitor.losses(step, scalars))
-            if saves or samples or validates:
-                average_statistics(model, team)
-            better = ended = False
-            if validates:
-                found = measure(held_out, job["dataset"], "validation", share, team)
-                diary.measured(step, {f"validation_{name}": value for name, value in found.items()})
-                better = math.isfinite(found[model.monitored]) and (
-                    best is None or found[model.monitored] > best[model.monitored]
-                )
-                best = {"step": step, model.monitored: found[model.monitored]} if better else best
-                ended = no_better_since(step)
-            if (saves or better or ended) and not _is_finite(model, team):
-                stopped = f"step {step}: this step made weights that are not finite; {_FROM_BEFORE}"
-                break
-            if samples and team.rank == 0:
-                made = preview(fixed, tf.range(PREVIEW, dtype=tf.int64))
-                if made is not None:
-                    pixels = images.to_pixels(made)
-                    diary.sample(step, pixels)
-                    diary.warn(step, monitor.variety(step, pixels))
-            if (saves or better or ended) and team.rank == 0:
-                diary.save(step, lambda prefix: tf.train.Checkpoint(model=model).write(prefix), options.keep)
-                if better:
-                    run.save_best(best)
-            if ended:
-                break
-        if not scalars:
-            scalars = next(
-                ({key: line[key] for key in line["scalars"]} for line in reversed(run.metrics()) if "scalars" in line),
-                {},
-            )
-        return {
-            "stopped": stopped,
-            "steps": int(model.step),
-            "scalars": scalars,
-            "checksum": checksum(model),
-            **diary.rate(),
-        }
+@dataclasses.dataclass(frozen=True)
+class Due:
+    """What is due after a step."""
+
+    logs: bool
+    samples: bool
+    saves: bool
+    validates: bool
+
+    @classmethod
+    def at(cls, step: int, options: Train) -> "Due":
+        """Each is due every so many steps, and all but the log after the last one."""
+        is_last = step == options.steps
+        return cls(
+            logs=step % options.log_every == 0,
+            samples=is_last or step % options.sample_every == 0,
+            saves=is_last or step % options.checkpoint_every == 0,
+            validates=bool(options.validate_every) and (is_last or step % options.validate_every == 0),
+        )
+
+    @property
+    def anything(self) -> bool:
+        return self.logs or self.samples or self.saves or self.validates
+
+
+class Best:
+    """The checkpoint that is best on split validation, by the measure `name`; higher is better."""
+
+    def __init__(self, run: Run, options: Train, name: str, start: int):
+        self.run, self.options, self.name = run, options, name
+        self.record = run.best() if options.validate_every else None
+        if self.record and self.record["step"] > start:
+            self.record = None  # Its checkpoint is damaged, or training would go on from there.
+
+    def update(self, step: int, measures: dict[str, float]) -> bool:
+        """Whether `step` is the best one from now on."""
+        value = measures[self.name]
+        is_better = math.isfinite(value) and (self.record is None or value > self.record[self.name])
+        if is_better:
+            self.record = {"step": step, self.name: value}
+        return is_better
+
+    def is_stale(self, step: int) -> bool:
+        """Whether none was better for `train.patience` measures."""
+        patience = self.options.patience * self.options.validate_every
+        return bool(patience and self.record and step - self.record["step"] >= patience)
+
+    def save(self) -> None:
+        if self.record:
+            self.run.save_best(self.record)
+
+
+def _sample(diary: Diary, monitor: Monitor, step: int, preview) -> None:
+    """Keeps a grid of the preview's images, where the model has some."""
+    if preview is None:
+        return
+    pixels = images.to_pixels(preview)
+    diary.sample(step, pixels)
+    diary.warn(step, monitor.variety(step, pixels))
+
+
+def _last_scalars(run: Run) -> dict[str, float]:
+    """What was logged last, for a run that had no step left to train."""
+    lines = (line for line in reversed(run.metrics()) if "scalars" in line)
+    return next(({name: line[name] for name in line["scalars"]} for line in lines), {})
 
 
 def measure(held_out, url: str, split: str, batch_size: int, team: Team = Team()) -> dict[str, float]:

@@ -43,24 +43,24 @@ class Progress(threading.Thread):
         self.bar.close()
 
     def run(self) -> None:
-        told = ended = False
+        warned = ended = False
         while not ended:
             ended = self.done.wait(1.0)
             try:
                 self.show()
             except Exception as error:  # Training does not wait for what follows it, and the next look may go well.
-                if not told:
+                if not warned:
                     log.warning(
                         "run %s: its metrics could not be followed (%s: %s); trying on",
                         self.run_.url,
                         type(error).__name__,
                         error,
                     )
-                told = True
+                warned = True
 
     def show(self) -> None:
         lines, self.offset = self.run_.watch(self.offset)
-        told = []
+        metrics = []
         for line in lines:
             if line.get("event") == "start":
                 self.bar.initial = self.bar.n = self.bar.last_print_n = line["step"]
@@ -72,14 +72,14 @@ class Progress(threading.Thread):
                 speed = f"{line['images_per_second']:.0f} images/s, " if "images_per_second" in line else ""
                 self.bar.set_postfix_str(speed + losses, refresh=False)
                 self.bar.update(line["step"] - self.bar.n)
-                told.append(
+                metrics.append(
                     (
                         line["step"],
                         {name: line[name] for name in (*line["scalars"], "images_per_second") if name in line},
                     )
                 )
-        if self.tracker and told:
-            self.tracker.metrics(told)
+        if self.tracker and metrics:
+            self.tracker.metrics(metrics)
 
 
 class _Lines:

@@ -2,13 +2,15 @@
 
 import contextlib
 import functools
+import importlib.util
 import os
+import pickle
 import signal
 import socket
 import uuid
 from collections.abc import Callable
 
-from .. import lake
+from .. import lake, process
 from ..config import Train, UserError
 from ..process import Team
 
@@ -25,8 +27,15 @@ class NoNetwork(Exception):
     """The ranks have their slots and cannot reach each other."""
 
 
+# How Horovod is built with what ranks need of it; pip alone builds whatever it finds.
+BUILD = (
+    "HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITH_GLOO=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1"
+    " HOROVOD_WITHOUT_MPI=1 pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps horovod==0.28.1"
+)
+
+
 def check(spark, config: Train) -> None:
-    """`UserError` where the session cannot hold the ranks at once."""
+    """`UserError` where the session cannot hold the ranks at once, or Horovod is not built for them."""
     if config.launcher == "local":
         return
     context = spark.sparkContext
@@ -38,6 +47,28 @@ def check(spark, config: Train) -> None:
             f"train.workers = {config.workers}, but {context.master} has {slots} task slots: every rank needs one; use"
             " fewer workers or more slots"
         )
+    if problem := _horovod_problem():
+        raise UserError(f'train.launcher = "{config.launcher}": {problem}; build it anew: {BUILD}')
+
+
+def _horovod_problem() -> str | None:
+    """What Horovod lacks for ranks of TensorFlow that meet by Gloo: a look into its library, of which nothing runs."""
+    try:
+        from horovod.common.basics import HorovodBasics
+        from horovod.common.util import get_extension_full_path
+
+        package = importlib.util.find_spec("horovod.tensorflow").origin
+    except ImportError as error:
+        return f"Horovod cannot be imported ({error})"
+    if not os.path.exists(get_extension_full_path(package, "mpi_lib")):
+        return f"the Horovod in {os.path.dirname(os.path.dirname(package))} was built without TensorFlow"
+    import tensorflow  # noqa: F401 (the library of Horovod links against those that this loads)
+
+    try:
+        library = HorovodBasics(package, "mpi_lib")
+    except OSError as error:
+        return f"Horovod's library for TensorFlow cannot be loaded ({error}): it was built for another TensorFlow"
+    return None if library.gloo_built() else "Horovod was built without Gloo"
 
 
 def check_reach(spark, config: Train, folder: str, files: list[str]) -> None:
@@ -48,12 +79,12 @@ def check_reach(spark, config: Train, folder: str, files: list[str]) -> None:
         return
     probe = lake.join(folder, f".probe-{uuid.uuid4().hex[:8]}")
     try:
-        told = (
+        answers = (
             spark.sparkContext.parallelize(range(config.workers), config.workers)
             .map(functools.partial(_reach, probe, files))
             .collect()
         )
-        for index, (host, problem) in enumerate(told):
+        for index, (host, problem) in enumerate(answers):
             if problem is None and not lake.exists(lake.join(probe, str(index))):
                 problem = f"what it writes to {folder} is not seen from the driver"
             if problem is not None:
@@ -86,6 +117,7 @@ def run(spark, function: Callable, argument, config: Train) -> list:
     """
     if config.launcher == "local":
         return [function(Team(), argument)]
+    import cloudpickle
     import horovod.spark
     from horovod.runner.common.util.timeout import TimeoutException
 
@@ -94,7 +126,7 @@ def run(spark, function: Callable, argument, config: Train) -> list:
         with _signals_end_the_job():
             return horovod.spark.run(
                 _on_rank,
-                args=(function, argument),
+                args=(cloudpickle.dumps((function, argument)),),
                 num_proc=config.workers,
                 use_gloo=True,
                 start_timeout=config.start_timeout,
@@ -141,13 +173,18 @@ def _signals_end_the_job():
                 raise KeyboardInterrupt
 
 
-def _on_rank(function: Callable, argument):
+def _on_rank(job: bytes):
+    """`job` is a function of (team, argument) and its argument, pickled: to unpickle them imports TensorFlow, which
+    reads what `prepare` sets.
+    """
+    process.prepare()
     # Milliseconds between Horovod's looks for work. At its own 1 a rank of one thread lost a quarter of its
     # time to them (1 ms: 531 images/s; 2: 713; 5: 740; two ranks of DCGAN on two cores).
     os.environ.setdefault("HOROVOD_CYCLE_TIME", "2")
     import horovod.tensorflow as hvd
 
     hvd.init()
+    function, argument = pickle.loads(job)
 
     def broadcast(variables):
         hvd.broadcast_variables(variables, root_rank=0)
