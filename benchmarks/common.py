@@ -1,4 +1,4 @@
-"""What the benchmarks share: arguments, a lake that goes away, Fashion-MNIST, pairs of figures, the result line."""
+"""Parts that the benchmarks share: arguments, a passing lake, Fashion-MNIST, pairs of figures, the result line."""
 
 import argparse
 import contextlib
@@ -19,22 +19,22 @@ PARTS = ("train", "t10k")  # 60,000 and 10,000 images
 
 
 def parser(description: str, repeats: int = 3) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument(
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument(
         "--data",
         default="/usr/share/datasets/fashion-mnist",
         help="folder of Fashion-MNIST's IDX files (default: %(default)s)",
     )
-    made.add_argument("--lake", help="folder to work in, which is kept and used again; a temporary one otherwise")
+    options.add_argument("--lake", help="folder to work in, which is kept and used again; a temporary one otherwise")
     if repeats:
-        made.add_argument(
+        options.add_argument(
             "--repeats", type=int, default=repeats, help="times that each side is measured (default: %(default)s)"
         )
-    return made
+    return options
 
 
-def arguments(made: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
-    parsed = made.parse_args(argv)
+def arguments(options: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
+    parsed = options.parse_args(argv)
     names = [f"{part}-{kind}-ubyte.gz" for part in PARTS for kind in ("images-idx3", "labels-idx1")]
     missing = [name for name in names if not os.path.exists(os.path.join(parsed.data, name))]
     if missing:
@@ -70,13 +70,13 @@ def read_idx(folder: str, part: str) -> tuple[np.ndarray, np.ndarray]:
 
 def training_only(data: str, folder: str) -> str:
     """A folder that holds the 60,000 training images alone, as links."""
-    made = os.path.join(folder, "idx-train")
-    os.makedirs(made, exist_ok=True)
+    links = os.path.join(folder, "idx-train")
+    os.makedirs(links, exist_ok=True)
     for kind in ("images-idx3", "labels-idx1"):
-        link = os.path.join(made, f"train-{kind}-ubyte.gz")
+        link = os.path.join(links, f"train-{kind}-ubyte.gz")
         if not os.path.exists(link):
             os.symlink(os.path.join(data, os.path.basename(link)), link)
-    return made
+    return links
 
 
 def config(lake: str, path: str, run: str = "run", **sections: dict):
@@ -89,15 +89,15 @@ def config(lake: str, path: str, run: str = "run", **sections: dict):
     return parse(table, config_class)
 
 
-def ingested(spark, made) -> str:
+def ingested(spark, config) -> str:
     """URL of the config's dataset, which is written unless the lake has it."""
     from gan_spark import lake
     from gan_spark.data import ingest, schema
 
-    url = lake.dataset_url(made)
+    url = lake.dataset_url(config)
     if not lake.exists(lake.join(url, schema.MANIFEST)):
         say(f"writing the dataset {url}")
-        ingest.ingest(spark, made)
+        ingest.ingest(spark, config)
     return url
 
 
@@ -113,20 +113,21 @@ def alternate(sides: dict[str, Callable[[], float]], repeats: int) -> dict[str, 
 
 def ratio(above: list[float], below: list[float]) -> float:
     """Median of the ratios pair by pair."""
-    return round(statistics.median(a / b for a, b in zip(above, below, strict=True)), 3)
+    return round(statistics.median(upper / lower for upper, lower in zip(above, below, strict=True)), 3)
 
 
 def child(script: str, side: str, job: dict) -> dict:
-    """Runs `script side job` in a process of its own; the JSON that it prints last."""
-    done = subprocess.run(
+    """The JSON that `script side job` prints last, in a process of its own."""
+    completed = subprocess.run(
         [sys.executable, script, side, json.dumps(job)], stdout=subprocess.PIPE, text=True, check=True
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(completed.stdout.splitlines()[-1])
 
 
 def side_by_side(script: str, side: str, job: dict, count: int = 2) -> float:
-    """Images a second of `count` such processes at once, together: what the machine's cores can give without anything
-    to share.
+    """Images a second of `count` such processes at once, together.
+
+    That is what the machine's cores can give without anything to share.
     """
     with ThreadPoolExecutor(count) as pool:
         return sum(result["images_per_second"] for result in pool.map(lambda _: child(script, side, job), range(count)))

@@ -2,8 +2,8 @@
 that calls `model.predict` on every row.
 
 All of them resize the same images and have the same random weights. Start-up is not counted: before every timed Spark
-job a small one
-leaves two Python workers alive with the network built, and the loop's clock starts after its first batch.
+job a small one leaves two Python workers alive with the network built, and the loop's clock starts after its first
+batch.
 
     python benchmarks/featurize.py
 """
@@ -24,14 +24,14 @@ def bare(job: dict) -> dict:
     from gan_spark.ml import carry
 
     process.set_threads(1)
-    wanted = carry.Network(job["network"], weights="")
-    apply = carry._apply(wanted, wanted.whole("").get_weights())
+    network = carry.KerasNetwork(job["network"], weights="")
+    apply = carry._apply(network, network.whole("").get_weights())
     images = common.read_idx(job["data"], "t10k")[0][: job["images"]]
 
     def run(part):
         return [
-            apply(np.stack([carry.fitted(job["network"], image) for image in part[i : i + carry.BATCH]]))
-            for i in range(0, len(part), carry.BATCH)
+            apply(np.stack([carry.fitted(job["network"], image) for image in part[start : start + carry.BATCH]]))
+            for start in range(0, len(part), carry.BATCH)
         ]
 
     run(images[: carry.BATCH])
@@ -41,21 +41,21 @@ def bare(job: dict) -> dict:
 
 
 def by_row(network: str):
-    """What a first attempt looks like: one row, one `predict`."""
+    """The UDF of a first attempt: one row, one `predict`."""
     from pyspark.sql import functions as F
 
-    held = {}
+    loaded = {}
 
     @F.udf("array<float>")
     def apply(image):
         from gan_spark import networks, process
         from gan_spark.ml import carry, columns
 
-        if "model" not in held:
+        if "model" not in loaded:
             process.set_threads(1)
-            held["model"] = carry.Network(network, weights="").whole("")
+            loaded["model"] = carry.KerasNetwork(network, weights="").whole("")
         pixels = carry.fitted(network, columns.pixels(image)).astype("float32")
-        return held["model"].predict(networks.preprocess(network)(pixels[None]), verbose=0)[0].tolist()
+        return loaded["model"].predict(networks.preprocess(network)(pixels[None]), verbose=0)[0].tolist()
 
     return apply
 
@@ -64,10 +64,10 @@ def main() -> None:
     if len(sys.argv) == 3 and sys.argv[1] == "bare":
         common.finish(bare(json.loads(sys.argv[2])))
         return
-    made = common.parser(__doc__)
-    made.add_argument("--network", default="InceptionV3", help="(default: %(default)s)")
-    made.add_argument("--images", type=int, default=384, help="(default: %(default)s)")
-    parsed = common.arguments(made)
+    parser = common.parser(__doc__)
+    parser.add_argument("--network", default="InceptionV3", help="(default: %(default)s)")
+    parser.add_argument("--images", type=int, default=384, help="(default: %(default)s)")
+    parsed = common.arguments(parser)
     from gan_spark import job
     from gan_spark.ml import DeepImageFeaturizer
 
@@ -82,8 +82,8 @@ def main() -> None:
             .persist()
         )
         small = frame.limit(2 * PARTITIONS).repartition(PARTITIONS).persist()
-        for each in (frame, small):
-            each.count()
+        for cached in (frame, small):
+            cached.count()
         stage, apply = DeepImageFeaturizer(modelName=parsed.network, weights=""), by_row(parsed.network)
 
         def timed(transform, rows) -> float:

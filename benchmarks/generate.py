@@ -37,7 +37,7 @@ def bare(job: dict) -> dict:
     return {"images_per_second": job["images"] / spent, "seconds": spent, "bytes": size}
 
 
-def on_spark(spark, made, images: int) -> dict:
+def on_spark(spark, config, images: int) -> dict:
     from pyspark.sql import functions as F
 
     from gan_spark.runs.store import Run
@@ -45,7 +45,7 @@ def on_spark(spark, made, images: int) -> dict:
 
     def action(count: int) -> int:
         seeds = spark.range(0, count, 1, PARTITIONS).withColumnRenamed("id", "seed")
-        frame = generated(seeds, Run.of(made), made.generate)
+        frame = generated(seeds, Run.of(config), config.generate)
         return frame.agg(F.sum(F.length("image"))).first()[0]
 
     action(8 * BATCH * PARTITIONS)
@@ -72,15 +72,15 @@ def main() -> None:
 
     with common.lake(arguments) as lake:
         spark = job.session("benchmark: generate")
-        made = common.config(
+        config = common.config(
             lake,
             common.training_only(arguments.data, lake),
             run="generate",
             train={"steps": 1, "launcher": "local", "threads": 1},
             generate={"batch_size": BATCH},
         )
-        common.ingested(spark, made)
-        driver.train(spark, made)
+        common.ingested(spark, config)
+        driver.train(spark, config)
         seconds, sizes = {"two tasks": [], "bare loop": []}, set()
 
         def timed(name: str, result: dict) -> float:
@@ -89,13 +89,13 @@ def main() -> None:
             return result["images_per_second"]
 
         sides = {
-            "two tasks": lambda: timed("two tasks", on_spark(spark, made, arguments.images)),
+            "two tasks": lambda: timed("two tasks", on_spark(spark, config, arguments.images)),
             "bare loop": lambda: timed(
-                "bare loop", common.child(__file__, "bare", {"run": Run.of(made).url, "images": arguments.images})
+                "bare loop", common.child(__file__, "bare", {"run": Run.of(config).url, "images": arguments.images})
             ),
         }
         sides["two bare loops"] = lambda: common.side_by_side(
-            __file__, "bare", {"run": Run.of(made).url, "images": arguments.images // 2}
+            __file__, "bare", {"run": Run.of(config).url, "images": arguments.images // 2}
         )
         figures = common.alternate(sides, arguments.repeats)
         spark.stop()

@@ -1,12 +1,11 @@
 """Ingest: gan_spark's against the writer recipe in Petastorm's documentation.
 
 Both turn the 70,000 images of Fashion-MNIST's IDX files (training and test) into a Petastorm dataset with the same
-schema and
-row-group size, in the same Spark session, after one small run each that is not counted. The recipe is the one of
-Petastorm's README: `materialize_dataset` around an RDD of row_generator and `dict_to_spark_row`. That of its MNIST
-example, where the driver makes all rows, is measured beside it.
-gan_spark does more: it shuffles, checks for equal ids, splits, keeps the rows that it rejects, fingerprints
-everything, reads back the counts, and puts the dataset in place by a rename.
+schema and row-group size, in the same Spark session, after one small run each that is not counted. The recipe is the
+one of Petastorm's README: `materialize_dataset` around an RDD of row_generator and `dict_to_spark_row`. That of its
+MNIST example, where the driver makes all rows, is measured beside it. gan_spark does more: it shuffles, checks for
+equal ids, splits, keeps the rows that it rejects, fingerprints everything, reads back the counts, and puts the dataset
+in place by a rename.
 
     python benchmarks/ingest.py
 """
@@ -29,34 +28,34 @@ def unischema_of_fashion():
 
 
 def recipe(spark, data: str, url: str, limit: int | None = None) -> None:
-    """The README's: indices -> row_generator -> dict_to_spark_row -> createDataFrame -> coalesce -> write."""
+    """The README's recipe: indices -> row_generator -> dict_to_spark_row -> createDataFrame -> coalesce -> write."""
     from petastorm.etl.dataset_metadata import materialize_dataset
     from petastorm.unischema import dict_to_spark_row
 
     unischema = unischema_of_fashion()
     parts = [(part, *common.read_idx(data, part)) for part in common.PARTS]
-    rows = [(part, i) for part, images, _ in parts for i in range(len(images))][:limit]
+    rows = [(part, index) for part, images, _ in parts for index in range(len(images))][:limit]
     shared = spark.sparkContext.broadcast({part: (images, labels) for part, images, labels in parts})
 
     def row_generator(key: tuple[str, int]) -> dict:
-        part, i = key
+        part, index = key
         images, labels = shared.value[part]
         return {
-            "id": f"{part}/{i:06d}",
-            "image": images[i],
+            "id": f"{part}/{index:06d}",
+            "image": images[index],
             "split": "train" if part == "train" else "test",
-            "label": np.int32(labels[i]),
+            "label": np.int32(labels[index]),
         }
 
     with materialize_dataset(spark, url, unischema, ROW_GROUP_MB):
-        made = (
+        encoded = (
             spark.sparkContext.parallelize(rows).map(row_generator).map(lambda row: dict_to_spark_row(unischema, row))
         )
-        spark.createDataFrame(made, unischema.as_spark_schema()).coalesce(10).write.mode("overwrite").parquet(url)
+        spark.createDataFrame(encoded, unischema.as_spark_schema()).coalesce(10).write.mode("overwrite").parquet(url)
 
 
 def mnist_example(spark, data: str, url: str, limit: int | None = None) -> None:
-    """That of Petastorm's MNIST example: all rows are made on the driver."""
+    """The recipe of Petastorm's MNIST example: all rows are made on the driver."""
     from petastorm.etl.dataset_metadata import materialize_dataset
     from petastorm.unischema import dict_to_spark_row
 
@@ -64,27 +63,27 @@ def mnist_example(spark, data: str, url: str, limit: int | None = None) -> None:
     with materialize_dataset(spark, url, unischema, ROW_GROUP_MB):
         rows = (
             {
-                "id": f"{part}/{i:06d}",
+                "id": f"{part}/{index:06d}",
                 "image": image,
                 "split": "train" if part == "train" else "test",
                 "label": np.int32(label),
             }
             for part in common.PARTS
-            for i, (image, label) in enumerate(zip(*common.read_idx(data, part), strict=True))
+            for index, (image, label) in enumerate(zip(*common.read_idx(data, part), strict=True))
         )
-        made = [dict_to_spark_row(unischema, row) for row in itertools.islice(rows, limit)]
-        spark.createDataFrame(made, unischema.as_spark_schema()).coalesce(10).write.mode("overwrite").parquet(url)
+        encoded = [dict_to_spark_row(unischema, row) for row in itertools.islice(rows, limit)]
+        spark.createDataFrame(encoded, unischema.as_spark_schema()).coalesce(10).write.mode("overwrite").parquet(url)
 
 
 def small_copy(data: str, folder: str) -> str:
     """A folder with the 10,000 test images under a name that makes them training images."""
-    made = os.path.join(folder, "idx-small")
-    os.makedirs(made, exist_ok=True)
+    links = os.path.join(folder, "idx-small")
+    os.makedirs(links, exist_ok=True)
     for kind in ("images-idx3", "labels-idx1"):
-        link = os.path.join(made, f"small-{kind}-ubyte.gz")
+        link = os.path.join(links, f"small-{kind}-ubyte.gz")
         if not os.path.exists(link):
             os.symlink(os.path.join(data, f"t10k-{kind}-ubyte.gz"), link)
-    return made
+    return links
 
 
 def seconds(function, *arguments) -> float:

@@ -1,18 +1,15 @@
 """Memory: the driver's while rows grow thirtyfold, and that of a rank's input buffers.
 
 Driver: ingest, train, generate and evaluate each run in a process of their own as the driver of a standalone cluster on
-loopback, so that executors are other processes. The driver's memory is the peak resident size (RSS), polled
-ten times a second, of that process and everything it started, which is its JVM (heap at most 1 GiB).
-`ratio` is the largest, over the four steps, of that peak at 300,000 rows over that at 10,000.
-The heap still in use after a full collection at the end is given beside it. Rows are Fashion-MNIST's images, drawn at
-random
-with ids of their own; half of them are the test split; as many images are generated and evaluated. Training is cut to a
-few steps of a
-small DCGAN, since its length is no matter here.
+loopback, so that executors are other processes. The driver's memory is the peak resident size (RSS), polled ten times a
+second, of that process and everything it started, which is its JVM (heap at most 1 GiB). `ratio` is the largest, over
+the four steps, of that peak at 300,000 rows over that at 10,000. The heap still in use after a full collection at the
+end is given beside it. Rows are Fashion-MNIST's images, drawn at random with ids of their own; half of them are the
+test split; as many images are generated and evaluated. Training is cut to a few steps of a small DCGAN, since its
+length is no matter here.
 
 Input buffers: growth of a process's RSS while it reads `gan_spark.data.reader.batches`, over what it is with TensorFlow
-and
-Petastorm loaded: once through the 300,000 images, and twice through 6,000 random RGB images of 128x128 in the
+and Petastorm loaded: once through the 300,000 images, and twice through 6,000 random RGB images of 128x128 in the
 largest row groups that ingest makes.
 
     python benchmarks/memory.py
@@ -38,15 +35,15 @@ BATCH = 64
 
 
 class Peak(threading.Thread):
-    """Polls the RSS of a process, and of all that it started where `tree`, until `stop`."""
+    """Peak RSS of a process, and of all that it started where `tree`, polled until `stop`."""
 
     def __init__(self, pid: int, tree: bool):
         super().__init__(daemon=True)
-        self.root, self.tree, self.done = psutil.Process(pid), tree, threading.Event()
+        self.root, self.tree, self.stopped = psutil.Process(pid), tree, threading.Event()
         self.total = self.python = self.jvm = 0
 
     def run(self) -> None:
-        while not self.done.wait(0.1):
+        while not self.stopped.wait(0.1):
             self.poll()
 
     def poll(self) -> None:
@@ -61,7 +58,7 @@ class Peak(threading.Thread):
         self.total, self.python, self.jvm = max(self.total, python + jvm), max(self.python, python), max(self.jvm, jvm)
 
     def stop(self) -> None:
-        self.done.set()
+        self.stopped.set()
         self.join()
 
 
@@ -192,12 +189,12 @@ def driver(step: str, rows: int, lake: str, master: str) -> dict:
     if process.returncode:
         raise RuntimeError(f"{step} of {rows} rows ended with code {process.returncode}")
     heap = json.loads(out.splitlines()[-1])["heap_after_gc"]
-    made = {"peak_mb": peak.total, "python_mb": peak.python, "jvm_mb": peak.jvm, "heap_after_gc_mb": heap}
-    made = {key: round(value / 2**20, 1) for key, value in made.items()} | {
+    peaks = {"peak_mb": peak.total, "python_mb": peak.python, "jvm_mb": peak.jvm, "heap_after_gc_mb": heap}
+    figures = {key: round(value / 2**20, 1) for key, value in peaks.items()} | {
         "seconds": round(time.perf_counter() - start, 1)
     }
-    common.say(f"{step}, {rows:,} rows: {made}")
-    return made
+    common.say(f"{step}, {rows:,} rows: {figures}")
+    return figures
 
 
 # --- data ------------------------------------------------------------------------------
@@ -230,9 +227,9 @@ def noise(lake: str, rows: int) -> str:
 
     def draw(frames):
         for frame in frames:
-            pixels = (np.random.default_rng(i).integers(0, 256, (128, 128, 3), np.uint8) for i in frame["id"])
+            pixels = (np.random.default_rng(id).integers(0, 256, (128, 128, 3), np.uint8) for id in frame["id"])
             yield pd.DataFrame(
-                {"id": [f"noise/{i}" for i in frame["id"]], "content": [images.encode_png(image) for image in pixels]}
+                {"id": [f"noise/{id}" for id in frame["id"]], "content": [images.encode_png(image) for image in pixels]}
             )
 
     spark = job.session("benchmark: memory")
@@ -249,10 +246,10 @@ def noise(lake: str, rows: int) -> str:
         "test": 0.0,
         "planned_workers": 1,
     }
-    made = parse({"run": "noise", "dataset": "noise", "lake": lake, "ingest": options})
-    ingest.ingest(spark, made)
+    noise_config = parse({"run": "noise", "dataset": "noise", "lake": lake, "ingest": options})
+    ingest.ingest(spark, noise_config)
     spark.stop()
-    return paths.dataset_url(made)
+    return paths.dataset_url(noise_config)
 
 
 # --- input buffers ---------------------------------------------------------------------
@@ -268,7 +265,7 @@ def consume(job: dict) -> dict:
     from gan_spark.data import reader
 
     process.set_threads(1)
-    for _ in tf.data.Dataset.range(10).map(lambda x: x + 1).prefetch(1):  # The runtime is up.
+    for _ in tf.data.Dataset.range(10).map(lambda number: number + 1).prefetch(1):  # The runtime is up.
         pass
     before = psutil.Process().memory_info().rss
     peak = Peak(os.getpid(), tree=False)
@@ -284,14 +281,14 @@ def consume(job: dict) -> dict:
 
 
 def row_group_mb(url: str) -> float:
-    """Of the largest row group, uncompressed."""
+    """Size in MB of the largest row group, uncompressed."""
     import pyarrow.parquet as pq
 
     from gan_spark.data import splits
 
     files = [pq.ParquetFile(name.removeprefix("file://")).metadata for name in splits.files(url, "train")]
     return round(
-        max(file.row_group(i).total_byte_size for file in files for i in range(file.num_row_groups)) / 2**20, 1
+        max(file.row_group(group).total_byte_size for file in files for group in range(file.num_row_groups)) / 2**20, 1
     )
 
 
@@ -308,9 +305,9 @@ def main() -> None:
     with common.lake(arguments) as lake, tempfile.TemporaryDirectory(prefix="gan-spark-cluster-") as folder:
         with cluster(folder) as master:
             for rows in (arguments.small, arguments.large):
-                made = config(lake, rows)
+                run_config = config(lake, rows)
                 repeat(arguments.data, os.path.join(lake, f"idx-{rows}"), rows)
-                paths.remove(Run.of(made).url)  # Or the trainer would go on from its checkpoint.
+                paths.remove(Run.of(run_config).url)  # Or the trainer would go on from its checkpoint.
                 for step in STEPS:
                     peaks[step][rows] = driver(step, rows, lake, master)
         common.say("input buffers")

@@ -1,10 +1,9 @@
 """Reading: the training input pipeline against Petastorm's row reader, and against the training that it feeds.
 
-Both sides read the 60,000 training images of Fashion-MNIST from the same dataset, over and over, after a start
-that is not counted. The pipeline is `gan_spark.data.reader.batches` for one rank: shuffled float batches of 64 with
-labels.
-The row reader is `petastorm.make_reader` with its defaults (10 threads) on the same two columns: rows of uint8, in
-no batches, not scaled. TensorFlow has one thread, as a rank has.
+Both sides read the 60,000 training images of Fashion-MNIST from the same dataset, over and over, after a start that is
+not counted. The pipeline is `gan_spark.data.reader.batches` for one rank: shuffled float batches of 64 with labels. The
+row reader is `petastorm.make_reader` with its defaults (10 threads) on the same two columns: rows of uint8, in no
+batches, not scaled. TensorFlow has one thread, as a rank has.
 
     python benchmarks/read.py
 """
@@ -43,14 +42,14 @@ def row_reader(url: str, images: int, pool: str) -> float:
         return images / (time.perf_counter() - start)
 
 
-def training(made, url: str, steps: int = 30) -> float:
+def training(config, url: str, steps: int = 30) -> float:
     """Images a second of the DCGAN's step, on one batch that is in memory already."""
     import tensorflow as tf
 
     from gan_spark.data import reader
     from gan_spark.runs import loading
 
-    model = loading.build(made.model)
+    model = loading.build(config.model)
     batch = next(iter(reader.batches(url, "train", BATCH)))
     step = tf.function(lambda: model.train_step([batch]))
     step()
@@ -74,15 +73,15 @@ def main() -> None:
 
     process.set_threads(1)
     with common.lake(arguments) as lake:
-        made = common.config(lake, common.training_only(arguments.data, lake))
+        config = common.config(lake, common.training_only(arguments.data, lake))
         spark = job.session("benchmark: read")
-        url = common.ingested(spark, made)
+        url = common.ingested(spark, config)
         spark.stop()
         sides = {
             "pipeline": lambda: pipeline(url, arguments.images),
             "make_reader": lambda: row_reader(url, arguments.images // 10, "thread"),
             "make_reader, dummy pool": lambda: row_reader(url, arguments.images // 10, "dummy"),
-            "training": lambda: training(made, url),
+            "training": lambda: training(config, url),
         }
         figures = common.alternate(sides, arguments.repeats)
     common.finish(

@@ -3,7 +3,6 @@
 Images a second after the first step, of the DCGAN at 64 images a rank and one TensorFlow thread a rank.
   one rank     gan_spark.training on Spark with Horovod, reading with Petastorm; it samples and saves only at the end
   bare loop    a process of its own: all images a float array in memory, batches by fancy indexing, the same step
-  function
   two ranks    as one rank, with 64 images on each rank (weak scaling)
   two bare loops   two such processes at once, that share nothing: what two cores of this machine can give
   two, 64 in all   as one rank, with 32 images on each rank (strong scaling)
@@ -42,9 +41,9 @@ def bare(job: dict) -> dict:
         model.step.assign_add(1)
         return values
 
-    for i in range(job["steps"]):
+    for number in range(job["steps"]):
         values = step(tf.constant(pixels[rng.integers(len(pixels), size=BATCH)]))
-        if i == 0:
+        if number == 0:
             start = time.perf_counter()
     float(values["d_loss"])
     return {"images_per_second": (job["steps"] - 1) * BATCH / (time.perf_counter() - start)}
@@ -64,9 +63,9 @@ def on_spark(spark, lake: str, path: str, workers: int, batch: int, steps: int) 
         "sample_every": steps,
         "checkpoint_every": steps,
     }
-    made = common.config(lake, path, run="benchmark", train=train)
-    paths.remove(Run.of(made).url)  # Or the trainer would go on from its checkpoint.
-    return driver.train(spark, made)
+    config = common.config(lake, path, run="benchmark", train=train)
+    paths.remove(Run.of(config).url)  # Or the trainer would go on from its checkpoint.
+    return driver.train(spark, config)
 
 
 def main() -> None:

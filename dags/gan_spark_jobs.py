@@ -24,7 +24,7 @@ def setting(name: str, default: str | None = None) -> str:
 
 def arguments(**overrides: str) -> list[str]:
     """--config and --set of a job; values are Jinja templates that are filled in when the task runs."""
-    made = [
+    options = [
         "--config",
         "{{ var.value.GAN_SPARK_HOME }}/{{ var.value.get('GAN_SPARK_CONFIG', 'conf/quickstart.toml') }}",
     ]
@@ -34,13 +34,13 @@ def arguments(**overrides: str) -> list[str]:
         **overrides,
     }
     for key, value in sets.items():
-        made += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
-    return made
+        options += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    return options
 
 
 def job(task_id: str, script: str, **overrides: str) -> BaseOperator:
     """A task that runs jobs/<script>.py; keyword arguments are config keys, with `__` for the dot."""
-    given = arguments(**{key.replace("__", "."): value for key, value in overrides.items()})
+    parameters = arguments(**{key.replace("__", "."): value for key, value in overrides.items()})
     application = "{{ var.value.GAN_SPARK_HOME }}/jobs/" + f"{script}.py"
     if setting("GAN_SPARK_PLATFORM", "spark") == "databricks":
         from airflow.providers.databricks.operators.databricks import DatabricksSubmitRunOperator
@@ -50,7 +50,7 @@ def job(task_id: str, script: str, **overrides: str) -> BaseOperator:
             json={
                 "run_name": f"gan_spark {script}",
                 "existing_cluster_id": "{{ var.value.GAN_SPARK_CLUSTER }}",
-                "spark_python_task": {"python_file": application, "parameters": given},
+                "spark_python_task": {"python_file": application, "parameters": parameters},
             },
         )
     from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
@@ -59,7 +59,7 @@ def job(task_id: str, script: str, **overrides: str) -> BaseOperator:
     return SparkSubmitOperator(
         task_id=task_id,
         application=application,
-        application_args=given,
+        application_args=parameters,
         name=f"gan_spark {script}",
         # Its own Spark and Python, not those that Airflow's provider brought along.
         spark_binary=f"{home}/.venv/bin/spark-submit",

@@ -1,5 +1,6 @@
 """Batches for a rank: the right pixels under the right labels, each row once, well mixed, and never unpickled."""
 
+import dataclasses
 import itertools
 import os
 import pickle
@@ -153,6 +154,27 @@ def test_a_damaged_manifest_is_refused(tmp_path, text):
         reader.batches(lake.to_url(str(tmp_path)), "train", 16)
 
 
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("height", "8", "height = '8': expected int"),
+        ("rejected", True, "rejected = True: expected int"),
+        ("captioned", 1, "captioned = 1: expected bool"),
+        ("classes", ["a", 1], r"classes = \['a', 1\]: expected tuple\[str, ...\]"),
+        ("rows", {"train": 1.5}, r"rows = {'train': 1.5}: expected dict\[str, int\]"),
+        ("widht", 8, "unknown field widht"),
+    ],
+)
+def test_a_manifest_with_a_wrong_field_is_refused_by_its_name(tmp_path, field, value, message):
+    manifest = schema.Manifest(8, 8, 1, "raw", ("a", "b"), {"train": 2}, 0, "f", {"fit": "crop"}, "", (), False, (2, 3))
+    url = lake.to_url(str(tmp_path))
+    schema.write_manifest(url, manifest)
+    assert schema.read_manifest(url) == manifest
+    lake.write_json(lake.join(url, "_gan_spark.json"), {**dataclasses.asdict(manifest), field: value})
+    with pytest.raises(UserError, match=message):
+        schema.read_manifest(url)
+
+
 def test_a_manifest_of_another_size_is_noticed(unique):
     manifest = schema.read_manifest(unique)
     with open(lake.filesystem(splits.files(unique, "train")[0])[1], "rb") as stream:
@@ -200,7 +222,7 @@ def test_the_pickled_schema_is_not_read(unique, labels, tmp_path):
 
 def groups(*sizes: int):
     """Row groups whose rows are numbered on and on; `label` is the number of its group."""
-    starts = np.cumsum([0, *sizes])
+    starts = np.cumsum([0, *sizes])[:-1]
     for index, (start, size) in enumerate(zip(starts, sizes, strict=True)):
         yield {"image": np.arange(start, start + size), "label": np.full(size, index)}
 

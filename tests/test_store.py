@@ -39,6 +39,18 @@ def local(run, *parts):
     return lake.filesystem(run.path(*parts))[1]
 
 
+def test_the_step_of_a_checkpoint_is_the_newest_whole_one_or_that_which_is_asked_for(run):
+    with pytest.raises(UserError, match=f"^run {run.url}: no whole checkpoint yet; train it first$"):
+        run.checkpoint_step()
+    for step in (5, 10):
+        save(run, step)
+    assert run.checkpoint_step() == 10 and run.checkpoint_step(5) == 5
+    damage_flip(local(run, "checkpoints", "step-00000010"))
+    assert run.checkpoint_step() == 5
+    with pytest.raises(UserError, match="checkpoint at step 10 is damaged"):
+        run.checkpoint_step(10)
+
+
 def test_the_newest_checkpoint_is_found_and_old_ones_go(run):
     assert newest(run) is None
     for step in (5, 10, 15, 20):

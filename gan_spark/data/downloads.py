@@ -1,4 +1,4 @@
-"""The well-known image sets, from their home, with a checksum.
+"""Downloads of well-known image sets from their homes, checked by their checksums.
 
 Sizes and SHA-256 sums were published by TensorFlow Datasets (url_checksums); Fashion-MNIST's and
 CIFAR-10 Python's MD5 sums by torchvision and the CIFAR page.
@@ -139,8 +139,8 @@ def _digest(stream, expected: str) -> str:
 
 
 def _fetch_to(remote: Remote, part: str, timeout: float) -> None:
-    done = os.path.getsize(part) if os.path.exists(part) else 0
-    request = urllib.request.Request(remote.url, headers={"Range": f"bytes={done}-"} if done else {})
+    offset = os.path.getsize(part) if os.path.exists(part) else 0
+    request = urllib.request.Request(remote.url, headers={"Range": f"bytes={offset}-"} if offset else {})
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
             # A server without ranges answers 200 with the whole file: start over.
@@ -157,7 +157,7 @@ def _fetch_to(remote: Remote, part: str, timeout: float) -> None:
             f"{remote.url}: not reached ({error}); {part} keeps what came, run the same command again to resume"
         ) from error
     with open(part, "rb") as stream:
-        found = _digest(stream, remote.digest)
-    if found != remote.digest:
+        digest = _digest(stream, remote.digest)
+    if digest != remote.digest:
         os.remove(part)
-        raise UserError(f"{remote.url}: checksum {found}, expected {remote.digest}; the partial file was removed")
+        raise UserError(f"{remote.url}: checksum {digest}, expected {remote.digest}; the partial file was removed")

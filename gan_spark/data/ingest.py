@@ -1,4 +1,4 @@
-"""DataFrame of images -> Petastorm dataset, and a table of what was rejected and why.
+"""Ingest: a Petastorm dataset of a source's images, and a table of what was rejected and why.
 
 Rows in = rows written + rows in `<dataset>.rejected`. Everything is staged first and put in
 place by renames, so a job that fails leaves the old dataset as it was.
@@ -25,7 +25,7 @@ from pyspark.sql import functions as F
 from .. import lake
 from ..config import Config, Ingest, UserError
 from ..lake import tables
-from . import images, parts, reader, schema, sources
+from . import images, parts, reader, schema, sources, splits
 
 log = logging.getLogger(__name__)
 _FILE_BYTES = 128 * 2**20
@@ -33,6 +33,16 @@ _ROW_GROUP_BYTES = 16 * 2**20
 _ARROW_BYTES = 2**30
 _WRITTEN = "split string, part string, name string, rows long, digest binary"
 _REJECTED = ""  # stands for a split in what tasks report
+_DECODED = {  # `split` may be _REJECTED; `reason` is None for what is not
+    "id": pa.string(),
+    "image": pa.binary(),
+    "label": pa.int32(),
+    "caption": pa.string(),
+    "embedding": pa.binary(),
+    "split": pa.string(),
+    "part": pa.string(),
+    "reason": pa.string(),
+}
 
 
 def ingest(spark, config: Config) -> dict:
@@ -52,38 +62,12 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
     rejects = f"{url}.rejected"
     lake.tidy(rejects, url)
     tables.check(spark, rejects, format)
-    shape = (config.height, config.width, config.channels)
-    encoding = schema.choose_encoding(config.encoding, shape)
-    manifest = schema.Manifest(
-        *shape,
-        encoding,
-        source.classes,
-        {},
-        0,
-        "",
-        dataclasses.asdict(config),
-        datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        parts.names(config),
-        source.captioned,
-        source.embedding,
-    )
-    row_bytes = int(np.prod(shape)) + 4 * int(np.prod(source.embedding or (0,)))
-    # A task a file: every core decodes. Few files, as Petastorm's metadata takes a task for each.
-    files = max(
-        config.planned_workers, spark.sparkContext.defaultParallelism, math.ceil(source.count * row_bytes / _FILE_BYTES)
-    )
-    # Training images of one part, where a source has no split of its own.
-    smallest = source.count * (1.0 - config.validation - config.test) / max(1, len(manifest.parts))
-    group_rows = max(1, min(_ROW_GROUP_BYTES // row_bytes, int(smallest) // (8 * config.planned_workers)))
+    manifest = _manifest_to_fill(source, config)
+    files, group_rows = _layout(spark, source, config, manifest)
     log.info("ingest: about %d images to %s in %d files a split", source.count, url, files)
 
     staged, staged_rejects = lake.staging(url), lake.staging(rejects)
-    rows = (
-        source.frame.withColumn("order", F.xxhash64("id"))
-        .repartition(files, "order")
-        .sortWithinPartitions("order", "id", F.xxhash64("content", "url"))
-        .drop("order")
-    )
+    rows = _shuffled(source.frame, files)
     with _batches_that_fit(spark, source, config):
         kept = parts.chosen(source.frame, config, _pixels) if config.parts == "labels" else frozenset()
     work = functools.partial(_write, config, manifest, kept, staged, staged_rejects, group_rows)
@@ -96,10 +80,7 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
             materialize_dataset(spark, lake.mounted(staged), schema.unischema(manifest), filesystem_factory=factory),
         ):
             written = rows.mapInArrow(work, _WRITTEN).collect()
-            counts = {
-                split: sum(file["rows"] for file in written if file["split"] == split)
-                for split in (*schema.SPLITS, _REJECTED)
-            }
+            counts = _counts(written)
             _settle(staged, staged_rejects, written)
             if not counts["train"]:
                 raise UserError(
@@ -107,15 +88,11 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
                     f" {_reasons(spark, staged_rejects) or 'the splits leave none'}"
                 )
         rejected = counts.pop(_REJECTED)
-        _check(spark, staged, counts)
+        _check_counts(spark, staged, counts)
         manifest = dataclasses.replace(manifest, rows=counts, rejected=rejected, fingerprint=_fingerprint(written))
         schema.write_manifest(staged, manifest)
         lake.write_bytes(lake.join(staged_rejects, lake.SUCCESS), b"")
-        if format == "delta":
-            tables.write_delta(spark.read.parquet(staged_rejects), rejects, "overwrite")
-            lake.replace(staged, url)
-        else:
-            lake.replace_all({staged_rejects: rejects, staged: url})
+        _put_in_place(spark, staged, url, staged_rejects, rejects, format)
     finally:
         lake.remove(staged)
         lake.remove(staged_rejects)
@@ -129,20 +106,76 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
     }
 
 
+def _manifest_to_fill(source: sources.Source, config: Ingest) -> schema.Manifest:
+    """The manifest without what is known once the rows are written: counts and fingerprint."""
+    shape = (config.height, config.width, config.channels)
+    return schema.Manifest(
+        *shape,
+        encoding=schema.choose_encoding(config.encoding, shape),
+        classes=source.classes,
+        rows={},
+        rejected=0,
+        fingerprint="",
+        ingest=dataclasses.asdict(config),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        parts=parts.names(config),
+        captioned=source.captioned,
+        embedding=source.embedding,
+    )
+
+
+def _layout(spark, source: sources.Source, config: Ingest, manifest: schema.Manifest) -> tuple[int, int]:
+    """(number of files a split, rows of a row group)."""
+    row_bytes = math.prod(manifest.shape) + 4 * math.prod(source.embedding or (0,))
+    # A task a file: every core decodes. Few files, as Petastorm's metadata takes a task for each.
+    files = max(
+        config.planned_workers, spark.sparkContext.defaultParallelism, math.ceil(source.count * row_bytes / _FILE_BYTES)
+    )
+    # Training images of one part, where a source has no split of its own.
+    smallest = source.count * (1.0 - config.validation - config.test) / max(1, len(manifest.parts))
+    return files, max(1, min(_ROW_GROUP_BYTES // row_bytes, int(smallest) // (8 * config.planned_workers)))
+
+
+def _shuffled(frame, files: int):
+    """The source's rows in `files` partitions, in the order of their ids' hashes; equal ids are neighbours."""
+    return (
+        frame.withColumn("order", F.xxhash64("id"))
+        .repartition(files, "order")
+        .sortWithinPartitions("order", "id", F.xxhash64("content", "url"))
+        .drop("order")
+    )
+
+
+def _put_in_place(spark, staged: str, url: str, staged_rejects: str, rejects: str, format: str) -> None:
+    if format == "delta":
+        tables.write_delta(spark.read.parquet(staged_rejects), rejects, "overwrite")
+        lake.replace(staged, url)
+    else:
+        lake.replace_all({staged_rejects: rejects, staged: url})
+
+
 @contextlib.contextmanager
 def _batches_that_fit(spark, source: sources.Source, config: Ingest) -> Iterator[None]:
-    """Where rows hold files, tasks are handed no more of them at once than fit into an Arrow column, which ends at 2
-    GiB.
+    """Spark setting for sources of whole files: tasks are handed no more rows at once than fit into an Arrow column.
+
+    Such a column ends at 2 GiB.
     """
     key = "spark.sql.execution.arrow.maxRecordsPerBatch"
     before = spark.conf.get(key)
     if source.holds_files:
-        most = max(1, _ARROW_BYTES // (config.max_file_mb * 2**20))
-        spark.conf.set(key, str(min(most, int(before)) if int(before) > 0 else most))
+        max_rows = max(1, _ARROW_BYTES // (config.max_file_mb * 2**20))
+        spark.conf.set(key, str(min(max_rows, int(before)) if int(before) > 0 else max_rows))
     try:
         yield
     finally:
         spark.conf.set(key, before)
+
+
+def _counts(written: list) -> dict[str, int]:
+    """Rows by split, and of the rejects, of the files that tasks wrote."""
+    return {
+        split: sum(file["rows"] for file in written if file["split"] == split) for split in (*schema.SPLITS, _REJECTED)
+    }
 
 
 def _settle(staged: str, staged_rejects: str, written: list) -> None:
@@ -158,16 +191,17 @@ def _settle(staged: str, staged_rejects: str, written: list) -> None:
             file.flush()
 
 
-def _check(spark, staged: str, counts: dict[str, int]) -> None:
-    """What the tasks say that they wrote is what is there to be read."""
-    found = {row["split"]: row["count"] for row in spark.read.parquet(staged).groupBy("split").count().collect()}
-    if found != {split: count for split, count in counts.items() if count}:
+def _check_counts(spark, staged: str, counts: dict[str, int]) -> None:
+    """`RuntimeError` where what the tasks say that they wrote is not what is there to be read."""
+    readable = {row["split"]: row["count"] for row in spark.read.parquet(staged).groupBy("split").count().collect()}
+    if readable != {split: count for split, count in counts.items() if count}:
         raise RuntimeError(
-            f"{counts} rows were written and {found} are to be read: rows were lost, nothing was replaced"
+            f"{counts} rows were written and {readable} are to be read: rows were lost, nothing was replaced"
         )
 
 
 def _reasons(spark, staged_rejects: str) -> str:
+    """The three most frequent reasons, with their counts."""
     rejects = (
         spark.read.parquet(staged_rejects)
         .groupBy("reason")
@@ -180,7 +214,7 @@ def _reasons(spark, staged_rejects: str) -> str:
 
 
 def _fingerprint(written: list) -> str:
-    """Of every id, image, label and split, in whatever order and files they are: the sum of the rows' digests."""
+    """Fingerprint of every id, image, label and split, in whatever order and files: the sum of the rows' digests."""
     totals = {}
     for file in written:
         if file["split"] != _REJECTED:
@@ -212,20 +246,20 @@ class _File:
 
     def __init__(self, url: str, schema: pa.Schema, group_rows: int):
         self.url, self.schema, self.group_rows = url, schema, group_rows
-        self.parts, self.held, self.rows, self.digest, self.writer = [], 0, 0, 0, None
+        self.pending, self.pending_rows, self.rows, self.digest, self.writer = [], 0, 0, 0, None
 
     def add(self, table: pa.Table) -> None:
         self.rows += table.num_rows
-        self.held += table.num_rows
-        self.parts.append(table)
-        while self.held >= self.group_rows:
-            held = pa.concat_tables(self.parts)
-            self._put(held.slice(0, self.group_rows))
-            self.parts, self.held = [held.slice(self.group_rows)], self.held - self.group_rows
+        self.pending_rows += table.num_rows
+        self.pending.append(table)
+        while self.pending_rows >= self.group_rows:
+            rows = pa.concat_tables(self.pending)
+            self._put(rows.slice(0, self.group_rows))
+            self.pending, self.pending_rows = [rows.slice(self.group_rows)], self.pending_rows - self.group_rows
 
     def flush(self) -> None:
-        self._put(pa.concat_tables(self.parts) if self.parts else self.schema.empty_table())
-        self.parts, self.held = [], 0
+        self._put(pa.concat_tables(self.pending) if self.pending else self.schema.empty_table())
+        self.pending, self.pending_rows = [], 0
 
     def _put(self, table: pa.Table) -> None:
         if self.writer is None:
@@ -245,7 +279,7 @@ class _File:
         return self
 
     def __exit__(self, kind, *_) -> None:
-        if kind is None and self.held:
+        if kind is None and self.pending_rows:
             self.flush()
         if self.writer is not None:
             self.writer.close()
@@ -271,28 +305,27 @@ def _write(
         def file_of(split: str, part: str) -> _File:
             if (split, part) not in files:
                 if split == _REJECTED:
-                    made = _File(lake.join(staged_rejects, f"{name}.parquet"), _rejects_schema(), 10_000)
+                    file = _File(lake.join(staged_rejects, f"{name}.parquet"), _rejects_schema(), 10_000)
                 else:
-                    folder = [f"split={split}", *([f"part={part}"] if part else [])]
-                    made = _File(
-                        lake.join(staged, *folder, f"{name}-{split}{part and '-' + part}.parquet"),
+                    folder = splits.folder(staged, split, part)
+                    file = _File(
+                        lake.join(folder, f"{name}-{split}{part and '-' + part}.parquet"),
                         _rows_schema(manifest),
                         group_rows,
                     )
-                files[split, part] = stack.enter_context(made)
+                files[split, part] = stack.enter_context(file)
             return files[split, part]
 
         previous = None
         # However many rows Spark hands over at once, only so many are held decoded.
-        most = max(1, _ROW_GROUP_BYTES // math.prod(manifest.shape))
-        for piece in _pieces(batches, most):
+        max_rows = max(1, _ROW_GROUP_BYTES // math.prod(manifest.shape))
+        for piece in _pieces(batches, max_rows):
             decoded, previous = _decode(config, manifest, kept, piece, previous)
             keys = list(zip(decoded["split"].to_pylist(), decoded["part"].to_pylist(), strict=True))
             for key in sorted(set(keys)):
                 file = file_of(*key)
-                rows = (
-                    decoded.filter(pa.array([each == key for each in keys])).select(file.schema.names).cast(file.schema)
-                )
+                of_key = pa.array([row_key == key for row_key in keys])
+                rows = decoded.filter(of_key).select(file.schema.names).cast(file.schema)
                 file.add(rows)
                 if key[0] != _REJECTED:
                     file.digest += _digest(rows)
@@ -307,24 +340,24 @@ def _write(
     )
 
 
-def _pieces(batches: Iterator[pa.RecordBatch], most: int) -> Iterator[pa.RecordBatch]:
-    return (batch.slice(start, most) for batch in batches for start in range(0, batch.num_rows, most))
+def _pieces(batches: Iterator[pa.RecordBatch], max_rows: int) -> Iterator[pa.RecordBatch]:
+    return (batch.slice(start, max_rows) for batch in batches for start in range(0, batch.num_rows, max_rows))
 
 
 def _digest(table: pa.Table) -> int:
-    rest = zip(*(table[name].to_pylist() for name in table.column_names if name != "image"), strict=True)
+    rows = zip(*(table[name].to_pylist() for name in table.column_names if name != "image"), strict=True)
     total = 0
-    for values, image in zip(rest, table["image"].to_pylist(), strict=True):
-        row = hashlib.blake2b(repr(values).encode("utf-8", "surrogatepass"), digest_size=8)
-        row.update(image)
-        total += int.from_bytes(row.digest(), "big")
+    for values, image in zip(rows, table["image"].to_pylist(), strict=True):
+        digest = hashlib.blake2b(repr(values).encode("utf-8", "surrogatepass"), digest_size=8)
+        digest.update(image)
+        total += int.from_bytes(digest.digest(), "big")
     return total
 
 
 def _decode(
     config: Ingest, manifest: schema.Manifest, kept: frozenset[str], batch: pa.RecordBatch, previous: str | None
 ) -> tuple[pa.Table, str | None]:
-    """(table of id, image, label, caption, embedding, split (or _REJECTED), part, reason; the last id that was kept).
+    """(table of _DECODED, the last id that was kept).
 
     Rows come sorted by a hash of their id, so equal ids are neighbours; `previous` is the id before the batch.
     """
@@ -337,59 +370,44 @@ def _decode(
         and (table := _whole(batch, config, manifest, labels)) is not None
     ):
         return table, ids[-1]
-    made = []
+    decoded = []
     for row in batch.to_pylist():
         id, reason = row["id"], row["reason"]
-        label, caption, embedding = labels.get(row["label"], -1), row["caption"], None
         if id == previous:
             reason = "duplicate id; the first row with it was kept"
         elif reason is None:
             try:
-                if labels and row["label"] not in labels:
-                    raise images.BadImage("no label, in a dataset with labels")
-                if manifest.captioned and not (caption or "").strip():
-                    raise images.BadImage("no caption, in a dataset with captions")
-                if manifest.embedding:
-                    embedding = _embedding(row["embedding"], manifest.embedding)
-                split = _split(id, row["split"], config)
-                for version, part, kept_label, pixels in parts.divide(
-                    _pixels(row, config), id, label, row["label"], split, config, kept
-                ):
-                    made.append(
-                        (
-                            version,
-                            _encoded(pixels, manifest.encoding),
-                            kept_label,
-                            caption,
-                            embedding,
-                            split,
-                            part,
-                            None,
-                        )
-                    )
+                decoded += _decoded_rows(row, config, manifest, kept, labels)
                 previous = id
             except images.BadImage as error:
                 reason = str(error)
         if reason is not None:
-            made.append((id, None, label, caption, None, _REJECTED, "", reason))
-    kinds = {
-        "id": pa.string(),
-        "image": pa.binary(),
-        "label": pa.int32(),
-        "caption": pa.string(),
-        "embedding": pa.binary(),
-        "split": pa.string(),
-        "part": pa.string(),
-        "reason": pa.string(),
-    }
-    columns = list(zip(*made, strict=True)) or [()] * len(kinds)
+            decoded.append((id, None, labels.get(row["label"], -1), row["caption"], None, _REJECTED, "", reason))
+    columns = list(zip(*decoded, strict=True)) or [()] * len(_DECODED)
     return pa.table(
-        {name: pa.array(values, kind) for (name, kind), values in zip(kinds.items(), columns, strict=True)}
+        {name: pa.array(values, kind) for (name, kind), values in zip(_DECODED.items(), columns, strict=True)}
     ), previous
 
 
+def _decoded_rows(
+    row: dict, config: Ingest, manifest: schema.Manifest, kept: frozenset[str], labels: dict[str, int]
+) -> list[tuple]:
+    """Rows of _DECODED that a source row becomes, one a part. Raises `BadImage` where it cannot be used."""
+    if labels and row["label"] not in labels:
+        raise images.BadImage("no label, in a dataset with labels")
+    if manifest.captioned and not (row["caption"] or "").strip():
+        raise images.BadImage("no caption, in a dataset with captions")
+    embedding = _embedding(row["embedding"], manifest.embedding) if manifest.embedding else None
+    split, label = _split(row["id"], row["split"], config), labels.get(row["label"], -1)
+    versions = parts.divide(_pixels(row, config), row["id"], label, row["label"], split, config, kept)
+    return [
+        (id, _encoded(pixels, manifest.encoding), kept_label, row["caption"], embedding, split, part, None)
+        for id, part, kept_label, pixels in versions
+    ]
+
+
 def _split(id: str, split: str | None, config: Ingest) -> str:
-    """What the source says, less the share of its training images that goes to validation; else the id decides."""
+    """The source's split, less the share of its training images that goes to validation; without one, the id's."""
     if split is None:
         return schema.split_of(id, config.validation, config.test)
     return schema.split_of(id, config.validation, 0) if split == "train" else split
@@ -407,8 +425,9 @@ def _embedding(values: list | None, shape: tuple[int, ...]) -> bytes:
 
 
 def _whole(batch: pa.RecordBatch, config: Ingest, manifest: schema.Manifest, labels: dict[str, int]) -> pa.Table | None:
-    """What `_decode` gives, without a loop over pixels, where every row already has its pixels in the dataset's shape;
-    else None.
+    """The table that `_decode` gives, without a loop over images; None where there must be one.
+
+    There need be none where every row already has its pixels in the dataset's shape.
     """
     content, size, count = batch.column("content"), math.prod(manifest.shape), batch.num_rows
     names = batch.column("label").to_pylist()

@@ -1,4 +1,4 @@
-"""What a dataset's images are divided into, for models that read two streams at once.
+"""Parts that a dataset's images are divided into, for models that read two streams at once.
 
     classes     a and b are two classes of the source; images of others are rejected
     edges       a is an image's edge map, b the image
@@ -51,8 +51,9 @@ def divide(
 
 
 def chosen(frame, config: Ingest, decode: Callable[[dict, Ingest], np.ndarray]) -> frozenset[str]:
-    """Ids of the training images that keep their label: as many of each class, those whose ids hash lowest of the ones
-    that `decode` does not raise `BadImage` for.
+    """Ids of the training images that keep their label, as many of each class.
+
+    They are those whose ids hash lowest, of the ones that `decode` does not raise `BadImage` for.
     """
     from pyspark.sql import functions as F
 
@@ -66,17 +67,17 @@ def chosen(frame, config: Ingest, decode: Callable[[dict, Ingest], np.ndarray]) 
     def first(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         counts, taken = collections.Counter(), set()
         for batch in batches:
-            found = []
+            batch_ids = []
             for place, (id, label) in enumerate(
                 zip(batch.column("id").to_pylist(), batch.column("label").to_pylist(), strict=True)
             ):
                 if counts[label] < share and id not in taken:
                     with contextlib.suppress(images.BadImage):
                         decode(batch.slice(place, 1).to_pylist()[0], config)
-                        found.append(id)
+                        batch_ids.append(id)
                         taken.add(id)
                         counts[label] += 1
-            yield pa.RecordBatch.from_pydict({"id": pa.array(found, pa.string())})
+            yield pa.RecordBatch.from_pydict({"id": pa.array(batch_ids, pa.string())})
 
     in_order = usable.repartition(max(classes, 1), "label").sortWithinPartitions(
         "label", F.xxhash64("id"), "id", F.xxhash64("content", "url")
@@ -110,5 +111,5 @@ def recoloured(pixels: np.ndarray) -> np.ndarray:
     mirrored = pixels[:, ::-1]
     if pixels.shape[2] == 1:
         return 255 - mirrored
-    red, green, blue = (mirrored[:, :, i] for i in range(3))
+    red, green, blue = (mirrored[:, :, channel] for channel in range(3))
     return np.stack([255 - red, blue, green // 2], axis=2)

@@ -1,11 +1,10 @@
-"""Petastorm dataset -> tf.data batches for one of many ranks.
+"""Reader of a Petastorm dataset: tf.data batches for one of many ranks.
 
 Petastorm's batch reader hands out whole row groups as Arrow columns. Rows are shuffled here
 as rows of one NumPy array: tf.data's element-wise `unbatch().shuffle().batch()` costs several
 microseconds an image, fancy indexing a fraction of one.
 """
 
-import itertools
 import logging
 import warnings
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import numpy as np
 from .. import lake
 from ..config import UserError
 from . import images, schema
-from .splits import columns, files, unpack
+from .splits import chunks, columns, files, in_words, unpack
 
 # Bounds of a rank's memory: the pool is copied up to three times while it is refilled, and
 # ingest keeps row groups to 16 MiB.
@@ -25,8 +24,9 @@ _BLOCK_BYTES = 2**20
 
 
 def petastorm_filesystem(url: str):
-    """What Petastorm needs to open `url`: None for local paths, which it knows, and for others fsspec's in the legacy
-    interface of pyarrow that it reads through.
+    """The filesystem that Petastorm needs to open `url`; None for local paths, which it knows.
+
+    It is fsspec's, in the legacy interface of pyarrow that Petastorm reads through.
     """
     if lake.mounted(url).startswith("file:"):
         return None
@@ -67,11 +67,11 @@ def batches(
     import tensorflow as tf
 
     if parts:
-        each = {
+        streams = {
             part: _stream(url, split, part, batch_size, rank, size, seed, shuffle_buffer // len(parts) + 1)
             for part in parts
         }
-        return tf.data.Dataset.zip(each)
+        return tf.data.Dataset.zip(streams)
     return _stream(url, split, "", batch_size, rank, size, seed, shuffle_buffer)
 
 
@@ -92,19 +92,18 @@ def _stream(url: str, split: str, part: str, batch_size: int, rank: int, size: i
     def generate():
         rng = np.random.default_rng([seed, rank])
         pool = max(batch_size, min(shuffle_buffer, _POOL_BYTES // row_bytes))
-        made = shuffled(_row_groups(url, split, part, manifest, rank, size, seed), batch_size, pool, rng)
-        while block := list(itertools.islice(made, block_size)):
+        rank_batches = shuffled(_row_groups(url, split, part, manifest, rank, size, seed), batch_size, pool, rng)
+        for block in chunks(rank_batches, block_size):
             yield {name: np.stack([batch[name] for batch in block]) for name in kinds}
 
     row_bytes = int(np.prod(manifest.shape)) + 4 * int(np.prod(manifest.embedding or (1,)))
     # tf.data takes some 0.4 ms for whatever a generator hands it, so it is handed several batches at once.
     block_size = max(1, min(16, _BLOCK_BYTES // (batch_size * row_bytes)))
     stream = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    stream = stream.map(
-        lambda block: {**block, "image": images.to_unit(block["image"])}, num_parallel_calls=1
-    )  # beside the generator
-    # There is nothing to tune; and its thread sleeps for up to a minute, which whoever drops the iterator would wait
-    # for.
+    # In a thread of its own, beside the generator.
+    stream = stream.map(lambda block: {**block, "image": images.to_unit(block["image"])}, num_parallel_calls=1)
+    # There is nothing to tune; and whoever drops the iterator would wait for tf.data's tuner, which sleeps for up to a
+    # minute.
     options = tf.data.Options()
     options.autotune.enabled = False
     return stream.unbatch().prefetch(4).with_options(options)
@@ -127,21 +126,20 @@ def once(url: str, split: str, batch_size: int, rank: int = 0, size: int = 1) ->
 
 
 def check_shards(url: str, split: str, size: int, part: str = "") -> None:
-    """Petastorm gives each rank whole row groups, so there must be one for each."""
+    """`UserError` where there are fewer row groups than ranks, as Petastorm gives each rank whole ones."""
     groups = _row_group_count(url, split, part, size)
     if groups >= size:
         return
-    where = f"split {split!r}" + (f", part {part!r}," if part else "")
     if not groups:
-        raise UserError(f"dataset {url}: its {where} has no images")
+        raise UserError(f"dataset {url}: its {in_words(split, part)} has no images")
     raise UserError(
-        f"dataset {url}: {groups} row groups in {where} for {size} workers; ingest it again with ingest.planned_workers"
-        f" = {size}"
+        f"dataset {url}: {groups} row groups in {in_words(split, part)} for {size} workers; ingest it again with"
+        f" ingest.planned_workers = {size}"
     )
 
 
 def _row_group_count(url: str, split: str, part: str, enough: int) -> int:
-    """How many row groups there are; no more are counted than are `enough`."""
+    """The number of row groups; no more files are looked at once there are `enough`."""
     import pyarrow.parquet as pq
 
     groups = 0
@@ -197,20 +195,20 @@ def shuffled(
     pool: list[dict[str, np.ndarray]] = []
     ended = False
     while not ended:
-        held = sum(len(part["image"]) for part in pool)
-        while held < pool_size + batch_size and not ended:
+        row_count = sum(len(group["image"]) for group in pool)
+        while row_count < pool_size + batch_size and not ended:
             group = next(groups, None)
             ended = group is None
             if not ended:
                 pool.append(group)
-                held += len(group["image"])
+                row_count += len(group["image"])
         if not pool:
             return
-        rows = {key: np.concatenate([part[key] for part in pool]) for key in pool[0]}
+        rows = {key: np.concatenate([group[key] for group in pool]) for key in pool[0]}
         pool.clear()
-        order, used = rng.permutation(held), 0
+        order, used = rng.permutation(row_count), 0
         left = 0 if ended else pool_size // 2
-        while held - used >= left + batch_size:
+        while row_count - used >= left + batch_size:
             chosen = order[used : used + batch_size]
             yield {key: values[chosen] for key, values in rows.items()}
             used += batch_size

@@ -1,4 +1,4 @@
-"""What a dataset is: a Petastorm Unischema, and a manifest beside its Parquet files.
+"""Schema of a dataset: a Petastorm Unischema, and a manifest beside its Parquet files.
 
 A small image is stored by Petastorm's own `NdarrayCodec`: an .npy header that is the
 same in every row, then the raw uint8 pixels, row by row. So `make_reader` decodes it with no code
@@ -9,6 +9,7 @@ A large RGB image is PNG bytes under Petastorm's `CompressedImageCodec`.
 import dataclasses
 import hashlib
 import io
+import typing
 
 import numpy as np
 
@@ -23,7 +24,7 @@ _RAW_LIMIT = 64 * 1024
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What `<dataset>/_gan_spark.json` holds."""
+    """The description of a dataset that `<dataset>/_gan_spark.json` holds."""
 
     height: int
     width: int
@@ -47,8 +48,7 @@ class Manifest:
 def read_manifest(url: str) -> Manifest:
     """The manifest of the dataset at `url`; `UserError` where there is no whole dataset."""
     try:
-        table = lake.read_json(lake.join(url, MANIFEST))
-        return Manifest(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
+        return _parsed(lake.read_json(lake.join(url, MANIFEST)))
     except FileNotFoundError:
         died = (
             " again; one died while it replaced this dataset, whose former state it will put back"
@@ -56,8 +56,38 @@ def read_manifest(url: str) -> Manifest:
             else ""
         )
         raise UserError(f"no dataset at {url}: expected {MANIFEST} there; make it with jobs/ingest.py{died}") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except ValueError as error:
         raise UserError(f"dataset {url}: {MANIFEST} cannot be understood ({error}); ingest it again") from None
+
+
+def _parsed(table: object) -> Manifest:
+    """The manifest that parsed JSON holds; `ValueError` names a field that is missing, unknown or of another type."""
+    if not isinstance(table, dict):
+        raise ValueError(f"expected a JSON object, found {type(table).__name__}")
+    fields = {field.name: field for field in dataclasses.fields(Manifest)}
+    for name, field in fields.items():
+        if name not in table and field.default is dataclasses.MISSING:
+            raise ValueError(f"{name} is missing")
+    kinds = typing.get_type_hints(Manifest)
+    values = {}
+    for name, value in table.items():
+        if name not in fields:
+            raise ValueError(f"unknown field {name}")
+        if not _is_of(value, kind := kinds[name]):
+            expected = kind.__name__ if isinstance(kind, type) else kind
+            raise ValueError(f"{name} = {value!r:.80}: expected {expected}")
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return Manifest(**values)
+
+
+def _is_of(value: object, kind: typing.Any) -> bool:
+    """Whether a JSON value is of a field's type; a tuple is a list in JSON."""
+    items = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, list) and all(_is_of(item, items[0]) for item in value)
+    if typing.get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_is_of(item, items[1]) for item in value.values())
+    return type(value) is kind  # isinstance would take true for an int
 
 
 def write_manifest(url: str, manifest: Manifest) -> None:

@@ -1,6 +1,6 @@
-"""Captioned pictures of one shape on a plain background, for text to image: what is in a picture is known, and can be
-read back.
+"""Captioned pictures of one shape on a plain background, for text to image.
 
+What is in a picture is known, and can be read back.
 Picture `index` is a function of its index alone, whatever its size in pixels. Four pairs of colour and shape are
 held out: no picture of theirs is for training or validation.
 """
@@ -75,8 +75,9 @@ def draw(index: int, side: int) -> tuple[np.ndarray, dict[str, str], list[str]]:
 
 
 def distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """From points to the edge of a shape of radius 1 at the origin, y downwards; negative inside. A lower bound at
-    corners.
+    """Distances from points to the edge of a shape of radius 1 at the origin, y downwards.
+
+    Negative inside; a lower bound at corners.
     """
     if shape == "circle":
         return np.hypot(x, y) - 1.0
@@ -92,8 +93,10 @@ def phrasings(attributes: dict[str, str], rng: np.random.Generator) -> list[str]
     """`PHRASINGS` sentences, no two from one template, in random order and words."""
     chosen = rng.choice(len(_TEMPLATES), PHRASINGS, replace=False)
     return [
-        _TEMPLATES[i].format(**{name: rng.choice(_SYNONYMS.get(value, (value,))) for name, value in attributes.items()})
-        for i in chosen
+        _TEMPLATES[template].format(
+            **{name: rng.choice(_SYNONYMS.get(value, (value,))) for name, value in attributes.items()}
+        )
+        for template in chosen
     ]
 
 

@@ -14,20 +14,29 @@ from . import schema
 Row = TypeVar("Row")
 
 
+def folder(url: str, split: str, part: str = "") -> str:
+    """URL of the folder of a split, or of a part of it."""
+    return lake.join(url, f"split={split}", *([f"part={part}"] if part else []))
+
+
+def in_words(split: str, part: str = "") -> str:
+    """A split, or a part of it, as errors name it."""
+    return f"split {split!r}" + (f", part {part!r}," if part else "")
+
+
 def files(url: str, split: str, part: str = "") -> list[str]:
     """URLs of the Parquet files of a split, or of a part of it, sorted, so that every rank sees the same order."""
-    folder = lake.join(url, f"split={split}", *([f"part={part}"] if part else []))
-    fs, path = lake.filesystem(folder)
+    split_url = folder(url, split, part)
+    fs, path = lake.filesystem(split_url)
     names = sorted(name for name in fs.find(path) if name.endswith(".parquet"))
-    return [lake.join(folder, posixpath.relpath(name, path)) for name in names]
+    return [lake.join(split_url, posixpath.relpath(name, path)) for name in names]
 
 
 def frame(spark, url: str, split: str, part: str = ""):
-    """DataFrame of a split, or of a part of it; `UserError` where it has no images."""
+    """The DataFrame of a split, or of a part of it; `UserError` where it has no images."""
     names = files(url, split, part)
     if not names:
-        where = f"split {split!r}" + (f", part {part!r}," if part else "")
-        raise UserError(f"dataset {url}: its {where} has no images")
+        raise UserError(f"dataset {url}: its {in_words(split, part)} has no images")
     return spark.read.parquet(*names)
 
 
@@ -49,7 +58,7 @@ def chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
 
 
 def columns(manifest: schema.Manifest) -> list[str]:
-    """What a row holds for a model."""
+    """Names of the columns that a row holds for a model."""
     return (
         ["image"]
         + ["label"] * bool(manifest.classes)
@@ -60,11 +69,11 @@ def columns(manifest: schema.Manifest) -> list[str]:
 
 def unpack(rows: dict, manifest: schema.Manifest) -> dict[str, np.ndarray]:
     """Stored columns to arrays: image uint8, label int32, caption objects, embedding float32."""
-    made = {"image": schema.unpack(rows["image"], manifest.shape, manifest.encoding)}
+    arrays = {"image": schema.unpack(rows["image"], manifest.shape, manifest.encoding)}
     if manifest.classes:
-        made["label"] = np.asarray(rows["label"], np.int32)
+        arrays["label"] = np.asarray(rows["label"], np.int32)
     if manifest.captioned:
-        made["caption"] = np.asarray(rows["caption"], object)
+        arrays["caption"] = np.asarray(rows["caption"], object)
     if manifest.embedding:
-        made["embedding"] = schema.unpack_arrays(rows["embedding"], manifest.embedding, np.float32)
-    return made
+        arrays["embedding"] = schema.unpack_arrays(rows["embedding"], manifest.embedding, np.float32)
+    return arrays

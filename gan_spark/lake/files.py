@@ -6,7 +6,7 @@
 import json
 import os
 import uuid
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 
@@ -31,7 +31,7 @@ def to_url(path: str) -> str:
 
 
 def mounted(url: str) -> str:
-    """The URL by which other than Spark opens `url`: Databricks mounts `dbfs:` at /dbfs on every machine."""
+    """The URL by which all but Spark open `url`: Databricks mounts `dbfs:` at /dbfs on every machine."""
     return "file:///dbfs/" + url.removeprefix("dbfs:").lstrip("/") if url.startswith("dbfs:/") else url
 
 
@@ -61,7 +61,7 @@ def exists(url: str) -> bool:
 
 def read_bytes(url: str) -> bytes:
     fs, path = filesystem(url)
-    return fs.cat_file(path)
+    return cast(bytes, fs.cat_file(path))  # It opens files as bytes; fsspec's types say text too.
 
 
 def write_bytes(url: str, data: bytes) -> None:

@@ -1,11 +1,11 @@
-"""Where everything is in the lake."""
+"""Layout of the lake: where its runs, datasets and tables are."""
 
 from ..config import Config
 from .files import join, to_url
 
 
 def run_url(root: str, name: str) -> str:
-    """Where the run `name` of the lake at `root` (a path or URL) is."""
+    """URL of the run `name` of the lake at `root` (a path or URL)."""
     return join(to_url(root), "runs", name)
 
 
@@ -14,6 +14,6 @@ def dataset_url(config: Config) -> str:
 
 
 def table_url(config: Config) -> str:
-    """Where the config's generated images go: `<lake>/generated/<run>` unless it says otherwise."""
+    """URL of the table of the config's generated images: `<lake>/generated/<run>` unless it says otherwise."""
     name = config.generate.table or config.run
     return to_url(name) if "/" in name else join(to_url(config.lake), "generated", name)

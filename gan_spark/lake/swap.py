@@ -56,8 +56,9 @@ def replace_all(moves: dict[str, str]) -> None:
 
 
 def recover(*urls: str) -> None:
-    """Undoes a `replace_all` of these folders, in its order, that died on its way: all are the old ones again, or all
-    are the new ones.
+    """Ends a `replace_all` of these folders that died half-way: all are the old ones again, or all are the new ones.
+
+    `urls` come in the order in which `replace_all` had them.
     """
     kept = [url for url in urls if exists(displaced(url))]
     if kept and (exists(_journal(kept[0])) if is_object_store(kept[0]) else not all(map(exists, urls))):
@@ -67,17 +68,15 @@ def recover(*urls: str) -> None:
 
 
 def tidy(*urls: str) -> None:
-    """For a job that is to write these folders: `recover`, and what jobs that were killed had staged for them is
-    removed.
-    """
+    """Prepares these folders for a job that writes them: `recover`, and removal of what killed jobs had staged."""
     recover(*urls)
     for url in urls:
         parent, name = url.rstrip("/").rsplit("/", 1)
         fs, path = filesystem(parent)
         staged = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}")
-        for found in fs.ls(path, detail=False) if fs.exists(path) else ():
-            if staged.fullmatch(posixpath.basename(found.rstrip("/"))) and _is_stale(fs, found):
-                fs.rm(found, recursive=True)
+        for entry in fs.ls(path, detail=False) if fs.exists(path) else ():
+            if staged.fullmatch(posixpath.basename(entry.rstrip("/"))) and _is_stale(fs, entry):
+                fs.rm(entry, recursive=True)
 
 
 def _is_stale(fs: fsspec.AbstractFileSystem, path: str) -> bool:
@@ -89,15 +88,15 @@ def _is_stale(fs: fsspec.AbstractFileSystem, path: str) -> bool:
 
 
 def displaced(url: str) -> str:
-    """Where `replace` keeps what stood at `url`."""
+    """The URL at which `replace` keeps what stood at `url`."""
     parent, name = url.rstrip("/").rsplit("/", 1)
     return f"{parent}/.{name}.old"
 
 
 def _journal(url: str) -> str:
-    """On object stores, what stands beside `displaced(url)` once that is whole: from then on it counts, and not what is
-    at `url`.
+    """The marker that stands beside `displaced(url)` on object stores once that is whole.
 
+    From then on the displaced folder counts, and not what is at `url`.
     Of several folders the first is the first to have one; when they are in place it is the first to lose it, when they
     are put back the last.
     """
@@ -172,11 +171,11 @@ def _move(source: str, target: str) -> None:
 
 
 def _copy(source: str, target: str) -> None:
-    """On an object store; the files that say that a folder is whole come last."""
+    """Copies a folder on an object store; the files that say that it is whole come last."""
     fs, path = filesystem(source)
     into = filesystem(target)[1]
     names = fs.find(path)
-    last = [name for name in names if posixpath.basename(name) in MARKERS]
-    for some in ([name for name in names if name not in last], last):
-        if some:
-            fs.copy(some, [into + name.removeprefix(path) for name in some])
+    markers = [name for name in names if posixpath.basename(name) in MARKERS]
+    for group in ([name for name in names if name not in markers], markers):
+        if group:
+            fs.copy(group, [into + name.removeprefix(path) for name in group])

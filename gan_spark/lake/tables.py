@@ -13,7 +13,7 @@ _DELTA = (
 
 
 def read(spark, url: str):
-    """DataFrame of the table at `url`; `UserError` where there is none, or where it is not whole."""
+    """The DataFrame of the table at `url`; `UserError` where there is none, or where it is not whole."""
     if not lake.exists(url):
         raise UserError(f"no generated table at {url}; make it with jobs/generate.py")
     if is_delta(url):
@@ -55,7 +55,7 @@ def _check_delta(spark, url: str) -> None:
 
 @contextlib.contextmanager
 def replacing(frame, url: str) -> Iterator:
-    """Writes `frame` beside `url`, as Parquet, and hands out what was written; puts it at `url` unless that raises."""
+    """Writes `frame` as Parquet beside `url` and hands out what was written; puts it at `url` unless that raises."""
     lake.tidy(url)
     staged = lake.staging(url)
     try:
@@ -68,5 +68,8 @@ def replacing(frame, url: str) -> Iterator:
 
 
 def write_delta(frame, url: str, mode: str) -> None:
-    """One commit; `mode` is "append" or "overwrite", which former versions survive."""
+    """Writes `frame` to the Delta table at `url` in one commit.
+
+    `mode` is "append" or "overwrite"; former versions survive either.
+    """
     frame.write.format("delta").mode(mode).option("overwriteSchema", mode == "overwrite").save(url)

@@ -6,9 +6,9 @@ import tensorflow as tf
 
 
 class MinibatchDiscrimination(tf.keras.layers.Layer):
-    """Adds `kernels` features an image that say how close it is to the others of its batch (arXiv 1606.03498, section
-    3.2).
+    """Features, `kernels` an image, that say how close it is to the others of its batch.
 
+    They are added to its own (arXiv 1606.03498, section 3.2).
     M = f T in R^(kernels x size); o_k = sum over the others of exp(-|M_i,k - M_j,k|_1). A rank sees its own batch
     alone.
     """
@@ -43,19 +43,20 @@ class SeededNoise(tf.keras.layers.Layer):
         x, seeds = inputs
         shape = x.shape[1:]
 
-        def one(seed):
+        def draw(seed):
             pair = tf.stack([seed, self.stream])
             noise = tf.random.stateless_normal(shape, pair) * self.deviation
             kept = tf.random.stateless_uniform(shape, pair + 1) >= self.dropout
             return noise, tf.cast(kept, tf.float32) / (1.0 - self.dropout)
 
-        noise, kept = tf.map_fn(one, seeds, fn_output_signature=(tf.float32, tf.float32))
+        noise, kept = tf.map_fn(draw, seeds, fn_output_signature=(tf.float32, tf.float32))
         return tf.cast(x, tf.float32) * kept + noise
 
 
 class History:
-    """Running means of variables, and the penalty |v - mean|^2 that keeps them near (historical averaging; arXiv
-    1606.03498).
+    """Running means of variables, and the penalty |v - mean|^2 that keeps them near.
+
+    Historical averaging (arXiv 1606.03498).
     """
 
     def __init__(self, variables: Sequence[tf.Variable]):
@@ -71,7 +72,10 @@ class History:
         )
 
     def update(self, step: tf.Tensor) -> None:
-        """After step t (from 0) the mean is over t + 2 values, the first of them the initial one."""
+        """Takes the variables' values into the means, which after step t (from 0) are over t + 2 values.
+
+        The first of them is the initial one.
+        """
         share = 1.0 / (tf.cast(step, tf.float32) + 2.0)
         for variable, mean in zip(self.variables, self.means, strict=True):
             mean.assign_add(share * (variable - mean))

@@ -27,12 +27,12 @@ class Config:
 
 
 def indices(label: tf.Tensor) -> list[tf.Tensor]:
-    """A combination's index, int32 [n], to the index of each attribute, in the order of ATTRIBUTES."""
-    made = []
+    """Indices of each attribute, in the order of ATTRIBUTES, from those of combinations; int32 [n] each."""
+    digits = []
     for values in reversed(ATTRIBUTES.values()):
-        made.append(label % len(values))
+        digits.append(label % len(values))
         label = label // len(values)
-    return made[::-1]
+    return digits[::-1]
 
 
 class Attributes(TrainedModel):

@@ -1,4 +1,4 @@
-"""The one interface that the trainer knows.
+"""Interface of models, the only one that the trainer knows.
 
 A model is given `reduce`, which averages a list of tensors over all ranks and is the only
 thing about them that it ever sees. Whatever a model carries from step to step must come
@@ -19,11 +19,11 @@ class TrainedModel(tf.Module):
 
     @classmethod
     def reads(cls, config) -> tuple[str, ...]:
-        """What a batch must hold: columns of the dataset, or its parts (each then a batch of its own, by name)."""
+        """Names of what a batch holds: columns of the dataset, or its parts (each then a batch of its own)."""
         return ("image",)
 
     def __init__(self, config, reduce: Callable[[list], list] = list, seed: int = 0):
-        """`seed` is this rank's own: ranks draw different latents.
+        """A model without optimizers yet. `seed` is this rank's own: ranks draw different latents.
 
         A model whose config has fields that name runs (`option(run=...)`) takes a further keyword for each:
         the model of that run, frozen, since its variables are registered with no optimizer.
@@ -65,8 +65,9 @@ class TrainedModel(tf.Module):
         return tf.constant(True)
 
     def normal(self, shape: Sequence[int], stream: int = 0) -> tf.Tensor:
-        """N(0, 1) noise that is a function of the rank's seed, the step and `stream` alone, so a resumed run draws what
-        it would have drawn.
+        """N(0, 1) noise that is a function of the rank's seed, the step and `stream` alone.
+
+        So a resumed run draws what it would have drawn.
         """
         return tf.random.stateless_normal(shape, self._key(stream))
 
@@ -79,7 +80,7 @@ class TrainedModel(tf.Module):
         return tf.stack([self.step, tf.constant((self.seed + 1) * 1000 + stream, tf.int64)])
 
     def state(self) -> list[tf.Variable]:
-        """Everything that is carried from step to step: `tf.Module.variables` leaves out optimizer slots."""
+        """All variables that are carried from step to step: `tf.Module.variables` leaves out optimizer slots."""
         slots = [variable for optimizer in self.optimizers.values() for variable in optimizer.variables]
         unique = {id(variable): variable for variable in [*self.variables, *slots]}
         return list(unique.values())
@@ -105,8 +106,9 @@ class GenerativeModel(TrainedModel):
 
     @classmethod
     def takes(cls, config) -> tuple[str, ...]:
-        """What `generate` needs beside seeds: "label" (int32 [n]), "image", "caption" (string [n]), "embedding" or a
-        part's name (images of it).
+        """Names of what `generate` needs beside seeds.
+
+        "label" (int32 [n]), "image", "caption" (string [n]), "embedding" or a part's name (images of it).
         """
         return ()
 
@@ -122,8 +124,9 @@ class GenerativeModel(TrainedModel):
         return copy
 
     def update_averages(self, decay: float) -> None:
-        """average = d average + (1 - d) weights, with d = min(decay, (1 + step) / (10 + step)) so that early weights
-        are forgotten.
+        """Moves the averages by a step: average = d average + (1 - d) weights.
+
+        d = min(decay, (1 + step) / (10 + step)), so that early weights are forgotten.
         """
         step = tf.cast(self.step, tf.float32)
         rate = tf.minimum(decay, (1.0 + step) / (10.0 + step))
@@ -134,7 +137,7 @@ class GenerativeModel(TrainedModel):
     def latents(self, seeds: tf.Tensor, size: int, distribution: str = "normal", stream: int = 0) -> tf.Tensor:
         """N(0, 1), or uniform in [-1, 1], [n, size]; row i is a function of seeds[i] and `stream` alone."""
 
-        def one(seed):
+        def draw(seed):
             pair = tf.stack([seed, stream])
             return (
                 tf.random.stateless_normal([size], pair)
@@ -142,11 +145,12 @@ class GenerativeModel(TrainedModel):
                 else tf.random.stateless_uniform([size], pair, -1.0, 1.0)
             )
 
-        return tf.map_fn(one, tf.cast(seeds, tf.int64), fn_output_signature=tf.float32)
+        return tf.map_fn(draw, tf.cast(seeds, tf.int64), fn_output_signature=tf.float32)
 
     def held_out_latents(self, images: tf.Tensor, size: int) -> tf.Tensor:
-        """N(0, 1) [n, size], for values of held-out images: each image's own (of the sum of its pixels), however images
-        are batched.
+        """N(0, 1) [n, size], for values of held-out images.
+
+        Each image has its own (of the sum of its pixels), however images are batched.
         """
         return self.latents(tf.cast(tf.reduce_sum(tf.round((images + 1.0) * 127.5), [1, 2, 3]), tf.int64), size)
 

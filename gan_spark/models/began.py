@@ -1,13 +1,12 @@
 """BEGAN: boundary equilibrium GAN (Berthelot, Schumm and Metz, 2017; arXiv 1703.10717).
 
-The discriminator is an auto-encoder, and the losses compare its reconstruction errors of real
-and generated images. k_t in [0, 1] keeps their ratio at gamma: low gamma, less diversity.
-3x3 convolutions with ELU, nearest-neighbour up-sampling; the decoder has the generator's form.
+The discriminator is an auto-encoder, and the losses compare its reconstruction errors of real and generated images. k_t
+in [0, 1] keeps their ratio at gamma: low gamma, less diversity. 3x3 convolutions with ELU, nearest-neighbour
+up-sampling; the decoder has the generator's form.
 
-Differences: one z a step for both losses; the learning rate is halved every `halve_every` steps or never, not
-when M stalls; no skip connections and vanishing residuals, which the paper leaves optional; sizes from a smallest map
-of 7 or 8
-pixels up to any even one; samples are drawn from a moving average of the generator.
+Differences: one z a step for both losses; the learning rate is halved every `halve_every` steps or never, not when M
+stalls; no skip connections and vanishing residuals, which the paper leaves optional; sizes from a smallest map of 7 or
+8 pixels up to any even one; samples are drawn from a moving average of the generator.
 """
 
 import dataclasses

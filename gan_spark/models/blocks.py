@@ -67,10 +67,10 @@ def layers_of(network: tf.keras.Model, names: Sequence[str], images: tf.Tensor) 
     for name in names:
         if name not in known:
             raise UserError(f"{network.name}: no such layer: {name!r} (there are: {', '.join(known)})")
-    found = {}
+    outputs = {}
     for layer in network.layers[1 : max(map(known.index, names)) + 2]:
-        found[layer.name] = images = layer(images)
-    return [found[name] for name in names]
+        outputs[layer.name] = images = layer(images)
+    return [outputs[name] for name in names]
 
 
 def reflect(inputs, pixels: int):
@@ -81,7 +81,7 @@ def reflect(inputs, pixels: int):
 
 
 def side_by_side(*images: tf.Tensor) -> tf.Tensor:
-    """What belongs together, k times [n, height, width, channels], as n pictures of k times the width."""
+    """n pictures of k times the width, from k times [n, height, width, channels] that belong together."""
     return tf.concat(images, 2)
 
 
@@ -97,13 +97,14 @@ class _Falling(tf.keras.optimizers.schedules.LearningRateSchedule):
         self.rate, self.constant_steps, self.decay_steps = rate, constant_steps, decay_steps
 
     def __call__(self, step):
-        done = (tf.cast(step, tf.float32) - self.constant_steps) / self.decay_steps
-        return self.rate * (1.0 - tf.clip_by_value(done, 0.0, 1.0))
+        progress = (tf.cast(step, tf.float32) - self.constant_steps) / self.decay_steps
+        return self.rate * (1.0 - tf.clip_by_value(progress, 0.0, 1.0))
 
 
 def pyramid(image_size: int, smallest: int = 4, least: int = 1) -> tuple[int, int]:
-    """(side of the smallest map, number of doublings to `image_size`, at least `least`): 28 is (7, 2), 32 is (4, 3), 64
-    is (4, 4).
+    """(side of the smallest map, number of doublings to `image_size`, at least `least`).
+
+    28 is (7, 2), 32 is (4, 3), 64 is (4, 4).
     """
     side, doublings = image_size, 0
     while side % 2 == 0 and side // 2 >= smallest:

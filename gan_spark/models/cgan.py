@@ -1,14 +1,12 @@
 """CGAN: conditional generative adversarial nets (Mirza and Osindero, 2014; arXiv 1411.1784).
 
-The class, one-hot, is an input of both networks. `network = "perceptron"` is the paper's for
-MNIST in kind: a ReLU generator and a maxout discriminator (1302.4389) with dropout.
-`network = "convolutional"` joins the class to z and, as constant maps, to the image, and
-runs DCGAN's networks on them.
+The class, one-hot, is an input of both networks. `network = "perceptron"` is the paper's for MNIST in kind: a ReLU
+generator and a maxout discriminator (1302.4389) with dropout. `network = "convolutional"` joins the class to z and, as
+constant maps, to the image, and runs DCGAN's networks on them.
 
 Differences: z is normal; one hidden layer of the generator reads z and class together, without dropout; tanh for
 sigmoid at its end; the non-saturating loss, and one-sided label smoothing (1606.03498; `real_target = 1` for none);
-Adam;
-samples are drawn from a moving average of the generator.
+Adam; samples are drawn from a moving average of the generator.
 """
 
 import dataclasses

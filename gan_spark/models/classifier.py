@@ -2,8 +2,8 @@
 
 The head (1,024 units, ReLU, then softmax) learns on the frozen network with RMSprop; then the network's last layers
 learn with it, with SGD and momentum, which is the schedule of Keras's documentation of its applications. With
-`head_steps = 0`, `last_layers = -1` and `batch_norm = "trained"` the
-whole network learns from its start, which makes weights for others to begin from.
+`head_steps = 0`, `last_layers = -1` and `batch_norm = "trained"` the whole network learns from its start, which makes
+weights for others to begin from.
 
 Training images are rotated, shifted, sheared, enlarged or reduced, and mirrored at random, around the middle; what
 comes in from outside repeats the edge.
@@ -158,8 +158,9 @@ class Classifier(TrainedModel):
 
 
 def transformed(images, angle, shear, zoom, right, down, mirror):
-    """Images [n, side, side, c] under one affine map each, about the middle: mirrored, sheared, scaled, turned
-    clockwise (radians), moved right and down (pixels); bilinear.
+    """Images [n, side, side, c] under one affine map each, about the middle; bilinear.
+
+    They are mirrored, sheared, scaled, turned clockwise (radians), moved right and down (pixels).
     """
     middle = (tf.cast(tf.shape(images)[1], tf.float32) - 1.0) / 2.0
     # From a place in the output to the place in the input that it is taken from.

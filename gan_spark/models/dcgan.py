@@ -1,18 +1,16 @@
 """DCGAN: deep convolutional GAN (Radford, Metz and Chintala, 2015; arXiv 1511.06434).
 
-Strided and fractionally-strided convolutions, batch norm but at the generator's output and the
-discriminator's input, ReLU and tanh in the generator, LeakyReLU 0.2 in the discriminator,
-N(0, 0.02) initial weights, Adam at 2e-4 with beta1 0.5, z uniform in the paper and normal here.
+Strided and fractionally-strided convolutions, batch norm but at the generator's output and the discriminator's input,
+ReLU and tanh in the generator, LeakyReLU 0.2 in the discriminator, N(0, 0.02) initial weights, Adam at 2e-4 with beta1
+0.5, z uniform in the paper and normal here.
 
-The further options are the aids of 1606.03498 and others, each off by default; `aids.py` has them. Features are
-matched over each rank's share of the batch.
+The further options are the aids of 1606.03498 and others, each off by default; `aids.py` has them. Features are matched
+over each rank's share of the batch.
 
 Differences: kernels of 4 rather than 5 (each output pixel of a stride-2 transposed convolution then sees the same
-number of taps); both networks step on one pass of the same batch; one-sided
-label smoothing (1606.03498) and a moving average of the generator that samples are drawn from. Spectral normalisation
-is
-Keras's: kernels are projected at each pass, so the gradient does not go through the singular value, and
-`discriminator_above` does not hold them still.
+number of taps); both networks step on one pass of the same batch; one-sided label smoothing (1606.03498) and a moving
+average of the generator that samples are drawn from. Spectral normalisation is Keras's: kernels are projected at each
+pass, so the gradient does not go through the singular value, and `discriminator_above` does not hold them still.
 """
 
 import dataclasses

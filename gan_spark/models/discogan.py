@@ -1,18 +1,15 @@
 """DiscoGAN: discovering relations between two unpaired domains (Kim et al., 2017; arXiv 1703.05192).
 
-Two generators, each an encoder to a narrow code and a mirrored decoder; two discriminators that hand out
-their middle features. Reconstruction is mean squared error after going there and back; the
-generators' loss is (0.1 GAN + 0.9 feature matching)(1 - rate) + rate reconstruction, as in the authors' code, with
-`rate` 0.01 for the first `start_steps` and 0.5 after. Adam at 2e-4 with betas 0.5 and 0.999, and the squared weights
-at 1e-5 in the loss (Keras's own, decoupled decay is too small at this rate to move a float32 weight). As in that code
-the
-discriminators step on one batch, and the generators on each of the next `generator_steps`; together they are one step.
+Two generators, each an encoder to a narrow code and a mirrored decoder; two discriminators that hand out their middle
+features. Reconstruction is mean squared error after going there and back; the generators' loss is (0.1 GAN + 0.9
+feature matching)(1 - rate) + rate reconstruction, as in the authors' code, with `rate` 0.01 for the first `start_steps`
+and 0.5 after. Adam at 2e-4 with betas 0.5 and 0.999, and the squared weights at 1e-5 in the loss (Keras's own,
+decoupled decay is too small at this rate to move a float32 weight). As in that code the discriminators step on one
+batch, and the generators on each of the next `generator_steps`; together they are one step.
 
 Differences: tanh at the end, as images are in [-1, 1]; depth follows from the image's size; features are matched over
-each
-rank's share of the batch; an image is translated with batch norm's moving statistics, so that it does not depend on
-what it is
-translated with, where that code takes each batch's own.
+each rank's share of the batch; an image is translated with batch norm's moving statistics, so that it does not depend
+on what it is translated with, where that code takes each batch's own.
 """
 
 import dataclasses
@@ -121,9 +118,8 @@ class DiscoGAN(GenerativeModel):
                 _, *real_features = critic(real, training=True)
                 fake_logits, *fake_features = critic(fake, training=True)
                 adversarial += losses.generator_non_saturating(fake_logits)
-                matching += sum(
-                    losses.feature_matching(x, y) for x, y in zip(real_features, fake_features, strict=True)
-                )
+                levels = zip(real_features, fake_features, strict=True)
+                matching += sum(losses.feature_matching(real_level, fake_level) for real_level, fake_level in levels)
             loss = (0.1 * adversarial + 0.9 * matching) * (1.0 - rate) + rate * reconstruction + self.decay("g")
         self.minimize("g", tape, loss)
         return {"adversarial": adversarial, "matching": matching, "reconstruction": reconstruction}
@@ -133,9 +129,9 @@ class DiscoGAN(GenerativeModel):
         return self.config.weight_decay * tf.add_n([tf.nn.l2_loss(variable) for variable in self.groups[name]])
 
     def train_step(self, batches):
-        first, *others = [(batch["a"]["image"], batch["b"]["image"]) for batch in batches]
-        d_loss = self.discriminator_step(*first)
-        for batch in others:
+        discriminator_batch, *generator_batches = [(batch["a"]["image"], batch["b"]["image"]) for batch in batches]
+        d_loss = self.discriminator_step(*discriminator_batch)
+        for batch in generator_batches:
             terms = self.generator_step(*batch)
         return {"d_loss": d_loss, **terms}
 

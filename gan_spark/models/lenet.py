@@ -40,9 +40,9 @@ class LeNet(TrainedModel):
         layers = tf.keras.layers
         image = tf.keras.Input([config.image_size, config.image_size, config.channels])
         x = image
-        for i, filters in enumerate(config.filters, 1):
+        for number, filters in enumerate(config.filters, 1):
             x = layers.MaxPool2D()(
-                layers.Conv2D(filters, 5, padding=config.padding, activation=config.activation, name=f"conv{i}")(x)
+                layers.Conv2D(filters, 5, padding=config.padding, activation=config.activation, name=f"conv{number}")(x)
             )
         features = layers.Dense(config.features, config.activation, dtype="float32")(layers.Flatten()(x))
         logits = layers.Dense(config.classes, dtype="float32")(layers.Dropout(config.dropout)(features))

@@ -1,15 +1,14 @@
 """SRGAN: photo-realistic single image super-resolution (Ledig et al., 2017; arXiv 1609.04802).
 
-SRResNet: residual blocks of 3x3 convolutions with batch norm and PReLU, a long skip, sub-pixel convolutions; trained
-on mean squared error alone (`adversarial = "none"`), then, from its weights (`pretrained`), on a content loss in the
-features of a network, with an adversarial loss. The dataset holds the high-resolution images; the low-resolution
-input is their bicubic reduction with anti-aliasing.
+SRResNet: residual blocks of 3x3 convolutions with batch norm and PReLU, a long skip, sub-pixel convolutions; trained on
+mean squared error alone (`adversarial = "none"`), then, from its weights (`pretrained`), on a content loss in the
+features of a network, with an adversarial loss. The dataset holds the high-resolution images; the low-resolution input
+is their bicubic reduction with anti-aliasing.
 
-Differences: the network adds to the bicubic enlargement instead of drawing the image anew, and its last
-convolution starts at 0, so that it is no worse than bicubic from the first step; least squares
-(1611.04076) is offered for the adversarial loss; the learning rate does not fall for the second half; widths and depths
-are config values; moving averages.
-PSNR and SSIM are of the luminance with 4 pixels cut off at each side, as in the paper.
+Differences: the network adds to the bicubic enlargement instead of drawing the image anew, and its last convolution
+starts at 0, so that it is no worse than bicubic from the first step; least squares (1611.04076) is offered for the
+adversarial loss; the learning rate does not fall for the second half; widths and depths are config values; moving
+averages. PSNR and SSIM are of the luminance with 4 pixels cut off at each side, as in the paper.
 """
 
 import dataclasses
@@ -116,7 +115,7 @@ class SRGAN(GenerativeModel):
         side = config.crop or config.image_size
         if config.content == "run" and content_run is None:
             raise UserError("model.content = 'run' without model.content_run: expected the name of a lenet's run")
-        if any(each % config.factor for each in (side, config.image_size)) or side > config.image_size:
+        if any(pixels % config.factor for pixels in (side, config.image_size)) or side > config.image_size:
             raise UserError(
                 f"model.image_size = {config.image_size}, model.crop = {config.crop}: expected multiples of"
                 f" model.factor = {config.factor}, and a crop no larger than the image"
@@ -124,8 +123,9 @@ class SRGAN(GenerativeModel):
 
     @functools.cached_property
     def _features(self):
-        """Images -> features, where the content loss compares those: loaded by what trains, as sampling has no use for
-        it.
+        """Images -> features, where the content loss compares those.
+
+        It is loaded by what trains, as sampling has no use for it.
         """
         if self.config.content == "mse":
             return None
@@ -163,25 +163,26 @@ class SRGAN(GenerativeModel):
     def enlarged(self, low: tf.Tensor, network: tf.keras.Model, training: bool = False) -> tf.Tensor:
         return self.bicubic(low) + network(low, training=training)
 
-    def content(self, images: tf.Tensor, made: tf.Tensor) -> tf.Tensor:
-        pixels = tf.reduce_mean(tf.square(images - made))
+    def content(self, images: tf.Tensor, fake: tf.Tensor) -> tf.Tensor:
+        pixels = tf.reduce_mean(tf.square(images - fake))
         with tf.init_scope():  # Its weights are no part of the step that is traced.
             features = self._features
         if features is None:
             return pixels
-        found, wanted = (tf.cast(features(each), tf.float32) for each in (made, images))
-        return self.config.pixels * pixels + self.config.content_scale * tf.reduce_mean(tf.square(wanted - found))
+        fake_features, real_features = (tf.cast(features(batch), tf.float32) for batch in (fake, images))
+        error = tf.reduce_mean(tf.square(real_features - fake_features))
+        return self.config.pixels * pixels + self.config.content_scale * error
 
     def train_step(self, batches):
         (batch,) = batches
         images = self.cropped(batch["image"])
         with tf.GradientTape(persistent=True) as tape:
-            made = self.enlarged(self.reduced(images), self.generator, training=True)
-            content = g_loss = self.content(images, made)
+            fake = self.enlarged(self.reduced(images), self.generator, training=True)
+            content = g_loss = self.content(images, fake)
             if self.config.adversarial != "none":
                 real_logits, fake_logits = (
                     self.discriminator(images, training=True),
-                    self.discriminator(made, training=True),
+                    self.discriminator(fake, training=True),
                 )
                 squares = self.config.adversarial == "least_squares"
                 adversarial = (
@@ -195,7 +196,7 @@ class SRGAN(GenerativeModel):
                 g_loss = content + self.config.adversarial_weight * adversarial
         self.minimize("g", tape, g_loss)
         self.update_averages(self.config.average)
-        scalars = {"content": content, "psnr": tf.reduce_mean(tf.image.psnr(images, made, 2.0))}
+        scalars = {"content": content, "psnr": tf.reduce_mean(tf.image.psnr(images, fake, 2.0))}
         if self.config.adversarial != "none":
             self.minimize("d", tape, d_loss)
             scalars |= {"adversarial": adversarial, "d_loss": d_loss}
@@ -217,7 +218,7 @@ class SRGAN(GenerativeModel):
         return tf.clip_by_value(self.enlarged(low, self.sampler), -1.0, 1.0)
 
     def preview(self, batch, seeds):
-        """Low resolution, bicubic, made, original."""
+        """Low resolution, bicubic, generated, original."""
         images = batch["image"][:16]
         low = self.reduced(images)
         return side_by_side(
@@ -231,8 +232,8 @@ class SRGAN(GenerativeModel):
         images = batch["image"]
         low = self.reduced(images)
         values = {}
-        for name, made in (("", self.enlarged(low, self.sampler)), ("_bicubic", self.bicubic(low))):
-            real, fake = (luminance(tf.clip_by_value(each, -1.0, 1.0))[:, 4:-4, 4:-4] for each in (images, made))
+        for name, enlarged in (("", self.enlarged(low, self.sampler)), ("_bicubic", self.bicubic(low))):
+            real, fake = (luminance(tf.clip_by_value(batch, -1.0, 1.0))[:, 4:-4, 4:-4] for batch in (images, enlarged))
             values |= {
                 f"psnr{name}": tf.image.psnr(real, fake, 1.0),
                 f"ssim{name}": tf.image.ssim(real, fake, 1.0, min(11, images.shape[1] - 8)),

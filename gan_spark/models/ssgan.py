@@ -1,18 +1,16 @@
 """SSGAN: a semi-supervised GAN of n + 1 classes (Salimans et al., 2016; arXiv 1606.03498).
 
-The discriminator is a classifier: its n logits l say the class, and real is D(x) = Z / (Z + 1)
-with Z = sum exp l, which is n + 1 classes with the last logit held at 0. It learns from a few labelled
-images, from unlabelled ones being real, and from generated ones not being so. The generator matches the
-mean of a middle layer's features (feature matching).
+The discriminator is a classifier: its n logits l say the class, and real is D(x) = Z / (Z + 1) with Z = sum exp l,
+which is n + 1 classes with the last logit held at 0. It learns from a few labelled images, from unlabelled ones being
+real, and from generated ones not being so. The generator matches the mean of a middle layer's features (feature
+matching).
 
 Differences: features are matched with the classifier as it is without noise and dropout, whose variance would else be
-most of
-what is matched, each rank those of its own batch; z is normal; labelled images are not among the unlabelled too; a
-constant learning
-rate; DCGAN's generator; a classifier of strided 5x5 convolutions with leaky ReLU and dropout, without
-batch norm, as labelled, unlabelled and generated batches have other statistics, and without weight normalisation; a
-moving average of both networks, from which images and classes come.
-`adversarial = false` trains the same classifier on the labelled images alone: what it must beat.
+most of what is matched, each rank those of its own batch; z is normal; labelled images are not among the unlabelled
+too; a constant learning rate; DCGAN's generator; a classifier of strided 5x5 convolutions with leaky ReLU and dropout,
+without batch norm, as labelled, unlabelled and generated batches have other statistics, and without weight
+normalisation; a moving average of both networks, from which images and classes come. `adversarial = false` trains the
+same classifier on the labelled images alone: what it must beat.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
-"""What both stages of StackGAN share (Zhang et al., 2017; arXiv 1612.03242): text, its conditioning augmentation, the
-discriminator, the step.
+"""Parts that both stages of StackGAN share (Zhang et al., 2017; arXiv 1612.03242).
 
-Differences from the paper, in both stages: one phrasing's embedding a step; the KL term is averaged over the
-dimensions of c, as in the authors' code, so that its weight does not depend on their number; the learning rate is
-constant or
+Text, its conditioning augmentation, the discriminator, the step.
+
+Differences from the paper, in both stages: one phrasing's embedding a step; the KL term is averaged over the dimensions
+of c, as in the authors' code, so that its weight does not depend on their number; the learning rate is constant or
 falls linearly; one-sided label smoothing (1606.03498); both networks step on one pass; moving averages of the
 generators.
 """
@@ -21,7 +21,7 @@ from .text import phrasing
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
-    """What both stages are told alike."""
+    """Options of both stages."""
 
     channels: int = option(3, "of the image", choices=(1, 3))
     text: str = option(
@@ -88,7 +88,7 @@ def joint_network(config) -> tf.keras.Model:
 
 
 class StackGAN(GenerativeModel):
-    """One stage; a subclass has its `network`, what that takes (`given`, `sampled`), and the `encoder` of texts."""
+    """One stage; a subclass has its `network`, what that starts from (`start`), and the `encoder` of texts."""
 
     @classmethod
     def reads(cls, config):
@@ -121,14 +121,14 @@ class StackGAN(GenerativeModel):
             )
 
     def network(self) -> tf.keras.Model:
-        """[*given, embedding, noise] -> [images in [-1, 1], mean and log_variance of c]."""
+        """[*start, embedding, noise] -> [images in [-1, 1], mean and log_variance of c]."""
         raise NotImplementedError(f"{type(self).__name__}.network: every stage defines its generator")
 
-    def given(self, embedding: tf.Tensor) -> list[tf.Tensor]:
+    def start(self, embedding: tf.Tensor) -> list[tf.Tensor]:
         """What the generator starts from in a step of training: z, or an image of stage I."""
-        raise NotImplementedError(f"{type(self).__name__}.given: every stage defines what it starts from")
+        raise NotImplementedError(f"{type(self).__name__}.start: every stage defines what it starts from")
 
-    def terms(self, given: list[tf.Tensor], fake: tf.Tensor) -> dict[str, tuple[float, tf.Tensor]]:
+    def terms(self, start: list[tf.Tensor], fake: tf.Tensor) -> dict[str, tuple[float, tf.Tensor]]:
         """Terms of the generator's loss that a stage adds: weight and value, by name."""
         return {}
 
@@ -153,9 +153,9 @@ class StackGAN(GenerativeModel):
             )
         count = tf.shape(real)[0]
         embedding = self.embeddings(batch, self.uniform([count], stream=1, low=0.0))
-        given, noise = self.given(embedding), self.normal([count, config.conditioning], stream=2)
+        start, noise = self.start(embedding), self.normal([count, config.conditioning], stream=2)
         with tf.GradientTape(persistent=True) as tape:
-            fake, mean, log_variance = self.generator([*given, embedding, noise], training=True)
+            fake, mean, log_variance = self.generator([*start, embedding, noise], training=True)
             real_features = self.image_features(real, training=True)
             real_logits = self.joint([real_features, embedding], training=True)
             wrong_logits = self.joint([real_features, tf.roll(embedding, 1, 0)], training=True)
@@ -163,7 +163,7 @@ class StackGAN(GenerativeModel):
             d_loss = losses.matching_aware(real_logits, wrong_logits, fake_logits, config.real_target)
             kl = tf.reduce_mean(losses.kl_standard_normal(mean, log_variance)) / config.conditioning
             adversarial = losses.generator_non_saturating(fake_logits)
-            terms = {"kl": (config.kl, kl), **self.terms(given, fake)}
+            terms = {"kl": (config.kl, kl), **self.terms(start, fake)}
             g_loss = adversarial + tf.add_n([weight * value for weight, value in terms.values()])
         self.minimize("d", tape, d_loss)
         self.minimize("g", tape, g_loss)

@@ -45,7 +45,7 @@ class StackGAN1(StackGAN):
         image = layers.Conv2D(config.channels, 3, padding="same", activation="tanh", dtype="float32")(x)
         return tf.keras.Model([z, embedding, noise], [image, mean, log_variance], name="generator")
 
-    def given(self, embedding):
+    def start(self, embedding):
         return [self.normal([tf.shape(embedding)[0], self.config.latent])]
 
     def draw(self, z: tf.Tensor, embedding: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:

@@ -3,9 +3,8 @@
 The image of stage I, whose run stays frozen, is reduced by strided convolutions, joined with an augmented condition of
 the stage's own, tiled, and goes through residual blocks and nearest-neighbour upsampling. There is no z.
 
-Differences from the paper, beside those that `stackgan.py` names: how often the image of stage I is halved is a
-config value (2 in the paper), since an image of 16x16 has few pixels to lose; `consistency` holds the image to stage
-I's, as
+Differences from the paper, beside those that `stackgan.py` names: how often the image of stage I is halved is a config
+value (2 in the paper), since an image of 16x16 has few pixels to lose; `consistency` holds the image to stage I's, as
 StackGAN-v2's colour consistency does (arXiv 1710.10916), pixel by pixel where that compares means and covariances of
 colours.
 """
@@ -80,10 +79,10 @@ class StackGAN2(StackGAN):
             )
         for level in reversed(range(doublings)):
             x = upsampled(x, config.width * 2**level)
-        made = layers.Conv2D(config.channels, 3, padding="same", activation="tanh", dtype="float32")(x)
-        return tf.keras.Model([image, embedding, noise], [made, mean, log_variance], name="generator")
+        output = layers.Conv2D(config.channels, 3, padding="same", activation="tanh", dtype="float32")(x)
+        return tf.keras.Model([image, embedding, noise], [output, mean, log_variance], name="generator")
 
-    def given(self, embedding):
+    def start(self, embedding):
         count, config = tf.shape(embedding)[0], self.stage1.config
         return [
             self.stage1.draw(
@@ -91,12 +90,12 @@ class StackGAN2(StackGAN):
             )
         ]
 
-    def terms(self, given, fake):
+    def terms(self, start, fake):
         weight = self.config.consistency
-        return {"consistency": (weight, losses.consistency(fake, given[0]))} if weight else {}
+        return {"consistency": (weight, losses.consistency(fake, start[0]))} if weight else {}
 
     def generate(self, inputs, seeds):
-        """The same seeds and texts make the same images of stage I as they do there."""
+        """Images in [-1, 1]; the same seeds and texts make the same images of stage I as they do there."""
         embedding = self.embeddings(inputs, tf.zeros([tf.shape(seeds)[0]]))
         noise = self.latents(seeds, self.config.conditioning, stream=2)
         return self.sampler([self.stage1.generate(inputs, seeds), embedding, noise], training=False)[0]

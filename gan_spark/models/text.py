@@ -1,16 +1,13 @@
 """Char-CNN-RNN text encoder, trained with images (Reed et al., 2016; arXiv 1605.05395, 1605.05396).
 
 Convolutions over characters, a recurrent network over what they leave, and its mean over time; images and texts of one
-class are to be found by each other among
-all of their rank's share of the batch. `encode` is what the text-to-image models use.
+class are to be found by each other among all of their rank's share of the batch. `encode` is what the text-to-image
+models use.
 
 Differences: the loss is a cross-entropy over cosines (Radford et al., 2021; arXiv 2103.00020), which spreads the
-embeddings,
-where the paper's hinge over inner products stops at a margin and leaves them along few directions (docs/trials.md); the
-images'
-features are learnt with the texts', by a small convolutional network, where the paper takes GoogLeNet's; GRU cells;
-widths
-are config values.
+embeddings, where the paper's hinge over inner products stops at a margin and leaves them along few directions
+(docs/trials.md); the images' features are learnt with the texts', by a small convolutional network, where the paper
+takes GoogLeNet's; GRU cells; widths are config values.
 """
 
 import dataclasses
@@ -50,7 +47,7 @@ def phrasing(captions: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
 
 
 def characters(texts: tf.Tensor, length: int) -> tf.Tensor:
-    """Texts [n] to one-hot characters [n, length, 69]; other characters, and what is missing, are zeros."""
+    """One-hot characters [n, length, 69] of texts [n]; other characters, and what is missing, are zeros."""
     codes = tf.io.decode_raw(tf.strings.lower(texts), tf.uint8, fixed_length=length)
     return tf.one_hot(tf.gather(tf.constant(_PLACES), tf.cast(codes, tf.int32)), len(ALPHABET))
 
@@ -91,8 +88,9 @@ class TextEncoder(TrainedModel):
         )
 
     def encode(self, texts: tf.Tensor) -> tf.Tensor:
-        """Texts, string [n], to embeddings [n, embedding] of norm sqrt(embedding), which what is trained on them takes
-        in best.
+        """Embeddings [n, embedding] of texts, string [n].
+
+        Their norm is sqrt(embedding), which what is trained on them takes in best.
         """
         return (
             tf.math.l2_normalize(self.text(characters(texts, self.config.length), training=False), 1)

@@ -85,10 +85,13 @@ class WGANGP(GenerativeModel):
         return self.sampler(z, training=False)
 
     def held_out(self, batch):
-        """Its mean is the critic's estimate of the distance between held-out and generated images."""
-        made = self.decode(self.held_out_latents(batch["image"], self.config.latent))
+        """Critic's scores of held-out images less those of generated ones.
+
+        Their mean is the critic's estimate of the distance between the two.
+        """
+        fake = self.decode(self.held_out_latents(batch["image"], self.config.latent))
         return {
             "critic_estimate": (
-                self.critic(batch["image"], training=False)[:, 0] - self.critic(made, training=False)[:, 0]
+                self.critic(batch["image"], training=False)[:, 0] - self.critic(fake, training=False)[:, 0]
             )
         }

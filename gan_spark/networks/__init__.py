@@ -1,4 +1,4 @@
-"""Networks that were made elsewhere: Keras's own, and models in files."""
+"""Networks from elsewhere: Keras's own, and models in files."""
 
 from .applications import from_bytes, load, load_file, preprocess, read_file
 

@@ -18,13 +18,15 @@ from . import safety
 
 
 def load(name: str, weights: str, **options) -> tf.keras.Model:
-    """`tf.keras.applications.<name>`; `weights` is "imagenet", "" for random ones, or the URL of a weights file (.h5).
+    """The network `tf.keras.applications.<name>`.
 
-    A weights file holds arrays alone; nothing in it is executed.
+    `weights` is "imagenet", "" for random ones, or the URL of a weights file (.h5). Such a file
+    holds arrays alone; nothing in it is executed.
     """
     make = getattr(tf.keras.applications, name, None)
     if not callable(make):
-        known = sorted(each for each in dir(tf.keras.applications) if callable(getattr(tf.keras.applications, each)))
+        public = dir(tf.keras.applications)
+        known = sorted(public_name for public_name in public if callable(getattr(tf.keras.applications, public_name)))
         raise UserError(f"no network {name!r} in Keras (known: {', '.join(known)})")
     if weights in ("imagenet", ""):
         try:
@@ -50,15 +52,16 @@ def load(name: str, weights: str, **options) -> tf.keras.Model:
 
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Keras downloads to where others look already: two processes of a machine would spoil each other's file."""
+    """A lock on Keras's downloads, which two processes of a machine would spoil for each other: both write one file."""
     with open(os.path.join(tempfile.gettempdir(), f"gan_spark-keras-{os.getuid()}.lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _named_after_its_format(path: str) -> str:
-    """Keras tells its two formats of weights files apart by their names; the older one, its published weights', lists
-    `layer_names`.
+    """The path of a weights file once it is renamed as its format asks: Keras tells its two formats apart by names.
+
+    The older one, of its published weights, lists `layer_names`.
     """
     import h5py
 
@@ -76,26 +79,26 @@ def _misfit(path: str, model: tf.keras.Model) -> str:
     def text(name) -> str:
         return name.decode() if isinstance(name, bytes) else name
 
-    if not os.path.exists(path) or not h5py.is_hdf5(
-        path
-    ):  # renamed, as it is of the newer format; or no weights file at all
+    # Renamed, as it is of the newer format; or no weights file at all.
+    if not os.path.exists(path) or not h5py.is_hdf5(path):
         return ""
     with h5py.File(path, "r") as file:
         root = file.get("model_weights", file)
         if "layer_names" not in root.attrs:
             return ""
         layers = [(text(name), root[text(name)]) for name in root.attrs["layer_names"]]
-        found = [
+        file_shapes = [
             (name, [layer[text(weight)].shape for weight in layer.attrs["weight_names"]])
             for name, layer in layers
             if len(layer.attrs["weight_names"])
         ]
-    wanted = [
+    model_shapes = [
         (layer.name, [tuple(weight.shape) for weight in layer.weights]) for layer in model.layers if layer.weights
     ]
-    for (layer, shapes), (other, others) in itertools.zip_longest(wanted, found, fillvalue=("none", [])):
-        if shapes != others:
-            return f"its layer {layer!r} has weights of {shapes}, where the file has {other!r} with {others}"
+    pairs = itertools.zip_longest(model_shapes, file_shapes, fillvalue=("none", []))
+    for (layer, shapes), (file_layer, in_file) in pairs:
+        if shapes != in_file:
+            return f"its layer {layer!r} has weights of {shapes}, where the file has {file_layer!r} with {in_file}"
     return ""
 
 
@@ -124,9 +127,9 @@ def from_bytes(data: bytes, url: str) -> tf.keras.Model:
             config = _config(path, kind)
         except Exception as error:  # Hostile bytes raise many types.
             raise UserError(f"{url}: not a Keras model file: {error}") from error
-        if found := safety.found(config):
+        if foreign := safety.foreign_part(config):
             raise UserError(
-                f"{url}: expected Keras's own layers and plain operations on tensors, found {found}, by which a file"
+                f"{url}: expected Keras's own layers and plain operations on tensors, found {foreign}, by which a file"
                 " could run code or touch other files; save the model without it"
             )
         try:
@@ -141,9 +144,8 @@ def _config(path: str, kind: str) -> dict:
         with zipfile.ZipFile(path) as archive:
             archive.getinfo("model.weights.h5")  # Where there is none, Keras unpickles a model.weights.npz.
             config = json.loads(archive.read("config.json"))
-        config.pop(
-            "compile_config", None
-        )  # Keras drops it too where it does not compile; it may name losses of the user's own.
+        # Keras drops it too where it does not compile; it may name losses of the user's own.
+        config.pop("compile_config", None)
         return config
     import h5py
 

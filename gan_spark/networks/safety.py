@@ -1,5 +1,6 @@
-"""What in a Keras model's config is not Keras's own: Keras builds whatever a file names, and so could be made to run
-code.
+"""Safety of Keras models in files: the parts of a model's config that are not Keras's own.
+
+Keras builds whatever a file names, and so could be made to run code.
 """
 
 import functools
@@ -68,29 +69,25 @@ _OPERATIONS = frozenset(
 )
 
 
-def found(config: dict) -> str:
-    """The first part of a model's parsed config that could run code that is not Keras's, or touch files; "" where there
-    is none.
-    """
+def foreign_part(config: dict) -> str:
+    """The first part of a model's parsed config that could run code that is not Keras's, or touch files; else ""."""
     return next(filter(None, map(_foreign, _parts(config))), "")
 
 
 def _parts(config) -> Iterator[dict]:
     """Every JSON object in `config`, itself included."""
-    held = [config]
-    while held:
-        part = held.pop()
+    waiting = [config]
+    while waiting:
+        part = waiting.pop()
         if isinstance(part, dict):
             yield part
-            held.extend(part.values())
+            waiting.extend(part.values())
         elif isinstance(part, list):
-            held.extend(part)
+            waiting.extend(part)
 
 
 def _foreign(part: dict) -> str:
-    """What in one object of a model's config could make Keras run code that is not its own, or touch files; "" where
-    nothing could.
-    """
+    """What in one object of a model's config could make Keras run code that is not its own, or touch files; else ""."""
     classes, functions, modules = _known()
     for key, value in part.items():
         if key.endswith("activation") and isinstance(value, str) and value not in functions + classes:
@@ -101,37 +98,37 @@ def _foreign(part: dict) -> str:
         return ""
     kind, config, module = part["class_name"], part.get("config"), part.get("module")
     inner = config if isinstance(config, dict) else {}
-    name, of, registered = part.get("name") or inner.get("name"), module, (None, kind, f"Custom>{kind}")
+    name, origin, registered = part.get("name") or inner.get("name"), module, (None, kind, f"Custom>{kind}")
     if kind == "function":
         known, name, registered = config in functions, config, (None, config)
     elif kind in ("TFOpLambda", "SlicingOpLambda"):
-        of = inner.get("function")
-        plain = str(of).removeprefix("compat.v1.")
+        origin = inner.get("function")
+        plain = str(origin).removeprefix("compat.v1.")
         known = plain in _OPERATIONS or plain.startswith(("math.", "__operators__."))
     else:
         known = kind in classes
     if known and module in modules and part.get("registered_name") in registered:
         return ""
-    return str(kind) + (f" {name!r}" if name else "") + (f" of {of!r}" if of else "")
+    return str(kind) + (f" {name!r}" if name else "") + (f" of {origin!r}" if origin else "")
 
 
 @functools.cache
 def _known() -> tuple[tuple, tuple, tuple]:
     """(The classes that a file may name, the functions, the modules that it may say they are in)."""
 
-    def public(among) -> Iterator[tuple[str, object]]:
-        for path in among:
+    def public(paths) -> Iterator[tuple[str, object]]:
+        for path in paths:
             module = functools.reduce(getattr, path.split("."), tf)
             yield from ((name, getattr(module, name)) for name in dir(module) if not name.startswith("_"))
 
-    classes = {name: each for name, each in public(_FUNCTIONS + _CLASSES) if inspect.isclass(each)}
+    classes = {name: value for name, value in public(_FUNCTIONS + _CLASSES) if inspect.isclass(value)}
     del classes["Lambda"], classes["DenseFeatures"]  # The former holds code, the latter columns that may read files.
-    functions = {name for name, each in public(_FUNCTIONS) if inspect.isfunction(each)} - {
+    functions = {name for name, value in public(_FUNCTIONS) if inspect.isfunction(value)} - {
         "deserialize",
         "get",
         "serialize",
     }
-    modules = {each.__module__ for each in classes.values()}
+    modules = {kind.__module__ for kind in classes.values()}
     return (
         (*classes, *_OWN),
         (*functions, *_OWN_FUNCTIONS),

@@ -1,4 +1,4 @@
-"""The lake's runs, and where everything came from: from a run to its config, code, dataset and figures."""
+"""Catalogue of the lake's runs, and lineage: from a run to its config, code, dataset and figures."""
 
 from .. import lake
 from . import registry
@@ -6,38 +6,41 @@ from .store import Run
 
 
 def runs(root: str) -> list[dict]:
-    """The lake's runs, oldest first: run, model, dataset, step of the newest checkpoint, fid (of its newest evaluated
-    table), created, promoted (as which model).
+    """The lake's runs, oldest first.
+
+    Of each: run, model, dataset, step of the newest checkpoint, fid (of its newest evaluated table), created, promoted
+    (as which model).
     """
     quality, promoted = registry.evaluations(root), {}
     for name in registry.models(root):
         version = registry.current(root, name)
         if version:
             promoted.setdefault(version["run"], []).append(f"{name} v{version['version']}")
-    found = []
+    rows = []
     for name in registry.names(lake.join(lake.to_url(root), "runs")):
         run = Run.named(root, name)
         if not lake.exists(run.path("config.json")):
             continue
         record, steps = run.record(), run.checkpoints()
-        measured = quality.get(name, [])
-        found.append(
+        reports = quality.get(name, [])
+        rows.append(
             {
                 "run": name,
                 "model": record["config"]["model"]["name"],
                 "dataset": record["dataset"]["url"].rsplit("/", 1)[1],
                 "step": steps[-1] if steps else 0,
-                "fid": measured[-1].get("fid") if measured else None,
+                "fid": reports[-1].get("fid") if reports else None,
                 "created": record["created"],
                 "promoted": ", ".join(promoted.get(name, [])),
             }
         )
-    return sorted(found, key=lambda row: row["created"])
+    return sorted(rows, key=lambda row: row["created"])
 
 
 def lineage(root: str, name: str) -> dict:
-    """All that a run came from and led to: config, dataset with its fingerprint, versions, checkpoints, last metrics,
-    quality by table, registered versions.
+    """All that a run came from and led to.
+
+    Config, dataset with its fingerprint, versions, checkpoints, last metrics, quality by table, registered versions.
     """
     run = Run.named(root, name)
     record = run.record()

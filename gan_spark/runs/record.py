@@ -1,4 +1,4 @@
-"""A run's record, config.json: what must not change when it is resumed, its dataset, the versions."""
+"""Record of a run, config.json: what must not change when it is resumed, its dataset, the versions."""
 
 import datetime
 import platform

@@ -1,4 +1,4 @@
-"""Named models in the lake.
+"""Registry of named models in the lake.
 
 `<lake>/models/<name>.json` lists versions, each a run at a checkpoint with what it measured, which of them is
 promoted, and which were before.
@@ -30,10 +30,10 @@ def evaluations(root: str) -> dict[str, list[dict]]:
     """Reports of `evaluate` by run's name, in the order of their steps and of when they were made."""
     folder = lake.join(lake.to_url(root), "generated")
     reports = [lake.read_json(lake.join(folder, name)) for name in names(folder) if name.endswith(".quality.json")]
-    found = {}
+    by_run = {}
     for report in sorted(reports, key=lambda report: (report["step"], report.get("evaluated", ""))):
-        found.setdefault(report["run"].rsplit("/", 1)[1], []).append(report)
-    return found
+        by_run.setdefault(report["run"].rsplit("/", 1)[1], []).append(report)
+    return by_run
 
 
 def _url(root: str, name: str) -> str:
@@ -49,11 +49,11 @@ def models(root: str) -> list[str]:
 
 
 def read(root: str, name: str) -> dict:
-    """{"versions": [{version, run, step, fid, measured, registered}], "promoted": version or 0, "history": [{version,
-    at}]}; empty where there is no such model.
+    """The registry of model `name`; empty where there is no such model.
 
-    `measured` is what the FID was measured with, by the names in MEASURED; it and `fid` are None where none was
-    measured.
+    {"versions": [{version, run, step, fid, measured, registered}], "promoted": version or 0,
+    "history": [{version, at}]}. `measured` is what the FID was measured with, by the names in MEASURED; it and `fid`
+    are None where none was measured.
     """
     url = _url(root, name)
     return lake.read_json(url) if lake.exists(url) else {"versions": [], "promoted": 0, "history": []}
@@ -72,10 +72,8 @@ def promote(root: str, run_name: str, name: str = "default", better: bool = Fals
     """Registers the run at its preferred checkpoint as a version of model `name`, unless it is one, and promotes it.
 
     With `better`, only where its FID is below that of the promoted version, or none is promoted. `Incomparable` where
-    the
-    promoted version has no FID that was measured like the run's. Returns
-    {"model", "version", "run", "step", "fid", "promoted": whether it is now the promoted one, "before": the version
-    that was}.
+    the promoted version has no FID that was measured like the run's. Returns {"model", "version", "run", "step",
+    "fid", "promoted": whether it is now the promoted one, "before": the version that was}.
     """
     run = Run.named(root, run_name)
     run.record()
@@ -88,7 +86,8 @@ def promote(root: str, run_name: str, name: str = "default", better: bool = Fals
         )
     registry = read(root, name)
     before = _promoted(registry)
-    version = next((each for each in registry["versions"] if (each["run"], each["step"]) == (run_name, step)), None)
+    at_step = (entry for entry in registry["versions"] if (entry["run"], entry["step"]) == (run_name, step))
+    version = next(at_step, None)
     if version is None:
         version = {
             "version": len(registry["versions"]) + 1,
@@ -130,22 +129,22 @@ def _alike(root: str, name: str, before: dict, version: dict) -> dict:
     figures = _figures(root, before["run"], before["step"])
     if before["fid"] is not None:  # perhaps of a table that holds other images by now
         figures.insert(0, {"fid": before["fid"], "measured": before.get("measured") or dict.fromkeys(MEASURED)})
-    wanted = version["measured"]
+    measured = version["measured"]
     # Without a fingerprint, as old evaluations are, nobody knows which images it was.
-    found = [each for each in figures if each["measured"] == wanted and wanted["fingerprint"]]
-    if found:
-        return found[-1]
-    this, other = (f"run {each['run']} at step {each['step']}" for each in (version, before))
+    comparable = [figure for figure in figures if figure["measured"] == measured and measured["fingerprint"]]
+    if comparable:
+        return comparable[-1]
+    candidate, incumbent = (f"run {entry['run']} at step {entry['step']}" for entry in (version, before))
     if figures:
-        pairs = ((key, wanted[key], figures[-1]["measured"].get(key)) for key in MEASURED)
+        pairs = ((key, measured[key], figures[-1]["measured"].get(key)) for key in MEASURED)
         why = "they were not measured alike: " + ", ".join(
-            f"{key} {a!r} and {b!r}" for key, a, b in pairs if a != b or a is None
+            f"{key} {new!r} and {old!r}" for key, new, old in pairs if new != old or new is None
         )
     else:
         why = "the second was not measured"
     raise Incomparable(
-        f"model {name!r}: the FIDs of {this}, and of the promoted version {before['version']}, {other}, cannot be"
-        f" compared; {why}. Evaluate both alike with jobs/evaluate.py, or promote without --if-better"
+        f"model {name!r}: the FIDs of {candidate}, and of the promoted version {before['version']}, {incumbent}, cannot"
+        f" be compared; {why}. Evaluate both alike with jobs/evaluate.py, or promote without --if-better"
         " (promote.only_if_better = false)"
     )
 
@@ -177,8 +176,11 @@ def rollback(root: str, name: str = "default") -> dict:
         )
     registry["history"].pop()
     registry["promoted"] = registry["history"][-1]["version"]
+    version = _promoted(registry)
+    if version is None:
+        raise UserError(f"model {name!r}: version {registry['promoted']} of its history is not registered")
     lake.write_json(_url(root, name), registry)
-    return {"model": name, **current(root, name)}
+    return {"model": name, **version}
 
 
 def _now() -> str:

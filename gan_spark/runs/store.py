@@ -1,4 +1,4 @@
-"""A run in the lake, `<lake>/runs/<run>`:
+"""Store of a run in the lake, `<lake>/runs/<run>`:
 
     best.json                 step and value of the checkpoint that was best on split validation
     config.json               resolved config, dataset and its fingerprint, versions
@@ -21,6 +21,7 @@ import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from typing import cast
 
 from .. import lake
 from ..config import Config, UserError, differences
@@ -54,6 +55,8 @@ _NO_APPENDS = ("file:///dbfs/", "file:///Volumes/")
 
 
 class Run:
+    """The run at a URL: its record, checkpoints, metrics, samples and events."""
+
     def __init__(self, url: str):
         self.url = url
 
@@ -72,23 +75,23 @@ class Run:
     # --- identity ---
 
     def record(self) -> dict:
-        """config.json; `UserError` where there is no such run."""
-        found = self._read("config.json")
-        if found is None:
+        """The record of the run, config.json; `UserError` where there is no such run."""
+        record = self._read("config.json")
+        if record is None:
             raise UserError(f"no run at {self.url}: expected config.json there; train it with jobs/train.py")
-        return found
+        return record
 
     def check(self, record: dict, defaults: dict[str, dict]) -> None:
         """Refuses to resume a run that was started with another config or dataset, listing the differences.
 
         `defaults`, by section of the config, stand for options that there were not when the run was started.
         """
-        found = self._read("config.json")
-        if found is None:
+        former = self._read("config.json")
+        if former is None:
             return
-        found["config"] |= {name: {**values, **found["config"].get(name, {})} for name, values in defaults.items()}
+        former["config"] |= {name: {**values, **former["config"].get(name, {})} for name, values in defaults.items()}
         keys = ("config", "dataset")
-        changed = differences({key: found.get(key) for key in keys}, {key: record[key] for key in keys}, RESUMABLE)
+        changed = differences({key: former.get(key) for key in keys}, {key: record[key] for key in keys}, RESUMABLE)
         if changed:
             raise UserError(
                 f"run {self.url} exists with another config; name another run, or restore these: " + "; ".join(changed)
@@ -112,8 +115,9 @@ class Run:
             raise RuntimeError(f"run {self.url} was taken over by another job; this one stops")
 
     def _read(self, name: str) -> dict | None:
-        """A JSON file of the run, None where it is missing. `lake.exists` would call it missing too where the store
-        does not answer.
+        """A JSON file of the run; None where it is missing.
+
+        `lake.exists` would call it missing too where the store does not answer.
         """
         try:
             return lake.read_json(self.path(name))
@@ -123,26 +127,25 @@ class Run:
     # --- checkpoints ---
 
     def checkpoints(self) -> list[int]:
-        """Steps with a manifest, oldest first."""
+        """Steps of the checkpoints that have a manifest, oldest first."""
         fs, path = lake.filesystem(self.path("checkpoints"))
         try:
             names = [posixpath.basename(name.rstrip("/")) for name in fs.ls(path, detail=False)]
         except FileNotFoundError:
             return []
-        found = []
+        steps = []
         for match in filter(None, map(_STEP.fullmatch, names)):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 fs.info(f"{path}/{match[0]}/manifest.json")
-                found.append(int(match[1]))
-        return sorted(found)
+                steps.append(int(match[1]))
+        return sorted(steps)
 
     def save_checkpoint(self, step: int, write: Callable[[str], object], keep: int) -> None:
-        """`write(prefix)` makes local files, which are put in the lake; the manifest goes last. All but the newest
-        `keep` and the best are removed.
+        """Puts in the lake the local files that `write(prefix)` makes, the manifest last.
 
-        Checkpoints of later steps go first, and best.json with them where it names one: the run has gone back before
-        them,
-        which it does where they are damaged, and as the newest they would be kept in place of this one.
+        All checkpoints but the newest `keep` and the best are removed. Those of later steps go first, and best.json
+        with them where it names one: the run has gone back before them, which it does where they are damaged, and as
+        the newest they would be kept in place of this one.
         """
         best = (self.best() or {}).get("step", 0)
         if best > step:
@@ -167,22 +170,26 @@ class Run:
                 self._remove(old)
 
     def best(self) -> dict | None:
-        """{"step", the value that it was measured by} of the checkpoint that was best on split validation; None where
-        none was measured.
+        """{"step", the value that it was measured by} of the checkpoint that was best on split validation.
+
+        None where none was measured.
         """
         return self._read("best.json")
 
     def preferred(self, step: int = 0) -> int:
-        """Step of the checkpoint to use where `step` was asked for: for 0 the best on split validation, or else the
-        newest whole one.
+        """Step of checkpoint `step`, or for 0 of the best on split validation, or else of the newest whole one.
 
         `UserError` where there is none.
         """
         best = self.best()
-        with self.checkpoint(step or (best["step"] if best else 0)) as found:
-            if found is None:
-                raise UserError(f"run {self.url}: no whole checkpoint yet; train it with jobs/train.py")
-            return found[0]
+        return self.checkpoint_step(step or (best["step"] if best else 0))
+
+    def checkpoint_step(self, step: int = 0) -> int:
+        """Step of checkpoint `step`, or for 0 of the newest whole one; `UserError` where there is none."""
+        with self.checkpoint(step) as checkpoint:
+            if checkpoint is None:
+                raise UserError(f"run {self.url}: no whole checkpoint yet; train it first")
+            return checkpoint[0]
 
     def save_best(self, best: dict) -> None:
         lake.write_json(self.path("best.json"), best)
@@ -248,7 +255,7 @@ class Run:
     # --- what is looked at ---
 
     def append_metrics(self, *lines: dict) -> None:
-        """Adds lines to metrics.jsonl; where its last one was cut off, on a line of their own.
+        """Adds lines to metrics.jsonl; they start on a line of their own where its last one was cut off.
 
         Only a local disk appends. Elsewhere the file is written anew, and of two processes that do so at once one loses
         its lines.
@@ -257,10 +264,10 @@ class Run:
         local = lake.mounted(url)
         if not local.startswith("file:") or local.startswith(_NO_APPENDS):
             try:
-                held = lake.read_bytes(url)
+                former = lake.read_bytes(url)
             except FileNotFoundError:
-                held = b""
-            lake.write_bytes(url, held + _newline_after(held[-1:]) + data)
+                former = b""
+            lake.write_bytes(url, former + _newline_after(former[-1:]) + data)
             return
         fs, path = lake.filesystem(url)
         fs.makedirs(posixpath.dirname(path), exist_ok=True)
@@ -273,21 +280,23 @@ class Run:
         return self.watch(0)[0]
 
     def watch(self, offset: int) -> tuple[list[dict], int]:
-        """Whole lines of metrics.jsonl from byte `offset` on, and the offset behind them; what does not parse is left
-        out, with a warning.
+        """Whole lines of metrics.jsonl from byte `offset` on, and the offset behind them.
+
+        What does not parse is left out, with a warning.
         """
         fs, path = lake.filesystem(self.path("metrics.jsonl"))
         try:
-            if fs.size(path) <= offset:
+            size = fs.size(path)
+            if size is not None and size <= offset:
                 return [], offset
-            data = fs.cat_file(path, start=offset)
+            data = cast(bytes, fs.cat_file(path, start=offset))
         except FileNotFoundError:
             return [], offset
         end = data.rfind(b"\n") + 1
-        found, broken = [], []
+        lines, broken = [], []
         for line in filter(None, data[:end].splitlines()):
             try:
-                found.append(json.loads(line))
+                lines.append(json.loads(line))
             except ValueError:
                 broken.append(line)
         if broken:
@@ -297,7 +306,7 @@ class Run:
                 len(broken),
                 broken[0],
             )
-        return found, offset + end
+        return lines, offset + end
 
     def save_sample(self, step: int, png: bytes) -> str:
         url = self.path("samples", f"step-{step:08d}.png")

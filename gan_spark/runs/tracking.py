@@ -1,6 +1,6 @@
-"""A run told to MLflow, where the config has `tracking.uri`: parameters and metrics while it trains, then samples,
-checkpoint, grid and quality.
+"""Tracking of a run in MLflow, where the config has `tracking.uri`.
 
+MLflow takes parameters and metrics while the run trains, then samples, checkpoint, grid and quality.
 One MLflow run a run in the lake, found by its tag, so that resuming and evaluating go on with the same one.
 """
 
@@ -12,6 +12,7 @@ import os
 import posixpath
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 
 from .. import lake
 from ..config import Config, UserError, leaves
@@ -24,28 +25,31 @@ _PAUSE = 600
 
 
 def tracker(config: Config, run: Run) -> "Tracker | None":
-    """None where the config has no `tracking.uri`; `UserError` where MLflow is missing or cannot be reached."""
+    """The run's tracker; None where the config has no `tracking.uri`.
+
+    `UserError` where MLflow is missing or cannot be reached.
+    """
     return Tracker(config, run) if config.tracking.uri else None
 
 
 @contextlib.contextmanager
 def training(config: Config, run: Run, record: dict):
     """The `tracker` of a training, which is told what is trained (`record`: the run's config.json) and how it ended."""
-    told = tracker(config, run)
-    if told:
-        told.begin(record)
+    run_tracker = tracker(config, run)
+    if run_tracker:
+        run_tracker.begin(record)
     try:
-        yield told
+        yield run_tracker
     except BaseException:
-        if told:
-            told.end(False)
+        if run_tracker:
+            run_tracker.end(False)
         raise
-    if told:
-        told.end(True)
+    if run_tracker:
+        run_tracker.end(True)
 
 
 def _forgiving(method):
-    """What MLflow fails to take is warned of: the run is in the lake, and does not fail for it.
+    """The method with a warning in place of an error where MLflow fails: the run is in the lake, and goes on.
 
     MLflow tries for minutes before it fails, so after a failure it is told nothing for `_PAUSE` seconds.
     """
@@ -71,6 +75,8 @@ def _forgiving(method):
 
 
 class Tracker:
+    """The MLflow run of a run in the lake."""
+
     def __init__(self, config: Config, run: Run):
         try:
             import mlflow
@@ -84,45 +90,42 @@ class Tracker:
         self.run, self.mlflow, self.silent_until = run, mlflow, 0.0
         try:
             self.client = MlflowClient(tracking_uri=config.tracking.uri)
-            found = self.client.get_experiment_by_name(config.tracking.experiment)
-            experiment = (
-                found.experiment_id
-                if found
+            experiment = self.client.get_experiment_by_name(config.tracking.experiment)
+            experiment_id = (
+                experiment.experiment_id
+                if experiment
                 else self.client.create_experiment(config.tracking.experiment, config.tracking.artifacts or None)
             )
-            runs = self.client.search_runs([experiment], f"tags.`{TAG}` = '{run.url}'")
+            runs = self.client.search_runs([experiment_id], f"tags.`{TAG}` = '{run.url}'")
             self.id = (
-                runs[0] if runs else self.client.create_run(experiment, run_name=config.run, tags={TAG: run.url})
+                runs[0] if runs else self.client.create_run(experiment_id, run_name=config.run, tags={TAG: run.url})
             ).info.run_id
         except MlflowException as error:
             raise UserError(f"tracking.uri = {config.tracking.uri!r}: {error}") from error
 
     @_forgiving
     def begin(self, record: dict) -> None:
-        """What MLflow holds already stays: it does not let a parameter change."""
-        held = self.client.get_run(self.id).data.params
-        told = {
-            name: text
-            for name, text in leaves({**record["config"], "dataset": record["dataset"], "versions": record["versions"]})
-            if name not in held
-        }
-        params = [self.mlflow.entities.Param(name, text[:6000]) for name, text in told.items()]
+        """Parameters of the run; those that MLflow holds already stay, as it does not let one change."""
+        present = self.client.get_run(self.id).data.params
+        values = {**record["config"], "dataset": record["dataset"], "versions": record["versions"]}
+        missing = {name: text for name, text in leaves(values) if name not in present}
+        params = [self.mlflow.entities.Param(name, text[:6000]) for name, text in missing.items()]
         for start in range(0, len(params), _BATCH):
             self.client.log_batch(self.id, params=params[start : start + _BATCH])
         self.client.update_run(self.id, status="RUNNING")
 
     @_forgiving
-    def metrics(self, values: list[tuple[int, dict[str, float]]]) -> None:
+    def metrics(self, values: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         """Values by name, at each step."""
         now = int(time.time() * 1000)
-        made = [
+        metrics = [
             self.mlflow.entities.Metric(name, float(value), now, step)
             for step, named in values
             for name, value in named.items()
             if math.isfinite(value)
         ]
-        for start in range(0, len(made), _METRICS):
-            self.client.log_batch(self.id, metrics=made[start : start + _METRICS])
+        for start in range(0, len(metrics), _METRICS):
+            self.client.log_batch(self.id, metrics=metrics[start : start + _METRICS])
 
     def end(self, ok: bool) -> None:
         self.silent_until = 0.0

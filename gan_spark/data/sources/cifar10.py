@@ -1,4 +1,4 @@
-"""CIFAR-10's own archives."""
+"""Source of CIFAR-10's own archives."""
 
 import functools
 import pickletools
@@ -55,23 +55,23 @@ def _read(has_test: bool, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Reco
             if problem:
                 yield chunk(id=[batch.name], reason=[problem])
             for start in range(0, len(labels), CHUNK):
-                many = len(labels[start : start + CHUNK])
-                bad = [
+                count = len(labels[start : start + CHUNK])
+                reasons = [
                     None if label < 10 else f"label {label} is not among the 10 classes"
-                    for label in labels[start : start + many]
+                    for label in labels[start : start + count]
                 ]
                 yield chunk(
-                    id=[f"{batch.name}/{i:05d}" for i in range(start, start + many)],
-                    content=[image.transpose(1, 2, 0).tobytes() for image in pixels[start : start + many]],
-                    height=[32] * many,
-                    width=[32] * many,
-                    channels=[3] * many,
+                    id=[f"{batch.name}/{index:05d}" for index in range(start, start + count)],
+                    content=[image.transpose(1, 2, 0).tobytes() for image in pixels[start : start + count]],
+                    height=[32] * count,
+                    width=[32] * count,
+                    channels=[3] * count,
                     label=[
                         None if reason else CLASSES[label]
-                        for label, reason in zip(labels[start : start + many], bad, strict=True)
+                        for label, reason in zip(labels[start : start + count], reasons, strict=True)
                     ],
-                    split=["test" if batch.name.startswith("test") else "train" if has_test else None] * many,
-                    reason=bad,
+                    split=["test" if batch.name.startswith("test") else "train" if has_test else None] * count,
+                    reason=reasons,
                 )
 
 
@@ -87,12 +87,13 @@ def _member_bytes(url: str, member: str | None) -> bytes:
 
 
 def binary_batch(data: bytes) -> tuple[list[int], np.ndarray, str | None]:
-    """Records of a label byte and 3,072 pixels: labels, uint8 [n, 3, 32, 32], and what is wrong with the rest, if
-    anything.
+    """Labels, uint8 [n, 3, 32, 32] and a problem from a binary-version batch, records of a label byte and 3,072 pixels.
+
+    The problem is None unless bytes are left after the last whole record.
     """
-    count, rest = divmod(len(data), 3073)
+    count, rest_bytes = divmod(len(data), 3073)
     records = np.frombuffer(data, np.uint8, count * 3073).reshape(count, 3073)
-    problem = f"truncated: {rest} bytes after the last whole image" if rest else None
+    problem = f"truncated: {rest_bytes} bytes after the last whole image" if rest_bytes else None
     return records[:, 0].tolist(), records[:, 1:].reshape(-1, 3, 32, 32), problem
 
 

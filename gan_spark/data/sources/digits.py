@@ -1,4 +1,4 @@
-"""The digits that scikit-learn ships."""
+"""Source of the digits that scikit-learn ships."""
 
 import numpy as np
 
@@ -14,13 +14,13 @@ def source(spark, config: Ingest) -> Source:
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     rows = [
         {
-            "id": f"digits/{i:04d}",
+            "id": f"digits/{index:04d}",
             "content": image.tobytes(),
             "height": 8,
             "width": 8,
             "channels": 1,
             "label": str(label),
         }
-        for i, (image, label) in enumerate(zip(pixels, digits.target, strict=True))
+        for index, (image, label) in enumerate(zip(pixels, digits.target, strict=True))
     ]
     return Source(frame_of(spark, rows), tuple("0123456789"), len(rows))

@@ -1,4 +1,4 @@
-"""Folders of image files."""
+"""Source of folders of image files."""
 
 import functools
 import posixpath
@@ -42,13 +42,14 @@ def _subfolders(root: str) -> Iterator[str]:
         name = posixpath.basename(entry["name"].rstrip("/"))
         if entry["type"] != "directory" or _IMAGE_NAME.search(name):
             continue
-        if any(problem or found["type"] != "directory" for found, problem in walk(fs, entry["name"])):
+        if any(problem or child["type"] != "directory" for child, problem in walk(fs, entry["name"])):
             yield name
 
 
 def walk(fs, folder: str) -> Iterator[tuple[dict, str | None]]:
-    """(entry as fsspec's `ls` gives it, None) of all that is in the folder, at any depth; (folder, why) of one that
-    cannot be listed.
+    """(entry as fsspec's `ls` gives it, None) of all that is in the folder, at any depth.
+
+    (folder, why) of a folder that cannot be listed.
     """
     # fsspec's own walk passes over folders below the first level that cannot be listed, and not every filesystem's find
     # takes a handler.
@@ -76,8 +77,8 @@ def _list(root: str, max_bytes: int, by_class: bool, classes: Iterator[str | Non
     fs, base = lake.filesystem(root)
     base = base.rstrip("/") + "/"
     for label in classes:
-        found = ((entry, None) for entry in _entries(fs, base)) if label is None else walk(fs, base + label)
-        for entry, problem in found:
+        entries = ((entry, None) for entry in _entries(fs, base)) if label is None else walk(fs, base + label)
+        for entry, problem in entries:
             name = entry["name"].rstrip("/").removeprefix(base)
             if problem is not None:
                 yield name, None, label, f"a folder that cannot be listed: {problem}"

@@ -1,4 +1,4 @@
-"""IDX files: MNIST, Fashion-MNIST."""
+"""Source of IDX files: MNIST, Fashion-MNIST."""
 
 import functools
 import gzip
@@ -48,16 +48,15 @@ def source(spark, config: Ingest) -> Source:
         raise UserError(f"ingest.path = {config.path!r}: expected a folder of IDX files")
     files = sorted(posixpath.basename(name) for name in fs.ls(path, detail=False))
     has_test = any(re.match(r"(t10k|test)-images", name) for name in files)
-    parts, labelled = [], set()
+    ranges, labelled = [], set()
     for name in files:
         match = re.fullmatch(r"(.+)-images[-.]idx3-ubyte(\.gz)?", name)
         if not match:
             continue
         images = lake.join(root, name)
         count, height, width = _idx_header(images, 3)
-        label_name = next(
-            (n for n in files if re.fullmatch(re.escape(match[1]) + r"-labels[-.]idx1-ubyte(\.gz)?", n)), None
-        )
+        label_pattern = re.compile(re.escape(match[1]) + r"-labels[-.]idx1-ubyte(\.gz)?")
+        label_name = next(filter(label_pattern.fullmatch, files), None)
         labelled.add(label_name is not None)
         if label_name:
             (label_count,) = _idx_header(lake.join(root, label_name), 1)
@@ -69,8 +68,8 @@ def source(spark, config: Ingest) -> Source:
         step = max(CHUNK, -(-count // spark.sparkContext.defaultParallelism))
         for start in range(0, count, step):
             labels = lake.join(root, label_name) if label_name else None
-            parts.append((match[1], images, labels, split, start, min(start + step, count), height, width))
-    if not parts:
+            ranges.append((match[1], images, labels, split, start, min(start + step, count), height, width))
+    if not ranges:
         raise UserError(
             f"ingest.path = {config.path!r}: no file named <part>-images-idx3-ubyte[.gz] in it (found:"
             f" {', '.join(files[:5]) or 'nothing'})"
@@ -80,11 +79,11 @@ def source(spark, config: Ingest) -> Source:
             f"ingest.path = {config.path!r}: some IDX image files have labels and some have none; expected all or none"
         )
     frame = spark.createDataFrame(
-        parts, "part string, images string, labels string, split string, start int, stop int, height int, width int"
+        ranges, "part string, images string, labels string, split string, start int, stop int, height int, width int"
     )
     names = config.classes or tuple("0123456789")
-    frame = frame.repartitionByRange(len(parts), "part", "start").mapInArrow(functools.partial(_read_idx, names), ROW)
-    return Source(frame, names if labelled == {True} else (), sum(part[5] - part[4] for part in parts))
+    frame = frame.repartitionByRange(len(ranges), "part", "start").mapInArrow(functools.partial(_read_idx, names), ROW)
+    return Source(frame, names if labelled == {True} else (), sum(stop - start for *_, start, stop, _, _ in ranges))
 
 
 def _read_idx(names: tuple[str, ...], ranges: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -95,9 +94,9 @@ def _read_idx(names: tuple[str, ...], ranges: Iterator[pa.RecordBatch]) -> Itera
             for start, block in _blocks(part.images, 16, part.start, part.stop, size):
                 stop = min(start + CHUNK, part.stop)
                 content, reason, label = [], [], []
-                for i in range(start, stop):
-                    pixels = block[(i - start) * size : (i - start + 1) * size]
-                    digit = labels[i - part.start] if labels and i - part.start < len(labels) else None
+                for index in range(start, stop):
+                    pixels = block[(index - start) * size : (index - start + 1) * size]
+                    digit = labels[index - part.start] if labels and index - part.start < len(labels) else None
                     problem = None
                     if len(pixels) < size:
                         problem = f"truncated: {posixpath.basename(part.images)} ends before this image"
@@ -108,15 +107,15 @@ def _read_idx(names: tuple[str, ...], ranges: Iterator[pa.RecordBatch]) -> Itera
                     content.append(None if problem else pixels)
                     reason.append(problem)
                     label.append(None if problem or labels is None else names[digit])
-                many = stop - start
+                count = stop - start
                 yield chunk(
-                    id=[f"{part.part}/{i:06d}" for i in range(start, stop)],
+                    id=[f"{part.part}/{index:06d}" for index in range(start, stop)],
                     content=content,
-                    height=[part.height] * many,
-                    width=[part.width] * many,
-                    channels=[1] * many,
+                    height=[part.height] * count,
+                    width=[part.width] * count,
+                    channels=[1] * count,
                     label=label,
-                    split=[part.split] * many,
+                    split=[part.split] * count,
                     reason=reason,
                 )
 
@@ -134,14 +133,14 @@ def _blocks(url: str, header: int, start: int, stop: int, size: int) -> Iterator
         except _STREAM_ERRORS:
             ended = True
         for first in range(start, stop, CHUNK):
-            want, block = (min(first + CHUNK, stop) - first) * size, b""
-            while len(block) < want and not ended:
+            block_size, block = (min(first + CHUNK, stop) - first) * size, b""
+            while len(block) < block_size and not ended:
                 try:
-                    more = stream.read(want - len(block))
-                    if len(block) + len(more) == want and first + CHUNK >= stop:
+                    piece = stream.read(block_size - len(block))
+                    if len(block) + len(piece) == block_size and first + CHUNK >= stop:
                         stream.read(1)  # gzip checks its sum once its end is reached
                 except _STREAM_ERRORS:
-                    more, block = b"", b""
-                ended = not more
-                block += more
+                    piece, block = b"", b""
+                ended = not piece
+                block += piece
             yield first, block

@@ -1,4 +1,4 @@
-"""What every source gives: rows of image references."""
+"""Rows of image references, which every source gives."""
 
 import dataclasses
 

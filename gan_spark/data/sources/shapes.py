@@ -1,4 +1,4 @@
-"""Captioned pictures that are composed."""
+"""Source of captioned pictures, which are drawn."""
 
 import functools
 from collections.abc import Iterator
@@ -11,8 +11,9 @@ from .rows import CHUNK, ROW, Source, chunk
 
 
 def source(spark, config: Ingest) -> Source:
-    """`config.count` captioned pictures, drawn in tasks; held-out combinations are in split test alone, unless
-    `config.held_out` is false.
+    """`config.count` captioned pictures, drawn in tasks.
+
+    Held-out combinations are in split test alone, unless `config.held_out` is false.
     """
     if config.height != config.width or config.channels != 3:
         raise UserError(
@@ -31,16 +32,17 @@ def _draw(side: int, holds_out: bool, batches: Iterator[pa.RecordBatch]) -> Iter
             pixels, attributes, phrasings = zip(
                 *(shapes.draw(index if holds_out else index + shapes.JUDGE, side) for index in drawn), strict=False
             )
-            held_out = [shapes.is_held_out(each) for each in attributes]
+            held_out = [shapes.is_held_out(values) for values in attributes]
             yield chunk(
                 id=[
-                    f"{'heldout' if held else 'seen'}/{index:06d}" for held, index in zip(held_out, drawn, strict=True)
+                    f"{'heldout' if is_held_out else 'seen'}/{index:06d}"
+                    for is_held_out, index in zip(held_out, drawn, strict=True)
                 ],
                 content=[image.tobytes() for image in pixels],
                 height=[side] * len(drawn),
                 width=[side] * len(drawn),
                 channels=[3] * len(drawn),
-                label=[" ".join(each.values()) for each in attributes],
-                split=["test" if held and holds_out else None for held in held_out],
-                caption=["\n".join(each) for each in phrasings],
+                label=[" ".join(values.values()) for values in attributes],
+                split=["test" if is_held_out and holds_out else None for is_held_out in held_out],
+                caption=["\n".join(sentences) for sentences in phrasings],
             )

@@ -1,8 +1,10 @@
-"""Any Spark table, or DataFrame."""
+"""Source of any Spark table, or DataFrame."""
 
 from ... import lake
 from ...config import Ingest, UserError
 from .rows import Source, padded
+
+_EMBEDDINGS = ("array<float>", "array<double>", "array<array<float>>", "array<array<double>>")
 
 
 def _column(name: str):
@@ -41,36 +43,13 @@ def from_frame(
     embedding_column: str = "",
     max_file_mb: int = 64,
 ) -> Source:
-    """Any DataFrame with a unique id and a binary column of encoded images; null images, and those over `max_file_mb`
-    MB, are rejected by id.
+    """Any DataFrame with a unique id and a binary column of encoded images.
+
+    Null images, and those over `max_file_mb` MB, are rejected by id.
     """
     from pyspark.sql import functions as F
 
-    kinds = dict(frame.dtypes)
-    optional = {"label": label_column, "caption": caption_column, "embedding": embedding_column}
-    for key, column in {
-        "id": id_column,
-        "image": image_column,
-        **{key: column for key, column in optional.items() if column},
-    }.items():
-        if column not in kinds:
-            raise UserError(
-                f"ingest.{key}_column = {column!r}: not a column of the table (columns: {', '.join(kinds)})"
-            )
-    if kinds[image_column] != "binary":
-        raise UserError(
-            f"ingest.image_column = {image_column!r}: expected a binary column, found {kinds[image_column]}"
-        )
-    if embedding_column and kinds[embedding_column] not in (
-        "array<float>",
-        "array<double>",
-        "array<array<float>>",
-        "array<array<double>>",
-    ):
-        raise UserError(
-            f"ingest.embedding_column = {embedding_column!r}: expected an array of float, or an array of such arrays,"
-            f" found {kinds[embedding_column]}"
-        )
+    _check_columns(dict(frame.dtypes), id_column, image_column, label_column, caption_column, embedding_column)
     id, image = _column(id_column), _column(image_column)
     label = _column(label_column).cast("string") if label_column else F.lit(None).cast("string")
     reason = F.when(id.isNull(), "no id (null)").when(image.isNull(), "no image (null)")
@@ -97,6 +76,23 @@ def from_frame(
         _embedding_shape(frame, embedding_column),
         holds_files=True,
     )
+
+
+def _check_columns(kinds: dict[str, str], id: str, image: str, label: str, caption: str, embedding: str) -> None:
+    """`UserError` where a column is not in the table, whose types by column are `kinds`, or is of a wrong type."""
+    optional = {"label": label, "caption": caption, "embedding": embedding}
+    for key, column in {"id": id, "image": image, **{key: name for key, name in optional.items() if name}}.items():
+        if column not in kinds:
+            raise UserError(
+                f"ingest.{key}_column = {column!r}: not a column of the table (columns: {', '.join(kinds)})"
+            )
+    if kinds[image] != "binary":
+        raise UserError(f"ingest.image_column = {image!r}: expected a binary column, found {kinds[image]}")
+    if embedding and kinds[embedding] not in _EMBEDDINGS:
+        raise UserError(
+            f"ingest.embedding_column = {embedding!r}: expected an array of float, or an array of such arrays,"
+            f" found {kinds[embedding]}"
+        )
 
 
 def _flat(frame, embedding_column: str):
