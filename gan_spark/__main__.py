@@ -1,51 +1,117 @@
-"""python -m gan_spark: what is not a job."""
+"""The command gan-spark, which is python -m gan_spark: every job, and what is not a job."""
 
 import argparse
+import difflib
 import json
 import os
+import re
 import shutil
 import sys
+import traceback
+from collections.abc import Sequence
 
+from . import failures, process
 from .config import UserError, leaves
+from .job import JOBS, conf_folder, java_home, script
+
+PROMOTE = """gan-spark promote RUN [--model NAME] [--if-better] [--lake URL] [--json]
+       gan-spark promote --config FILE [--set KEY=VALUE] [--dry-run] [--verbose]"""
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m gan_spark")
-    commands = parser.add_subparsers(dest="command", required=True)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the subcommand of `argv`; its exit code, as README.md lists them."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and _is_job(argv):
+        return script(argv[0], argv[1:], prog=f"gan-spark {argv[0]}")
+    arguments = _parser().parse_args(argv)
+    process.prepare()
+    try:
+        return _COMMANDS[arguments.command](arguments) or 0
+    except BrokenPipeError:  # Whoever reads has seen enough, as `head` does; nor is there anybody for what is buffered.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return failures.report(error)
+
+
+def _is_job(argv: list[str]) -> bool:
+    """Whether the subcommand is a job; `promote` is one with a config, and without one a command about a run."""
+    has_config = any(word.partition("=")[0] == "--config" for word in argv)
+    return argv[0] in JOBS and (argv[0] != "promote" or has_config)
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The parser of the commands that are not jobs; jobs, which parse their own arguments, it lists."""
+    parser = argparse.ArgumentParser(
+        prog="gan-spark",
+        description="Train generative image models on Spark clusters.",
+        epilog="`gan-spark COMMAND --help` says what a command takes.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, job in JOBS.items():
+        if name != "promote":
+            commands.add_parser(name, help=job.description)
+    promote = commands.add_parser(
+        "promote",
+        help="make a run the promoted version of a named model: RUN, or the run of --config",
+        usage=PROMOTE,
+        description="Make a run the promoted version of a named model; with --config, as the job that the config says.",
+    )
+    promote.add_argument("run", metavar="RUN")
+    promote.add_argument("--if-better", action="store_true", help="only where its FID is below the promoted version's")
+    rollback = commands.add_parser("rollback", help="promote the version from before again")
+    for command in (promote, rollback):
+        command.add_argument(
+            "--model", default="default", metavar="NAME", help="name of the model (default: %(default)s)"
+        )
+    runs = commands.add_parser("runs", help="the lake's runs, as a table")
+    show = commands.add_parser("show", help="what a run came from and led to")
+    show.add_argument("run", metavar="RUN")
+    for command in (promote, rollback, runs, show):
+        command.add_argument("--lake", default="lake", metavar="URL", help="path or URL (default: %(default)s)")
+        command.add_argument("--json", action="store_true", help="print JSON, not a table")
+    init = commands.add_parser("init", help="write an example config into this folder, or list the examples")
+    init.add_argument("name", nargs="?", metavar="NAME", help="without it, the examples are listed")
+    models = commands.add_parser("models", help="every model with its paper, inputs and config keys")
+    models.add_argument("name", nargs="*", metavar="NAME", help="these alone")
+    check = commands.add_parser("check", help="try what every model must do with one of them")
+    check.add_argument("name", metavar="NAME", help="of a model, or my_package.my_module:MyModel")
+    commands.add_parser("reference", help="every config key, as Markdown: docs/config.md")
+    download = commands.add_parser("download", help="fetch a well-known image set, with its checksum")
+    download.add_argument("name", metavar="NAME")
+    download.add_argument("folder", metavar="FOLDER", help="path or URL")
     commands.add_parser("java-home", help="print a JAVA_HOME that Spark 3.4 runs on, for spark-submit")
     commands.add_parser("bigdl-jars", help="print BigDL's jars, for spark-submit --jars")
-    listing = commands.add_parser("models", help="every model with its paper, inputs and config keys")
-    listing.add_argument("name", nargs="*", help="these alone")
-    commands.add_parser("reference", help="every config key, as Markdown: docs/config.md")
-    fetch = commands.add_parser("download", help="fetch a well-known image set, with its checksum")
-    fetch.add_argument("name")
-    fetch.add_argument("folder", help="path or URL")
-    listing = commands.add_parser("runs", help="the lake's runs, as a table")
-    show = commands.add_parser("show", help="what a run came from and led to")
-    show.add_argument("run")
-    promoting = commands.add_parser("promote", help="make a run the promoted version of a named model")
-    promoting.add_argument("run")
-    promoting.add_argument(
-        "--if-better", action="store_true", help="only where its FID is below the promoted version's"
-    )
-    back = commands.add_parser("rollback", help="promote the version from before again")
-    for command in (promoting, back):
-        command.add_argument("--model", default="default", help="name of the model (default: %(default)s)")
-    for command in (listing, show, promoting, back):
-        command.add_argument("--lake", default="lake", help="path or URL (default: %(default)s)")
-        command.add_argument("--json", action="store_true", help="print JSON, not a table")
-    arguments = parser.parse_args()
+    return parser
+
+
+def _init(arguments) -> None:
+    examples = {path.stem: path for path in conf_folder().glob("*.toml")}
+    name = arguments.name
+    if name is None:
+        width = max(map(len, examples))
+        for example, path in sorted(examples.items()):
+            print(f"{example:<{width}}  {path.read_text().splitlines()[0].lstrip('# ')}")
+        return
+    if name not in examples:
+        near = difflib.get_close_matches(name, examples, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"no example {name!r}{hint} (`gan-spark init` lists them)")
+    text = examples[name].read_text()
     try:
-        _COMMANDS[arguments.command](arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        with open(f"{name}.toml", "x") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UserError(
+            f"{os.path.abspath(f'{name}.toml')} is there already, and is left as it is: remove it, or go to another"
+            " folder"
+        ) from None
+    print(f"{name}.toml is written. Next:")
+    for job, config, changes in re.findall(r"^#   uv run jobs/(\w+)\.py --config conf/(\S+)(.*)", text, re.MULTILINE):
+        print(f"  gan-spark {job} --config {config}{changes}")
 
 
 def _java_home(_) -> None:
-    from .job import java_home
-
     print(
         java_home()
         or os.environ.get("JAVA_HOME")
@@ -63,6 +129,19 @@ def _models(arguments) -> None:
     from .models import MODELS, describe
 
     print("\n\n".join(describe(name) for name in arguments.name or sorted(MODELS)))
+
+
+def _check(arguments) -> int | None:
+    from .check import CheckFailed, check
+
+    try:
+        for line in check(arguments.name):
+            print(line, flush=True)
+    except CheckFailed as error:
+        if error.__cause__ is not None:  # An error of the user's own code.
+            traceback.print_exception(error.__cause__)
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _reference(_) -> None:
@@ -102,40 +181,39 @@ def _rollback(arguments) -> None:
 
 
 def _print(value: list[dict] | dict, as_json: bool) -> None:
-    """A table: a row an item of a list; a line a leaf of a dict."""
+    """A table: a row for each item of a list, a line for each leaf of a dict."""
     if as_json:
         print(json.dumps(value))
         return
     if isinstance(value, dict):
         rows = list(leaves(value))
+    elif value:
+        rows = [tuple(value[0]), *(tuple(_cell(content) for content in row.values()) for row in value)]
     else:
-        rows = (
-            [tuple(value[0])]
-            + [
-                tuple(
-                    "" if each is None else f"{each:.6g}" if isinstance(each, float) else str(each)
-                    for each in row.values()
-                )
-                for row in value
-            ]
-            if value
-            else [("no runs",)]
-        )
+        rows = [("no runs",)]
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def _cell(content) -> str:
+    if content is None:
+        return ""
+    return f"{content:.6g}" if isinstance(content, float) else str(content)
+
+
 _COMMANDS = {
-    "java-home": _java_home,
     "bigdl-jars": _bigdl_jars,
-    "models": _models,
-    "reference": _reference,
+    "check": _check,
     "download": _download,
+    "init": _init,
+    "java-home": _java_home,
+    "models": _models,
+    "promote": _promote,
+    "reference": _reference,
+    "rollback": _rollback,
     "runs": _runs,
     "show": _show,
-    "promote": _promote,
-    "rollback": _rollback,
 }
 
 if __name__ == "__main__":

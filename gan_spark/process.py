@@ -1,11 +1,25 @@
-"""One process of many: its rank, its device, its threads."""
+"""One process of many: its rank, its device, its threads, its settings, and what it keeps loaded.
 
+Nothing of this happens when a module is imported: jobs, ranks and tasks call it.
+"""
+
+import collections
 import dataclasses
 import logging
 import os
-from collections.abc import Callable
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Hashable
+from typing import Any
 
 log = logging.getLogger(__name__)
+
+# TensorFlow reads both when it is imported. Its log is otherwise full of the absence of CUDA; errors of operations are
+# Python exceptions all the same. It turns oneDNN on by itself only where the processor has AVX512-VNNI or the like;
+# with AVX2 alone DCGAN's step is half as fast again with it.
+ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "1"}
+KEPT = 4  # objects that `cached` keeps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +31,24 @@ class Team:
     local_rank: int = 0
     reduce: Callable[[list], list] = list  # averages a list of tensors over all ranks
     broadcast: Callable[[list], None] = lambda variables: None  # variables become rank 0's
+
+
+def prepare(spark=None) -> None:
+    """Settings of a process of gan_spark's own, to be made before TensorFlow is imported; what the environment holds
+    already stays as it is. With a Spark session they hold for the Python workers that it starts from now on, too.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+        if spark is not None:
+            spark.sparkContext.environment.setdefault(name, os.environ[name])
+    # Petastorm 0.12 is tied to pyarrow's legacy ParquetDataset, which warns of itself at every use.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="petastorm")
+
+
+def in_task() -> bool:
+    """Whether this is a Python worker of Spark that runs a task, and not a driver or a rank."""
+    pyspark = sys.modules.get("pyspark")  # A process that has not imported it runs no task.
+    return pyspark is not None and pyspark.TaskContext.get() is not None
 
 
 def pin_device(team: Team) -> None:
@@ -44,3 +76,31 @@ def set_threads(threads: int) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(threads)
     except RuntimeError:
         log.debug("TensorFlow is running already; its threads stay as they are")
+
+
+def limit_task_threads() -> None:
+    """One TensorFlow thread in a task of Spark, which runs as many of them as there are cores. Elsewhere nothing
+    changes: a driver that loads a model to look through it keeps all of its threads.
+    """
+    if in_task():
+        set_threads(1)
+
+
+_cache: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
+_cache_lock = threading.RLock()  # Making an object may ask for others.
+
+
+def cached(key: Hashable, make: Callable[[], Any]) -> Any:
+    """What `make` returned for `key` in this process, made once while it is kept: loaded models and networks, and
+    functions compiled of them. The `KEPT` objects that were asked for last are kept; the others are let go of.
+
+    `key` starts with what kind of object it is, and says whatever may change about it, such as when a run was created.
+    """
+    with _cache_lock:
+        if key not in _cache:
+            _cache[key] = make()
+        _cache.move_to_end(key)
+        value = _cache[key]
+        while len(_cache) > KEPT:
+            _cache.popitem(last=False)
+        return value

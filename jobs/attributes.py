@@ -3,7 +3,6 @@
 import sys
 
 from gan_spark import job
-from gan_spark.quality.attributes import attributes
 
 if __name__ == "__main__":
-    sys.exit(job.main(attributes, __doc__))
+    sys.exit(job.script("attributes"))

@@ -3,7 +3,6 @@
 import sys
 
 from gan_spark import job
-from gan_spark.sampling.dream import dream
 
 if __name__ == "__main__":
-    sys.exit(job.main(dream, __doc__))
+    sys.exit(job.script("dream"))

@@ -3,7 +3,6 @@
 import sys
 
 from gan_spark import job
-from gan_spark.ml.featurize import featurize
 
 if __name__ == "__main__":
-    sys.exit(job.main(featurize, __doc__))
+    sys.exit(job.script("featurize"))

@@ -3,7 +3,6 @@
 import sys
 
 from gan_spark import job
-from gan_spark.ml.finetune import finetune
 
 if __name__ == "__main__":
-    sys.exit(job.main(finetune, __doc__))
+    sys.exit(job.script("finetune"))

@@ -3,7 +3,6 @@
 import sys
 
 from gan_spark import job
-from gan_spark.sampling.generate import generate
 
 if __name__ == "__main__":
-    sys.exit(job.main(generate, __doc__))
+    sys.exit(job.script("generate"))

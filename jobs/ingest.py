@@ -3,7 +3,6 @@
 import sys
 
 from gan_spark import job
-from gan_spark.data.ingest import ingest
 
 if __name__ == "__main__":
-    sys.exit(job.main(ingest, __doc__))
+    sys.exit(job.script("ingest"))

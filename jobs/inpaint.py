@@ -3,7 +3,6 @@
 import sys
 
 from gan_spark import job
-from gan_spark.sampling.inpaint import inpaint
 
 if __name__ == "__main__":
-    sys.exit(job.main(inpaint, __doc__))
+    sys.exit(job.script("inpaint"))

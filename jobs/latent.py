@@ -3,7 +3,6 @@
 import sys
 
 from gan_spark import job
-from gan_spark.sampling.latent import latent
 
 if __name__ == "__main__":
-    sys.exit(job.main(latent, __doc__))
+    sys.exit(job.script("latent"))

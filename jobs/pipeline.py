@@ -3,7 +3,6 @@
 import sys
 
 from gan_spark import job
-from gan_spark.pipeline import pipeline
 
 if __name__ == "__main__":
-    sys.exit(job.main(pipeline, __doc__))
+    sys.exit(job.script("pipeline"))

@@ -3,7 +3,6 @@
 import sys
 
 from gan_spark import job
-from gan_spark.ml.predict import predict
 
 if __name__ == "__main__":
-    sys.exit(job.main(predict, __doc__))
+    sys.exit(job.script("predict"))

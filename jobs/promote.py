@@ -3,7 +3,6 @@
 import sys
 
 from gan_spark import job
-from gan_spark.quality.promote import promote_run
 
 if __name__ == "__main__":
-    sys.exit(job.main(promote_run, __doc__))
+    sys.exit(job.script("promote"))

@@ -3,7 +3,6 @@
 import sys
 
 from gan_spark import job
-from gan_spark.quality.report import report
 
 if __name__ == "__main__":
-    sys.exit(job.main(report, __doc__))
+    sys.exit(job.script("report"))

@@ -3,7 +3,6 @@
 import sys
 
 from gan_spark import job
-from gan_spark.training.driver import train
 
 if __name__ == "__main__":
-    sys.exit(job.main(train, __doc__))
+    sys.exit(job.script("train"))

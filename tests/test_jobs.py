@@ -1,16 +1,21 @@
 """The command line: arguments, exit codes, the result line, and errors that leave nothing behind."""
 
 import json
+import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, make_config, write_config
+from pyspark.sql import functions as F
 
 from gan_spark import job
 from gan_spark import lake as lakes
+from gan_spark.data import splits
 from gan_spark.pipeline import pipeline
 from gan_spark.training import driver
 
@@ -46,7 +51,7 @@ def test_help_says_what_the_job_does(name):
         [sys.executable, str(ROOT / "jobs" / f"{name}.py"), "--help"], capture_output=True, text=True
     )
     assert answer.returncode == 0
-    assert all(option in answer.stdout for option in ("--config", "--set", "--dry-run"))
+    assert all(option in answer.stdout for option in ("--config", "--set", "--dry-run", "--verbose"))
 
 
 @pytest.mark.parametrize(
@@ -87,12 +92,100 @@ def test_missing_and_unknown_arguments_exit_with_2(capsys, toml):
     assert run(capsys, driver.train, "--config", "/nowhere.toml")[0] == 2
 
 
-def test_an_unforeseen_failure_exits_with_1(capsys, spark, toml):
+def test_an_unforeseen_failure_exits_with_1_and_its_traceback(capsys, spark, toml):
     def breaks(spark, config):
         raise ValueError("the disk is on fire")
 
     code, out, errors = run(capsys, breaks, "--config", toml)
-    assert (code, out) == (1, []) and "error: ValueError: the disk is on fire" in errors
+    assert (code, out) == (1, [])
+    assert errors.splitlines()[-1] == "error: ValueError: the disk is on fire"
+    assert "Traceback (most recent call last)" in errors and "in breaks" in errors
+
+
+def test_a_users_error_is_told_without_a_traceback_but_with_verbose(capsys, spark, toml, caplog):
+    arguments = ["--config", toml, "--set", "train.workers=8", "--set", "train.launcher=spark"]
+    code, _, errors = run(capsys, driver.train, *arguments, "--set", "dataset=nothing")
+    assert code == 2 and "Traceback" not in errors
+    assert logging.getLogger("gan_spark").level == logging.INFO
+    caplog.clear()
+    assert run(capsys, driver.train, *arguments, "--set", "dataset=nothing", "--verbose")[0] == 2
+    assert logging.getLogger("gan_spark").level == logging.DEBUG
+    assert any(record.levelno == logging.DEBUG and record.exc_info for record in caplog.records)
+
+
+def test_a_task_that_raises_is_told_by_the_last_line_of_its_python(capsys, spark, toml):
+    def fails(row):
+        raise ValueError(f"row {row} is not an image\nand more of that")
+
+    def of_rdd(spark, config):
+        return spark.sparkContext.parallelize([3], 1).map(fails).collect()
+
+    def of_udf(spark, config):
+        return spark.range(3, 4).select(F.udf(fails)("id")).collect()
+
+    for step in (of_rdd, of_udf):
+        code, out, errors = run(capsys, step, "--config", toml)
+        assert (code, out) == (1, [])
+        assert errors.splitlines()[-1] == "error: ValueError: row 3 is not an image"
+        assert "in fails" in errors  # the worker's traceback, which stands in Java's message
+        assert "in of_" in errors
+
+
+def test_a_python_worker_that_dies_is_told_so(capsys, spark, toml):
+    def dies(spark, config):
+        return spark.sparkContext.parallelize([3], 1).map(lambda row: os._exit(3)).collect()
+
+    code, _, errors = run(capsys, dies, "--config", toml)
+    assert code == 1 and re.match("error: SparkException: Python worker exited", errors.splitlines()[-1])
+
+
+def test_a_table_that_is_not_there_is_named(capsys, spark, toml, tmp_path):
+    for read, name in (
+        (lambda: spark.table("nothing"), "nothing"),
+        (lambda: spark.read.parquet("/no/table"), "/no/table"),
+    ):
+        code, _, errors = run(capsys, lambda spark, config, read=read: read(), "--config", toml)
+        line = errors.splitlines()[-1]
+        assert code == 1 and line.startswith("error: AnalysisException: ") and name in line
+
+
+def damaged(tmp_path, digits: str, start: int, end: int) -> tuple[str, str]:
+    """A lake with a copy of the dataset, and the name of the one file whose bytes from `start` to `end` are 0xff."""
+    folder = tmp_path / "lake" / "datasets" / "digits"
+    shutil.copytree(digits.removeprefix("file:"), folder)
+    path = Path(splits.files(f"file:{folder}", "train")[0].removeprefix("file:"))
+    (path.parent / f".{path.name}.crc").unlink(missing_ok=True)
+    content = bytearray(path.read_bytes())
+    content[start:end] = b"\xff" * len(content[start:end])
+    path.write_bytes(content)
+    return f"{tmp_path}/lake", path.name
+
+
+def test_a_damaged_file_of_a_dataset_is_named_by_the_job_that_reads_it(capsys, spark, digits, toml, tmp_path):
+    reads = lambda spark, config: splits.frame(spark, lakes.dataset_url(config), "train").collect()
+    lake, name = damaged(tmp_path, digits, 4, 400)  # in the first page of the first column
+    code, out, errors = run(capsys, reads, "--config", toml, "--set", f"lake={lake}")
+    line = errors.splitlines()[-1]
+    assert (code, out) == (1, []) and re.match(r"error: \w+: .+ \(file:/", line) and name in line
+    assert "An error occurred while calling" not in line
+
+
+def test_a_session_that_has_stopped_can_still_say_what_failed(digits, toml, tmp_path):
+    lake, name = damaged(tmp_path, digits, -8, None)  # the length and the magic number at the end
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import sys\n"
+        "from gan_spark import job, lake\n"
+        "from gan_spark.data import splits\n"
+        "def reads(spark, config):\n"
+        "    splits.frame(spark, lake.dataset_url(config), 'train').collect()\n"
+        "sys.exit(job.main(reads, 'Read a dataset.'))\n"
+    )
+    arguments = [sys.executable, str(script), "--config", toml, "--set", f"lake={lake}"]
+    answer = subprocess.run(arguments, capture_output=True, text=True)
+    line = answer.stderr.strip().splitlines()[-1]
+    assert answer.returncode == 1 and answer.stdout == "" and "in reads" in answer.stderr
+    assert re.match(rf"error: \w+: .*{name} is not a Parquet file", line)
 
 
 def test_a_resume_with_another_config_lists_the_differences(capsys, spark, digits, toml):

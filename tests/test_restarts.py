@@ -2,6 +2,7 @@
 on.
 """
 
+import collections
 import dataclasses
 
 import pytest
@@ -242,10 +243,9 @@ def test_a_run_that_is_built_on_another_resumes_after_that_one_went_on(tmp_path)
 
 def test_a_run_that_was_removed_and_trained_again_is_loaded_again(monkeypatch):
     built = []
-    monkeypatch.setattr(process, "set_threads", lambda threads: None)
     monkeypatch.setattr(loading, "build", lambda config, uses: built.append(config) or object())
     monkeypatch.setattr(loading, "restore", lambda *arguments: None)
-    monkeypatch.setattr(loading, "_loaded", {})
+    monkeypatch.setattr(process, "_cache", collections.OrderedDict())
     record = {"config": {"model": MODEL_CONFIGS["dcgan"], "uses": {}}, "created": "2024-01-01T00:00:00+00:00"}
     first = loading.load_model("file:///runs/r", 4, record)
     assert loading.load_model("file:///runs/r", 4, dict(record)) is first and len(built) == 1

@@ -1,6 +1,7 @@
 """Run configs: the errors, the options, the sections, and the loader that checks them."""
 
 from .errors import NotFetched, UserError
+from .imports import imported
 from .loader import differences, leaves, load, parse, replaced, resolved
 from .options import option
 from .sections import (
@@ -38,6 +39,7 @@ __all__ = [
     "Train",
     "UserError",
     "differences",
+    "imported",
     "leaves",
     "load",
     "option",

@@ -11,7 +11,10 @@ class Ingest:
     """What is read, and how it becomes a dataset: `jobs/ingest.py`."""
 
     source: str = option(
-        "digits", "where images come from", choices=("digits", "idx", "folder", "cifar10", "table", "shapes")
+        "digits",
+        "where images come from; or a source of your own, as `package.module:function`",
+        choices=("digits", "idx", "folder", "cifar10", "table", "shapes"),
+        imported=True,
     )
     path: str = option("", "folder, file or table to read; URL or local path")
     height: int = option(28, "pixels", low=4, high=4096)

@@ -3,14 +3,15 @@
 Stored images are uint8 in [0, 255], height x width x channels; networks see float32 in [-1, 1].
 """
 
+import contextlib
 import io
 import math
+import threading
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# Pillow's own limit on declared pixels gives way to the config's, which is smaller and has a clear message.
-Image.MAX_IMAGE_PIXELS = None
 # EPS and the like are left out: Pillow hands them to an interpreter.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 BILINEAR, LANCZOS = Image.Resampling.BILINEAR, Image.Resampling.LANCZOS
@@ -51,12 +52,14 @@ def read(data: bytes, channels: int, max_megapixels: int = 64) -> np.ndarray:
     if not data:
         raise BadImage("empty file")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        with _pillow_limit(None):
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_megapixels * 1_000_000:
             raise BadImage(
                 f"declares {image.width} x {image.height} pixels, over the limit of {max_megapixels} megapixels"
             )
-        image.load()
+        with _pillow_limit(max_megapixels * 1_000_000):
+            image.load()
         image = _to_8_bit(ImageOps.exif_transpose(image), "RGB" if channels == 3 else "L")
     except BadImage:
         raise
@@ -66,6 +69,24 @@ def read(data: bytes, channels: int, max_megapixels: int = 64) -> np.ndarray:
         kind = "truncated" if "truncated" in str(error).lower() or isinstance(error, EOFError) else "cannot be decoded"
         raise BadImage(f"{kind}: {error or type(error).__name__}") from None
     return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+_limit_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _pillow_limit(pixels: int | None) -> Iterator[None]:
+    """Pillow's limit on declared pixels, a global of the process: set while one image is opened or read, then put back.
+    The config's limit, which may be higher, takes its place, with a message that names the size.
+
+    Threads read one image at a time. One that opens images through Pillow itself meets this limit in the meantime.
+    """
+    with _limit_lock:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _to_8_bit(image: Image.Image, mode: str) -> Image.Image:

@@ -1,13 +1,18 @@
-"""Every model, by name."""
+"""Every model, by name; and models outside of the package, as "package.module:Class".
+
+To look a model up outside of the package imports its module, which runs it. So that nobody who can write to the lake
+decides what is imported, `find` does that only for names that this process's user named (`config_class`): in a config,
+or on the command line.
+"""
 
 import dataclasses
 import difflib
 import inspect
 import json
 
-from ..config import UserError
+from ..config import UserError, imported
 from .attributes import Attributes
-from .base import GenerativeModel
+from .base import GenerativeModel, TrainedModel
 from .began import BEGAN
 from .cgan import CGAN
 from .classifier import Classifier
@@ -24,7 +29,7 @@ from .text import TextEncoder
 from .vae import VAE
 from .wgan_gp import WGANGP
 
-__all__ = ["MODELS", "GenerativeModel", "config_class", "describe", "find", "title"]
+__all__ = ["MODELS", "GenerativeModel", "TrainedModel", "config_class", "describe", "find", "recorded_config", "title"]
 
 MODELS = {
     "attributes": Attributes,
@@ -46,8 +51,21 @@ MODELS = {
 }
 
 
+# Names outside of the package that came from this process's user, not from the lake.
+_named_by_user: set[str] = set()
+
+
 def find(name: str) -> type:
-    """The model's class; `UserError` names the nearest one that exists."""
+    """The model's class. `UserError` names the nearest one that exists, or says why one outside of the package is not
+    looked up.
+    """
+    if ":" in name:
+        if name not in _named_by_user:
+            raise UserError(
+                f"model {name!r}: only a record in the lake names this code outside of gan_spark, which is not enough"
+                " to import it: name it in your own config (model.name = ...) to use it"
+            )
+        return _outside(name)
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -56,18 +74,54 @@ def find(name: str) -> type:
 
 
 def config_class(name: str) -> type:
+    """The `Config` of a model that the user's own config or command line names: outside of the package,
+    "package.module:Class" is imported, and from then on `find` gives it.
+    """
+    if ":" in name:
+        _named_by_user.add(name)
     return find(name).Config
+
+
+def recorded_config(name: str) -> type:
+    """The `Config` of a model that a record in the lake names."""
+    return find(name).Config
+
+
+def _outside(name: str) -> type:
+    """The class that "package.module:Class" names; `UserError` where it is no model."""
+    model = imported("model.name", name)
+    if not (isinstance(model, type) and issubclass(model, TrainedModel)):
+        kind = f"class {model.__name__}" if isinstance(model, type) else f"an object of type {type(model).__name__}"
+        raise UserError(
+            f"model.name = {name!r}: expected a subclass of TrainedModel or GenerativeModel of gan_spark.models, found"
+            f" {kind}"
+        )
+    config = getattr(model, "Config", None)
+    if not (isinstance(config, type) and dataclasses.is_dataclass(config) and config.__dataclass_params__.frozen):
+        raise UserError(
+            f"model.name = {name!r}: expected a class attribute Config that is a frozen dataclass, found {config!r}"
+        )
+    missing = {"name", "image_size", "channels"} - {field.name for field in dataclasses.fields(config)}
+    if missing:
+        raise UserError(f"model.name = {name!r}: its Config has no field {', '.join(sorted(missing))}")
+    required = [field.name for field in dataclasses.fields(config) if field.default is dataclasses.MISSING]
+    if required:
+        raise UserError(
+            f"model.name = {name!r}: expected a default for every field of its Config, found none for"
+            f" {', '.join(required)}"
+        )
+    return model
 
 
 def title(name: str) -> str:
     """What the model is, and its paper."""
-    return " ".join(inspect.getmodule(find(name)).__doc__.partition("\n\n")[0].split())
+    return " ".join((inspect.getdoc(inspect.getmodule(find(name))) or name).partition("\n\n")[0].split())
 
 
 def describe(name: str) -> str:
-    """The model's paper, what it reads and takes, and its config keys, from its code."""
+    """The model's paper, what it reads and takes, and its config keys, from its code. `name` is the user's own."""
+    config = config_class(name)()
     model = find(name)
-    config = model.Config()
     lines = [f"{name}: {title(name)}"]
     lines.append(f"  reads     {', '.join(model.reads(config))}")
     if issubclass(model, GenerativeModel):
@@ -77,7 +131,7 @@ def describe(name: str) -> str:
         )
     for field in dataclasses.fields(config):
         if field.name != "name":
-            choices = field.metadata["choices"]
+            choices, meaning = field.metadata.get("choices"), field.metadata.get("help", "")
             among = f" ({', '.join(map(str, choices))})" if choices else ""
-            lines.append(f"  {'model.' + field.name:<28}{json.dumps(field.default):<18}{field.metadata['help']}{among}")
+            lines.append(f"  {'model.' + field.name:<28}{json.dumps(field.default):<18}{meaning}{among}")
     return "\n".join(lines)

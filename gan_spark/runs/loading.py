@@ -1,15 +1,12 @@
 """Models of runs: built, restored, loaded once in a process."""
 
 import dataclasses
-import functools
 import hashlib
 
 from .. import lake, models, process
 from ..config import Config, UserError, parse
 from ..process import Team
 from .store import Run
-
-_loaded: dict = {}  # (run URL, step, when the run was created) -> model
 
 
 def used_runs(config: Config) -> dict[str, dict]:
@@ -19,38 +16,33 @@ def used_runs(config: Config) -> dict[str, dict]:
     """
     run = Run.of(config)
     started = run.record()["config"].get("uses", {}) if lake.exists(run.path("config.json")) else {}
-    found = {}
+    uses = {}
     for field in dataclasses.fields(config.model):
-        name = getattr(config.model, field.name)
-        if field.metadata.get("run") and name:
+        name, kind = getattr(config.model, field.name), field.metadata.get("run")
+        if kind and name:
+            key = f"model.{field.name} = {name!r}"
             used = Run.named(config.lake, name)
-            record, steps = used.record(), used.checkpoints()
-            kind = record["config"]["model"]["name"]
-            if kind != field.metadata["run"]:
-                raise UserError(
-                    f"model.{field.name} = {name!r}: expected the run of a {field.metadata['run']}, found {kind}"
-                )
-            if started.get(field.name, {}).get("url") == used.url:
-                step = started[field.name]["step"]
-                if step not in steps and not run.checkpoints():
-                    raise UserError(
-                        f"model.{field.name} = {name!r}: run {run.url} was started with checkpoint {step} of"
-                        f" {used.url}, which is gone (there are: {', '.join(map(str, steps)) or 'none'}), and has none"
-                        " of its own; remove it or name another run"
-                    )
-            elif not steps:
-                raise UserError(
-                    f"model.{field.name} = {name!r}: run {used.url} has no whole checkpoint yet; train it first"
-                )
-            else:
-                step = steps[-1]
-            found[field.name] = {
-                "url": used.url,
-                "step": step,
-                "model": record["config"]["model"],
-                "uses": record["config"]["uses"],
-            }
-    return found
+            recorded = used.record()["config"]
+            if recorded["model"]["name"] != kind:
+                raise UserError(f"{key}: expected the run of a {kind}, found {recorded['model']['name']}")
+            step = _used_step(key, run, used, started.get(field.name, {}))
+            uses[field.name] = {"url": used.url, "step": step, "model": recorded["model"], "uses": recorded["uses"]}
+    return uses
+
+
+def _used_step(key: str, run: Run, used: Run, before: dict) -> int:
+    """Step of the checkpoint of `used` that `run` is built on; `before` is what its record says of it, if anything."""
+    steps = used.checkpoints()
+    if before.get("url") == used.url:
+        if before["step"] not in steps and not run.checkpoints():
+            raise UserError(
+                f"{key}: run {run.url} was started with checkpoint {before['step']} of {used.url}, which is gone (there"
+                f" are: {', '.join(map(str, steps)) or 'none'}), and has none of its own; remove it or name another run"
+            )
+        return before["step"]
+    if not steps:
+        raise UserError(f"{key}: run {used.url} has no whole checkpoint yet; train it first")
+    return steps[-1]
 
 
 def build(config, team: Team = Team(), seed: int = 0, uses: dict[str, dict] | None = None):
@@ -60,9 +52,13 @@ def build(config, team: Team = Team(), seed: int = 0, uses: dict[str, dict] | No
     """
     import tensorflow as tf
 
-    used = {
-        field: build(model_config(other["model"]), Team(), 0, other["uses"]) for field, other in (uses or {}).items()
-    }
+    run_of = {field.name: field.metadata.get("run") for field in dataclasses.fields(config)}
+    used = {}
+    for field, other in (uses or {}).items():
+        name = other["model"]["name"]
+        if name == run_of.get(field):
+            models.config_class(name)  # The code of this model names that one, not the lake alone.
+        used[field] = build(model_config(other["model"]), Team(), 0, other["uses"])
     tf.keras.utils.set_random_seed(seed)
     model = models.find(config.name)(config, team.reduce, seed * 4096 + team.rank, **used)
     # From here on for dropout, which must differ from rank to rank. NumPy takes 32 bits.
@@ -72,44 +68,60 @@ def build(config, team: Team = Team(), seed: int = 0, uses: dict[str, dict] | No
 
 def model_config(table: dict):
     """The model config that a run's record holds."""
-    return parse({"run": "r", "dataset": "d", "model": table}, models.config_class).model
+    return parse({"run": "r", "dataset": "d", "model": table}, models.recorded_config).model
 
 
 def restore(model, run: Run, step: int = 0) -> int:
     """Loads checkpoint `step` (0: the newest whole one) into `model`; returns its step, 0 where there is none."""
     import tensorflow as tf
 
-    with run.checkpoint(step) as found:
-        if found is None:
+    with run.checkpoint(step) as checkpoint:
+        if checkpoint is None:
             return 0
-        step, prefix = found
+        step, prefix = checkpoint
         tf.train.Checkpoint(model=model).read(prefix).assert_existing_objects_matched()
     return step
 
 
 def load_model(url: str, step: int, record: dict):
-    """The model of the run at `url` at a checkpoint, to sample from or look through; built once in each process."""
-    key = (url, step, record.get("created"))
-    if key not in _loaded:
-        process.set_threads(1)
-        model = build(model_config(record["config"]["model"]), uses=record["config"]["uses"])
+    """The model of the run at `url` at a checkpoint, to sample from or look through; kept by `process.cached`.
+
+    In a task of Spark TensorFlow gets one thread, and there one seed is one image to the bit, whatever the task. On a
+    driver it keeps the threads that it has. Images of dcgan, vae and wgan_gp came out the same to the bit with 1, 2 and
+    8 threads, but TensorFlow does not promise it: sums in another order would differ in their last bits, and a pixel
+    between two of its 256 values by 1.
+
+    A model outside of the package must have been named by the user (`models.find`). In a task that holds, since the
+    driver has looked the record's model up before it started the task.
+    """
+
+    def load():
+        process.limit_task_threads()
+        table = record["config"]["model"]
+        if process.in_task():
+            models.config_class(table["name"])
+        model = build(model_config(table), uses=record["config"]["uses"])
         restore(model, Run(url), step)
-        _loaded.clear()
-        _loaded[key] = model
-    return _loaded[key]
+        return model
+
+    return process.cached(("model", url, step, record.get("created")), load)
 
 
-@functools.lru_cache(maxsize=4)
 def compiled(method):
     """`tf.function` of a model's method, traced once in a process and not in each of its tasks."""
     import tensorflow as tf
 
-    return tf.function(method, reduce_retracing=True)
+    return process.cached(("compiled", method), lambda: tf.function(method, reduce_retracing=True))
 
 
 def checksum(model) -> str:
     """SHA-256 over everything the model carries, optimizer slots included."""
-    digest = hashlib.sha256()
-    for variable in model.state():
-        digest.update(variable.numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest(model.state())
+
+
+def digest(variables) -> str:
+    """SHA-256 over the values of the variables."""
+    sum_of_values = hashlib.sha256()
+    for variable in variables:
+        sum_of_values.update(variable.numpy().tobytes())
+    return sum_of_values.hexdigest()[:16]

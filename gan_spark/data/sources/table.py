@@ -1,6 +1,6 @@
 """Source of any Spark table, or DataFrame."""
 
-from ... import lake
+from ... import failures, lake
 from ...config import Ingest, UserError
 from .rows import Source, padded
 
@@ -21,7 +21,7 @@ def source(spark, config: Ingest) -> Source:
         frame = spark.read.parquet(lake.to_url(config.path)) if is_path else spark.table(config.path)
     except Exception as error:
         raise UserError(
-            f"ingest.path = {config.path!r}: cannot be read as a table: {str(error).splitlines()[0]}"
+            f"ingest.path = {config.path!r}: cannot be read as a table: {failures.summary(error)}"
         ) from error
     return from_frame(
         frame,
