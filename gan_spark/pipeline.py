@@ -1,4 +1,4 @@
-"""The whole way: ingest -> train -> generate -> evaluate."""
+"""Pipeline of the four steps of a run: ingest, train, generate, evaluate."""
 
 import logging
 
@@ -26,7 +26,7 @@ def pipeline(spark, config: Config) -> dict:
         ingested = {"dataset": url}
     else:
         ingested = ingest.ingest(spark, config)
-    evaluate.check(config)  # What would fail at the end is told before a training is paid for.
+    evaluate.real_dataset(config)  # What would fail at the end is told before a training is paid for.
     trained = driver.train(spark, config)
     generated = generate.generate(spark, config)
     measured = evaluate.evaluate(spark, config)

@@ -1,4 +1,4 @@
-"""The reference of configs, docs/config.md, from the dataclasses themselves."""
+"""Reference of configs, docs/config.md, written from the dataclasses themselves."""
 
 import dataclasses
 import inspect

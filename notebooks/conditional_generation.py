@@ -2,7 +2,8 @@
 # MAGIC %md
 # MAGIC # Images of the class that you ask for
 # MAGIC
-# MAGIC A conditional GAN is trained on images with labels; `class` is what it then draws. With an empty one, every class in turn.
+# MAGIC A conditional GAN is trained on images with labels; `class` is what it then draws. With an empty one, every
+# MAGIC class in turn.
 
 # COMMAND ----------
 

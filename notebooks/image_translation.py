@@ -2,7 +2,8 @@
 # MAGIC %md
 # MAGIC # From one kind of image to another, without pairs
 # MAGIC
-# MAGIC CycleGAN learns to translate between clothes and the same clothes mirrored and recoloured, from images that are never shown in pairs. The truth is known for the test images, so the error can be measured.
+# MAGIC CycleGAN learns to translate between clothes and the same clothes mirrored and recoloured, from images that are
+# MAGIC never shown in pairs. The truth is known for the test images, so the error can be measured.
 
 # COMMAND ----------
 

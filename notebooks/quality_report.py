@@ -2,7 +2,8 @@
 # MAGIC %md
 # MAGIC # How good is a run?
 # MAGIC
-# MAGIC FID, KID, precision and recall of its generated images against real ones, and a page to look at. The run must have been trained and its images generated, for instance by the notebook `quickstart`.
+# MAGIC FID, KID, precision and recall of its generated images against real ones, and a page to look at. The run must
+# MAGIC have been trained and its images generated, for instance by the notebook `quickstart`.
 
 # COMMAND ----------
 

@@ -2,7 +2,8 @@
 # MAGIC %md
 # MAGIC # From a lake of images to generated images
 # MAGIC
-# MAGIC Handwritten digits are ingested into a Petastorm dataset, a DCGAN is trained on Horovod ranks, and what it draws goes back to the lake as a table.
+# MAGIC Handwritten digits are ingested into a Petastorm dataset, a DCGAN is trained on Horovod ranks, and what it draws
+# MAGIC goes back to the lake as a table.
 # MAGIC Training needs `workers` free task slots at once, on a cluster without autoscaling.
 
 # COMMAND ----------

@@ -2,7 +2,8 @@
 # MAGIC %md
 # MAGIC # Pictures from sentences
 # MAGIC
-# MAGIC A text encoder and the first stage of StackGAN are trained on composed pictures and their captions; then it draws sentences of yours, one a line in the widget.
+# MAGIC A text encoder and the first stage of StackGAN are trained on composed pictures and their captions; then it
+# MAGIC draws sentences of yours, one a line in the widget.
 
 # COMMAND ----------
 

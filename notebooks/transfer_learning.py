@@ -2,7 +2,8 @@
 # MAGIC %md
 # MAGIC # Transfer learning in a Spark ML pipeline
 # MAGIC
-# MAGIC A deep network that was trained on other images makes features of yours, and logistic regression learns your classes from them.
+# MAGIC A deep network that was trained on other images makes features of yours, and logistic regression learns your
+# MAGIC classes from them.
 # MAGIC `weights` is `imagenet`, which Keras fetches, a weights file, or empty for random ones.
 
 # COMMAND ----------
@@ -34,7 +35,8 @@ display(images.groupBy("split", "label").count())
 
 # MAGIC %md
 # MAGIC ## Fit
-# MAGIC 60% of the images are trained on, and 40% measured. The pipeline is saved in the lake, loaded, and measured as loaded.
+# MAGIC 60% of the images are trained on, and 40% measured. The pipeline is saved in the lake, loaded, and measured as
+# MAGIC loaded.
 
 # COMMAND ----------
 

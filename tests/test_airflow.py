@@ -40,8 +40,6 @@ RUN = "retrain-20260301"
 @pytest.fixture(scope="module")
 def airflow(tmp_path_factory):
     """Calls airflow's command line; keyword arguments are environment variables."""
-    if not os.environ.get("GAN_SPARK_AIRFLOW"):
-        pytest.skip("it builds Airflow's environment and starts some fifteen Spark jobs: GAN_SPARK_AIRFLOW=1 runs it")
     if not shutil.which("uv"):
         pytest.skip("uv, which makes Airflow's environment, is not on the PATH")
     home = tmp_path_factory.mktemp("airflow")
@@ -81,6 +79,7 @@ def airflow(tmp_path_factory):
     return call
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("platform", ["spark", "databricks"])
 def test_dags_import_without_errors_or_warnings(airflow, platform):
     script = (
@@ -121,6 +120,7 @@ def kill_training_once(root: str, seen: list) -> None:
     seen.append(snapshot(root))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_retraining_from_start_to_end_through_a_death(spark, airflow):
     def retrain() -> None:

@@ -38,7 +38,7 @@ SMALL = [
 # What is run by another test with settings of its own, or by CI: how the command begins, where, and what that has to
 # hold of the command.
 ELSEWHERE = {
-    "uv run pytest tests/test_airflow.py": ("tests/test_airflow.py", "GAN_SPARK_AIRFLOW"),
+    "uv run pytest -m long": ("tests/test_airflow.py", "pytest.mark.long"),
     "uv run pytest": (".ci/run", "uv run pytest"),
     "uv run ruff format": (".ci/run", "ruff format"),
     "uv run ruff check": (".ci/run", "ruff check"),
@@ -79,6 +79,7 @@ def commands(text: str) -> list[str]:
     prose = re.sub(r"^```\w*\n.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     lines = fenced.splitlines() + re.findall(r"^#   (.*)", text, re.MULTILINE) + re.findall(r"`([^`\n]+)`", prose)
     lines = [re.sub(r"^[A-Z_]+=\S+ ", "", re.sub(r"\s{2,}#.*", "", line)).strip() for line in lines]
+    lines = [line.replace("python3 bootstrap.py run ", "uv run ") for line in lines]
     lines = [re.sub(r"^(uv run )?(python -m gan_spark|gan-spark) ", "gan-spark ", line) for line in lines]
     lines = [line for line in lines if re.match(r"(uv run|scala/sbt|databricks|export|gan-spark) ", line)]
     return [re.sub(r"\s+", " ", line) for line in lines]

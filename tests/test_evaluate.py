@@ -13,7 +13,7 @@ from gan_spark import lake as lakes
 from gan_spark.config import Train, UserError, replaced
 from gan_spark.data import images, schema
 from gan_spark.lake import tables
-from gan_spark.quality import evaluate, promote, statistics
+from gan_spark.quality import evaluate, measures, promote, statistics
 from gan_spark.quality.statistics import Moments
 from gan_spark.runs import catalogue, registry
 from gan_spark.runs.store import Run
@@ -80,30 +80,30 @@ def test_inception_score_ends():
 @pytest.mark.parametrize("partitions", [1, 2, 9, 70])
 def test_merging_in_tasks_loses_nothing_and_leaves_one(spark, partitions):
     parts = spark.sparkContext.parallelize(range(100), partitions).mapPartitions(lambda values: [Counter(values)])
-    assert evaluate._merged(parts, lambda a, b: a + b) == Counter(range(100))
+    assert measures._merged(parts, lambda a, b: a + b) == Counter(range(100))
 
 
 def test_precision_and_recall_of_a_collapsed_and_of_a_scattered_generator(spark):
     real = np.concatenate([normal(200, 0, 1, 1), normal(200, 20, 1, 2)])
     collapsed = normal(300, 0, 0.5, 3)
-    measured = evaluate.precision_recall(spark, real, collapsed, 3)
+    measured = measures.precision_recall(spark, real, collapsed, 3)
     assert measured["precision"] > 0.95 and measured["recall"] < 0.5
     scattered = np.concatenate([normal(200, 0, 1, 4), normal(200, 20, 1, 5), normal(400, -50, 1, 6)])
-    measured = evaluate.precision_recall(spark, real, scattered, 3)
+    measured = measures.precision_recall(spark, real, scattered, 3)
     assert measured["precision"] == pytest.approx(0.5, abs=0.06) and measured["recall"] > 0.85
-    assert evaluate.precision_recall(spark, real, real, 3) == {"precision": 1.0, "recall": 1.0}
+    assert measures.precision_recall(spark, real, real, 3) == {"precision": 1.0, "recall": 1.0}
 
 
 def test_precision_and_recall_by_hand(spark):
     """k = 1 on a line: real 0, 1, 10 have radii 1, 1, 9; fakes 1.5, 30, 31 have radii 28.5, 1, 1."""
     real, fake = np.array([[0.0], [1.0], [10.0]]), np.array([[1.5], [30.0], [31.0]])
-    assert evaluate.precision_recall(spark, real, fake, 1) == {"precision": pytest.approx(1 / 3), "recall": 1.0}
+    assert measures.precision_recall(spark, real, fake, 1) == {"precision": pytest.approx(1 / 3), "recall": 1.0}
 
 
 def test_kid_over_subsets_is_the_same_every_time(spark):
     x, y = normal(100, 0, 1, 1), normal(120, 1, 1, 2)
-    first = evaluate.kid(spark, x, y, 6, 40)
-    assert first == evaluate.kid(spark, x, y, 6, 40)
+    first = measures.kid(spark, x, y, 6, 40)
+    assert first == measures.kid(spark, x, y, 6, 40)
     assert first["kid"] > 1 and first["kid_deviation"] > 0
 
 
@@ -157,7 +157,8 @@ def test_a_sample_is_of_features_by_id_the_same_ones_for_any_partitioning(spark,
     network, manifest = features.network(spark, config), schema.read_manifest(digits)
     frame = spark.read.parquet(digits).where("split = 'test'")
     (moments, one), (_, many) = (
-        evaluate.measure(frame.repartition(parts), network, manifest.shape, "raw", 100, wanted) for parts in (1, 5)
+        measures.feature_moments(frame.repartition(parts), network, manifest.shape, "raw", 100, wanted)
+        for parts in (1, 5)
     )
     np.testing.assert_allclose(one, many, atol=1e-4)
     rows = sorted(frame.collect(), key=lambda row: row["id"])
@@ -259,12 +260,12 @@ def test_a_classifier_that_another_job_trains_meanwhile_is_left_alone(spark, mea
 def test_held_out_images_are_classified_by_names_not_by_indices(spark, digits, measured):
     network, manifest = features.network(spark, measured[0]), schema.read_manifest(digits)
     frame = spark.read.parquet(digits).where("split = 'test'")
-    right = evaluate.held_out(frame, network.run, network.step, manifest, 32)["accuracy"]
+    right = measures.held_out_means(frame, network.run, network.step, manifest, 32)["accuracy"]
     turned = frame.withColumn("label", ((frame["label"] + 3) % 10).cast("int"))
     names = dataclasses.replace(manifest, classes=(*manifest.classes[7:], *manifest.classes[:7]))
-    assert evaluate.held_out(turned, network.run, network.step, names, 32)["accuracy"] == right > 0.8
+    assert measures.held_out_means(turned, network.run, network.step, names, 32)["accuracy"] == right > 0.8
     strange = dataclasses.replace(manifest, classes=tuple(f"no {name}" for name in manifest.classes))
-    assert evaluate.held_out(frame, network.run, network.step, strange, 32)["accuracy"] == 0.0
+    assert measures.held_out_means(frame, network.run, network.step, strange, 32)["accuracy"] == 0.0
 
 
 def test_a_table_is_measured_by_the_run_and_step_of_its_rows(spark, measured):

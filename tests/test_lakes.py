@@ -121,31 +121,57 @@ print(json.dumps({name: globals()[name] for name in names}))
 """
 
 
-@pytest.mark.timeout(1500)
-def test_the_whole_way_on_an_object_store(s3, digits_folder, tmp_path):
-    """Ingest, two ranks, SIGKILL in mid-training, the same command again, generate, evaluate; then the tables are added
-    to and replaced.
-    """
-    root, environment = s3
+def pipeline_command(root: str, run: str, steps: int, folder) -> list[str]:
+    """jobs/pipeline.py for a training on two ranks; its config is run.toml in `folder`."""
     train = {
-        "steps": 500,
+        "steps": steps,
         "workers": 2,
         "launcher": "spark",
         "log_every": 50,
         "checkpoint_every": 100,
         "sample_every": 500,
     }
-    made = make_config(
-        root, run="far", train=train, generate={"images": 40}, evaluate={"classifier_steps": 20, "kid_subset_size": 20}
-    )
-    config = write_config(tmp_path, dataclasses.replace(made, tables="delta"))
-    command = [str(ROOT / "jobs" / "pipeline.py"), "--config", config]
+    evaluate = {"classifier_steps": 20, "kid_subset_size": 20}
+    config = make_config(root, run=run, train=train, generate={"images": 40}, evaluate=evaluate)
+    path = write_config(folder, dataclasses.replace(config, tables="delta"))
+    return [str(ROOT / "jobs" / "pipeline.py"), "--config", path]
+
+
+def skip_without_packages(folder) -> None:
+    if "unresolved dependency" in (folder / "errors").read_text():
+        pytest.skip(f"Spark cannot fetch {PACKAGES} from here")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_whole_way_on_an_object_store(s3, tmp_path):
+    """Ingest, two ranks, generate and evaluate, with tables in Delta."""
+    root, environment = s3
+    job = start(pipeline_command(root, "near", 20, tmp_path), environment, tmp_path)
+    job.wait(600)
+    skip_without_packages(tmp_path)
+    result = answer(job, tmp_path)
+    assert result["steps"] == 20 and Run(f"{root}/runs/near").checkpoints() == [20]
+    assert result["rows"] == 1797 and result["generated_images"] == 40
+    assert result["fid_self"] == 0 and result["fid"] > result["fid_floor"]
+    assert lake.exists(f"{root}/generated/near/_delta_log")
+    assert lake.exists(f"{root}/datasets/digits.rejected/_delta_log")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+def test_a_death_on_an_object_store_and_tables_that_are_added_to(s3, digits_folder, tmp_path):
+    """Ingest, two ranks, SIGKILL in mid-training, the same command again, generate, evaluate; then the tables are added
+    to and replaced.
+    """
+    root, environment = s3
+    command = pipeline_command(root, "far", 500, tmp_path)
+    config = command[-1]
     run = Run(f"{root}/runs/far")
     first = start(command, environment, tmp_path)
     wait_for(lambda: run.checkpoints() or first.poll() is not None, "checkpoint", 300)
-    if "unresolved dependency" in (errors := (tmp_path / "errors").read_text()):
-        pytest.skip(f"Spark cannot fetch {PACKAGES} from here")
-    assert first.poll() is None, errors[-3000:]
+    skip_without_packages(tmp_path)
+    assert first.poll() is None, (tmp_path / "errors").read_text()[-3000:]
     orphans = ranks_of(first.pid)
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()

@@ -122,7 +122,7 @@ def test_a_model_that_reads_parts_says_how_to_ingest_them(spark, lake, digits):
 
 
 def test_a_translation_says_which_image_it_is_of_and_is_compared_with_the_truth(spark, lake, recoloured):
-    from gan_spark.quality import evaluate
+    from gan_spark.quality import evaluate, measures
 
     url, _ = recoloured
     config = dataclasses.replace(
@@ -139,8 +139,8 @@ def test_a_translation_says_which_image_it_is_of_and_is_compared_with_the_truth(
     } == {"test"}
     real = spark.read.parquet(*splits.files(url, "test", "b"))
     manifest = schema.read_manifest(url)
-    pairs = evaluate.paired(real, spark.read.parquet(answer["table"]), "b")
-    errors = evaluate.pair_errors(pairs, manifest)
+    pairs = measures.paired(real, spark.read.parquet(answer["table"]), "b")
+    errors = measures.pair_errors(pairs, manifest)
     expected = np.mean(
         [
             np.abs(generate.images.decode_png(row["image"]) / 255 - pixels(found["b" + row["input"][1:]]) / 255).mean()

@@ -87,12 +87,9 @@ def test_names_from_the_lake_are_text_and_not_markup():
 def test_the_nearest_are_the_nearest(spark, config):
     record = report.Run.of(config).record()
     manifest = report.schema.read_manifest(record["dataset"]["url"])
-    train = report.schema.unpack(
-        [row["image"] for row in spark.read.parquet(*splits.files(record["dataset"]["url"], "train")).collect()],
-        manifest.shape,
-        manifest.encoding,
-    )
-    sheet = images.decode_png(base64.b64decode(report._neighbours(spark, config, record, manifest, train[:2])["data"]))
+    frame = splits.frame(spark, record["dataset"]["url"], "train")
+    train = report.schema.unpack([row["image"] for row in frame.collect()], manifest.shape, manifest.encoding)
+    sheet = images.decode_png(base64.b64decode(report._neighbours(frame, manifest, train[:2])["data"]))
     expected = []
     for target in train[:2]:
         near = np.argsort(np.square(train.astype(float) - target).sum((1, 2, 3)), kind="stable")[:4]

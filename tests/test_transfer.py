@@ -35,7 +35,7 @@ def classifier_config(lake: str, run: str = "fine", **sections):
             "weights": "",
             "hidden": 16,
             "head_steps": 0,
-            "last_layers": -1,
+            "last_layers": 3,  # to trace the gradient of all of them takes a minute
             "batch_norm": "trained",
             "rate": 0.05,
             "rotation": 0.0,

@@ -1,4 +1,4 @@
-"""The classifier that an evaluation trains where no pre-trained network is to be had."""
+"""Classifier that an evaluation trains where no pre-trained network is to be had."""
 
 import dataclasses
 import uuid
@@ -35,10 +35,10 @@ def trained_lenet(spark, config: Config, manifest: schema.Manifest) -> Run:
     run = Run.of(classifier)
     if not _is_trained(run, steps):
         # In a run of its own, as another job may train it at this moment; whoever ends first puts it in place.
-        own = dataclasses.replace(classifier, run=f"{classifier.run}.{uuid.uuid4().hex[:8]}")
-        trained = Run.of(own)
+        own_config = dataclasses.replace(classifier, run=f"{classifier.run}.{uuid.uuid4().hex[:8]}")
+        trained = Run.of(own_config)
         try:
-            driver.train(spark, own)
+            driver.train(spark, own_config)
             record = trained.record()
             record["config"]["run"] = classifier.run
             lake.write_json(trained.path("config.json"), record)
@@ -53,5 +53,5 @@ def trained_lenet(spark, config: Config, manifest: schema.Manifest) -> Run:
 
 
 def _is_trained(run: Run, steps: int) -> bool:
-    with run.checkpoint() as found:
-        return found is not None and found[0] == steps
+    with run.checkpoint() as newest:
+        return newest is not None and newest[0] == steps

@@ -5,13 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import lake
+from .. import lake, process
 from ..config import Config, UserError
 from ..data import images, schema
 from ..runs import loading
 from .classifier import trained_lenet
-
-_functions: dict = {}  # one for each network in this process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +38,11 @@ def network(spark, config: Config) -> Network:
     check(config, manifest)
     if config.evaluate.features == "lenet":
         run = trained_lenet(spark, config, manifest)
-        return Network("lenet", run.url, config.evaluate.classifier_steps, run.record())
+        record = run.record()
+        name = record["config"]["model"]["name"]
+        if name != "lenet":  # Tasks import what a record names, once the driver has looked at it.
+            raise UserError(f"run {run.url}: expected the run of a 'lenet', found {name!r}: remove the run")
+        return Network("lenet", run.url, config.evaluate.classifier_steps, record)
     weights = config.evaluate.weights if config.evaluate.weights == "imagenet" else lake.to_url(config.evaluate.weights)
     return Network(
         "InceptionV3", weights=weights, arrays=spark.sparkContext.broadcast(_inception(weights).get_weights())
@@ -69,10 +71,9 @@ def check(config: Config, manifest: schema.Manifest) -> None:
 
 def function(network: Network):
     """uint8 [n, height, width, channels] -> (features [n, d], probabilities [n, classes]), both float64."""
-    key = (network.kind, network.run, network.step, network.weights, (network.record or {}).get("created"))
-    if key not in _functions:
-        _functions[key] = _build(network)
-    return _functions[key]
+    created = (network.record or {}).get("created")
+    key = ("features", network.kind, network.run, network.step, network.weights, created)
+    return process.cached(key, lambda: _build(network))
 
 
 def _build(network: Network):
@@ -82,22 +83,22 @@ def _build(network: Network):
         model = loading.load_model(network.run, network.step, network.record)
 
         @tf.function(reduce_retracing=True)
-        def lenet(pixels):
+        def classify(pixels):
             features, logits = model.network(images.to_unit(pixels), training=False)
             return features, tf.nn.softmax(logits)
 
-        return _batched(lenet)
+        return _batched(classify)
     model = _inception("")
     model.set_weights(network.arrays.value)
 
     @tf.function(reduce_retracing=True)
-    def inception(pixels):
+    def resize_and_classify(pixels):
         resized = tf.image.resize(tf.cast(pixels, tf.float32), [299, 299])
         if resized.shape[-1] == 1:
             resized = tf.image.grayscale_to_rgb(resized)
         return model(resized / 127.5 - 1.0, training=False)
 
-    return _batched(inception)
+    return _batched(resize_and_classify)
 
 
 def _inception(weights: str):

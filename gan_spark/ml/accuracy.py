@@ -1,10 +1,11 @@
-"""What classifiers are measured by: a labelled dataset's splits, accuracy and confusion."""
+"""Accuracy and confusion of classifiers, and the labelled datasets on which they are measured."""
 
 from ..config import UserError
 from ..data import schema
 
 
 def labelled(url: str) -> schema.Manifest:
+    """The manifest of the dataset at `url`; `UserError` where its images have no labels, or a split has none."""
     manifest = schema.read_manifest(url)
     if not manifest.classes or manifest.parts:
         raise UserError(f"dataset {url}: expected images with labels and without parts")
@@ -28,6 +29,6 @@ def agreement(frame, classes: tuple[str, ...]) -> dict:
     }
     return {
         "images": total,
-        "accuracy": sum(count for (label, found), count in counts.items() if label == found) / total,
+        "accuracy": sum(count for (label, prediction), count in counts.items() if label == prediction) / total,
         "confusion": confusion,
     }

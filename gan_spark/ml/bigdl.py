@@ -1,8 +1,7 @@
 """LeNet by BigDL: trained on Spark by BigDL's own distributed optimizer, kept in BigDL's format, scored in Spark tasks.
 
 The network is BigDL's LeNet-5 example (after LeCun, Bottou, Bengio and Haffner, 1998): 6 and 12 filters of 5x5, each
-with
-max-pooling, 100 hidden units, tanh, log-softmax. Its jars come with the Python package; a session has them by
+with max-pooling, 100 hidden units, tanh, log-softmax. Its jars come with the Python package; a session has them by
 `spark.jars`.
 """
 
@@ -39,12 +38,12 @@ def jars() -> list[str]:
         raise UserError(
             "BigDL is not installed: expected the package bigdl-dllib-spark3; install gan-spark[bigdl]"
         ) from None
-    found = sorted(
+    paths = sorted(
         path for root in bigdl.__path__ for path in glob.glob(os.path.join(root, "share", "*", "lib", "*.jar"))
     )
-    if not found:
+    if not paths:
         raise UserError(f"no jars of BigDL under {', '.join(bigdl.__path__)}/share: install bigdl-dllib-spark3 again")
-    return found
+    return paths
 
 
 def start(spark) -> None:
@@ -79,7 +78,7 @@ def network(shape: tuple[int, int, int], classes: int, hidden: int = 100):
     flat = 12 * (((height - 4) // 2 - 4) // 2) * (((width - 4) // 2 - 4) // 2)
     with _quiet():
         model = layer.Sequential()
-        for each in (
+        for module in (
             layer.Reshape([channels, height, width]),
             layer.SpatialConvolution(channels, 6, 5, 5).set_name("conv1"),
             layer.Tanh(),
@@ -93,7 +92,7 @@ def network(shape: tuple[int, int, int], classes: int, hidden: int = 100):
             layer.Linear(hidden, classes).set_name("scores"),
             layer.LogSoftMax(),
         ):
-            model.add(each)
+            model.add(module)
     return model
 
 
@@ -124,17 +123,7 @@ def train(spark, config: Config) -> dict:
     BigDL's summaries under events/.
     """
     options, run, url = config.lenet, Run.of(config), lake.dataset_url(config)
-    manifest = schema.read_manifest(url)
-    if not manifest.classes or manifest.parts:
-        raise UserError(
-            f"dataset {url}: expected images with labels and without parts; found"
-            f" {'parts ' + ', '.join(manifest.parts) if manifest.parts else 'no labels'}"
-        )
-    for split in ("train", "validation"):
-        if not manifest.rows.get(split):
-            raise UserError(
-                f"dataset {url}: its split {split!r} has no images; ingest it with ingest.validation above 0"
-            )
+    manifest = _labelled(url)
     start(spark)
     cores = spark.sparkContext.defaultParallelism
     if options.batch_size % cores:
@@ -152,48 +141,16 @@ def train(spark, config: Config) -> dict:
     run.check(record, {"lenet": resolved(LeNet())})
     run.start(record)
 
-    from bigdl.dllib.nn.criterion import ClassNLLCriterion
-    from bigdl.dllib.optim import optimizer as bigdl
-
     model, first = _restored(run, manifest, options.hidden)
-    rate, decay = rate_after(options, first * manifest.rows["train"] // options.batch_size)
+    rates = rate_after(options, first * manifest.rows["train"] // options.batch_size)
     with (
         _quiet(),
         tempfile.TemporaryDirectory() as events,
         tqdm(total=options.epochs, initial=first, unit="epoch", desc=config.run) as bar,
     ):
-        momentum = {"momentum": options.momentum, "dampening": 0.0} if options.momentum else {}
-        optimizer = bigdl.Optimizer.create(
-            model=model,
-            training_set=samples(splits.frame(spark, url, "train")),
-            criterion=ClassNLLCriterion(),
-            batch_size=options.batch_size,
-            optim_method=bigdl.SGD(learningrate=rate, learningrate_decay=decay, **momentum),
-            end_trigger=bigdl.MaxEpoch(1),
-        )
-        optimizer.set_validation(
-            options.batch_size,
-            samples(splits.frame(spark, url, "validation")),
-            bigdl.EveryEpoch(),
-            [bigdl.Top1Accuracy()],
-        )
-        learning, checking = bigdl.TrainSummary(events, "lenet"), bigdl.ValidationSummary(events, "lenet")
-        optimizer.set_train_summary(learning)
-        optimizer.set_val_summary(checking)
+        optimizer, summaries = _optimizer(spark, model, url, options, rates, events)
         for epoch in range(first + 1, options.epochs + 1):
-            began = time.time()
-            optimizer.set_end_when(bigdl.MaxEpoch(epoch - first))
-            model = optimizer.optimize()
-            line = {
-                "step": epoch,
-                "loss": learning.read_scalar("Loss")[-1][1],
-                "accuracy": checking.read_scalar("Top1Accuracy")[-1][1],
-                "seconds": round(time.time() - began, 1),
-            }
-            run.append_metrics({**line, "scalars": ["loss", "accuracy"]})
-            run.save_checkpoint(epoch, functools.partial(save, model), 1)
-            for part in ("train", "validation"):
-                run.put_events(os.path.join(events, "lenet", part), part)
+            line = _epoch(optimizer, summaries, run, epoch, epoch - first, events)
             bar.set_postfix_str(f"loss {line['loss']:.3f}, validation accuracy {line['accuracy']:.4f}", refresh=False)
             bar.update()
     lines = [line for line in run.metrics() if "scalars" in line]
@@ -206,20 +163,89 @@ def train(spark, config: Config) -> dict:
     }
 
 
+def _labelled(url: str) -> schema.Manifest:
+    """The manifest of the dataset at `url`; `UserError` where it is not one to train and validate a classifier on."""
+    manifest = schema.read_manifest(url)
+    if not manifest.classes or manifest.parts:
+        raise UserError(
+            f"dataset {url}: expected images with labels and without parts; found"
+            f" {'parts ' + ', '.join(manifest.parts) if manifest.parts else 'no labels'}"
+        )
+    for split in ("train", "validation"):
+        if not manifest.rows.get(split):
+            raise UserError(
+                f"dataset {url}: its split {split!r} has no images; ingest it with ingest.validation above 0"
+            )
+    return manifest
+
+
+def _optimizer(spark, model, url: str, options: LeNet, rates: tuple[float, float], events: str) -> tuple:
+    """(BigDL's optimizer of the model, its summaries of training and of validation under `events`).
+
+    `rates` are as `rate_after` gives them.
+    """
+    from bigdl.dllib.nn.criterion import ClassNLLCriterion
+    from bigdl.dllib.optim import optimizer as bigdl
+
+    rate, decay = rates
+    momentum = {"momentum": options.momentum, "dampening": 0.0} if options.momentum else {}
+    optimizer = bigdl.Optimizer.create(
+        model=model,
+        training_set=samples(splits.frame(spark, url, "train")),
+        criterion=ClassNLLCriterion(),
+        batch_size=options.batch_size,
+        optim_method=bigdl.SGD(learningrate=rate, learningrate_decay=decay, **momentum),
+        end_trigger=bigdl.MaxEpoch(1),
+    )
+    optimizer.set_validation(
+        options.batch_size,
+        samples(splits.frame(spark, url, "validation")),
+        bigdl.EveryEpoch(),
+        [bigdl.Top1Accuracy()],
+    )
+    summaries = bigdl.TrainSummary(events, "lenet"), bigdl.ValidationSummary(events, "lenet")
+    optimizer.set_train_summary(summaries[0])
+    optimizer.set_val_summary(summaries[1])
+    return optimizer, summaries
+
+
+def _epoch(optimizer, summaries: tuple, run: Run, epoch: int, last: int, events: str) -> dict:
+    """Trains up to the optimizer's own epoch `last`, which is `epoch` of the run, and stores it; its line of
+    metrics.
+    """
+    from bigdl.dllib.optim.optimizer import MaxEpoch
+
+    training, validation = summaries
+    began = time.time()
+    optimizer.set_end_when(MaxEpoch(last))
+    model = optimizer.optimize()
+    line = {
+        "step": epoch,
+        "loss": training.read_scalar("Loss")[-1][1],
+        "accuracy": validation.read_scalar("Top1Accuracy")[-1][1],
+        "seconds": round(time.time() - began, 1),
+    }
+    run.append_metrics({**line, "scalars": ["loss", "accuracy"]})
+    run.save_checkpoint(epoch, functools.partial(save, model), 1)
+    for split in ("train", "validation"):
+        run.put_events(os.path.join(events, "lenet", split), split)
+    return line
+
+
 def rate_after(options: LeNet, steps: int) -> tuple[float, float]:
     """(rate, decay) that go on where `rate / (1 + decay t)` is after so many steps: BigDL counts a resumed optimizer's
     from 0.
     """
-    done = 1 + options.decay * steps
-    return options.rate / done, options.decay / done
+    divisor = 1 + options.decay * steps
+    return options.rate / divisor, options.decay / divisor
 
 
 def _restored(run: Run, manifest: schema.Manifest, hidden: int):
     """(the run's newest model, its epoch), or (a new one, 0)."""
-    with run.checkpoint() as found:
-        if found is None:
+    with run.checkpoint() as checkpoint:
+        if checkpoint is None:
             return network(manifest.shape, len(manifest.classes), hidden), 0
-        epoch, prefix = found
+        epoch, prefix = checkpoint
         return load(prefix), epoch
 
 
@@ -250,10 +276,10 @@ def load(prefix: str):
 
 
 def _reason(error: Exception) -> str:
-    text = [line for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in str(error).splitlines() if line.strip()]
     return next(
-        (line for line in reversed(text) if line.startswith("Caused by")),
-        text[min(1, len(text) - 1)] if text else type(error).__name__,
+        (line for line in reversed(lines) if line.startswith("Caused by")),
+        lines[min(1, len(lines) - 1)] if lines else type(error).__name__,
     )
 
 
@@ -265,13 +291,13 @@ def score(spark, config: Config) -> dict:
     manifest = schema.read_manifest(url)
     start(spark)
     run.record()
-    model, epoch = _restored(run, manifest, config.lenet.hidden)
-    if not epoch:
-        raise UserError(f"run {run.url}: no whole checkpoint yet; train it with jobs/lenet.py")
+    epoch = run.checkpoint_step()
+    with run.checkpoint(epoch) as (_, prefix):
+        model = load(prefix)
     target = lake.join(lake.to_url(config.lake), "predictions", config.run)
     scored = predict(model, splits.frame(spark, url, config.generate.split), manifest.shape, len(manifest.classes))
     with tables.replacing(scored, target) as written:
-        found = written.select(
+        figures = written.select(
             F.count("*").alias("images"),
             F.avg((F.col("label") == F.col("prediction")).cast("double")).alias("accuracy"),
         ).first()
@@ -279,8 +305,8 @@ def score(spark, config: Config) -> dict:
         "run": run.url,
         "epoch": epoch,
         "split": config.generate.split,
-        "images": found["images"],
-        "accuracy": found["accuracy"],
+        "images": figures["images"],
+        "accuracy": figures["accuracy"],
         "predictions": target,
     }
 
@@ -291,20 +317,20 @@ def predict(model, frame, shape: tuple[int, int, int], classes: int):
     """
     height, width, channels = shape
     try:
-        found = model.forward(np.zeros([1, channels, height, width], np.float32)).shape
+        outputs = model.forward(np.zeros([1, channels, height, width], np.float32)).shape[-1]
     except Exception as error:
         raise UserError(f"the model does not take images of {shape}: {_reason(error)}") from None
-    if found[-1] != classes:
-        raise UserError(f"the model gives {found[-1]} scores; the dataset has {classes} classes")
+    if outputs != classes:
+        raise UserError(f"the model gives {outputs} scores; the dataset has {classes} classes")
     rows = frame.select("id", "label", "image").rdd
     with _quiet():
         scores = model.predict(samples(frame.select("image")), 512)
-    made = (
+    predictions = (
         rows.map(lambda row: (row["id"], row["label"]))
         .zip(scores)
         .map(lambda pair: (*pair[0], int(np.argmax(pair[1])), [float(value) for value in pair[1]]))
     )
-    return made.toDF("id string, label int, prediction int, log_probabilities array<double>")
+    return predictions.toDF("id string, label int, prediction int, log_probabilities array<double>")
 
 
 def lenet(spark, config: Config) -> dict:

@@ -1,5 +1,6 @@
-"""Keras networks on their way to Spark's workers: looked at once on the driver, broadcast once, built once in each
-Python worker.
+"""Keras networks that are carried to Spark's workers.
+
+They are looked at once on the driver, broadcast once, and built once in each Python worker.
 """
 
 import dataclasses
@@ -40,18 +41,21 @@ def carry(spark, value: Any, make: Callable[[Any], Any]) -> Carried:
     return Carried(uuid.uuid4().hex, spark.sparkContext.broadcast(value), make)
 
 
-@functools.lru_cache(maxsize=4)
-def made(carried: Carried) -> Any:
-    """On a worker: the same object for every task of this process."""
-    process.set_threads(1)
-    return carried.make(carried.broadcast.value)
+def built(carried: Carried) -> Any:
+    """On a worker: the same object for every task of this process, while `process.cached` keeps it."""
+
+    def make():
+        process.limit_task_threads()
+        return carried.make(carried.broadcast.value)
+
+    return process.cached(("carried", carried.key), make)
 
 
 # --- networks of tf.keras.applications -------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
+class KerasNetwork:
     """A network by name. `output`: "features" (pooled), "predictions" (class probabilities) or the name of a layer."""
 
     name: str
@@ -74,42 +78,43 @@ class Network:
         return networks.load(self.name, weights, **top)
 
     def cut(self, network):
-        """`network` up to the output that is wanted."""
+        """`network` up to the output that is asked for."""
         import tensorflow as tf
 
         if self.output in ("features", "predictions"):
             return network
-        known = [layer.name for layer in network.layers]
-        if self.output not in known:
-            raise UserError(f"layer = {self.output!r}: no such layer in {self.name} (there are: {', '.join(known)})")
+        layer_names = [layer.name for layer in network.layers]
+        if self.output not in layer_names:
+            raise UserError(
+                f"layer = {self.output!r}: no such layer in {self.name} (there are: {', '.join(layer_names)})"
+            )
         return tf.keras.Model(network.input, network.get_layer(self.output).output)
 
 
-def network(spark, wanted: Network) -> Carried:
+def carry_network(spark, network: KerasNetwork) -> Carried:
     """On the driver. `UserError` where the name, the weights or the layer is wrong."""
     stamp = ""
-    if wanted.weights not in ("imagenet", "") and lake.exists(lake.to_url(wanted.weights)):
-        fs, path = lake.filesystem(lake.to_url(wanted.weights))
+    if network.weights not in ("imagenet", "") and lake.exists(lake.to_url(network.weights)):
+        fs, path = lake.filesystem(lake.to_url(network.weights))
         stamp = fs.ukey(path)  # another file of the same name is carried anew
-    return _network(spark, wanted, stamp)
+    return process.cached(("weights", spark, network, stamp), lambda: _carry_network(spark, network))
 
 
-@functools.lru_cache(maxsize=4)
-def _network(spark, wanted: Network, stamp: str) -> Carried:
-    built = wanted.whole(wanted.weights)
-    wanted.cut(built)
-    return carry(spark, built.get_weights(), functools.partial(_apply, wanted))
+def _carry_network(spark, network: KerasNetwork) -> Carried:
+    whole = network.whole(network.weights)
+    network.cut(whole)
+    return carry(spark, whole.get_weights(), functools.partial(_apply, network))
 
 
-def _apply(wanted: Network, weights: list[np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+def _apply(network: KerasNetwork, weights: list[np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
     """uint8 [n, side, side, 3] -> the output, flattened, float32 [n, d]."""
     import tensorflow as tf
 
-    whole = wanted.whole("")
+    whole, size = network.whole(""), SIZES[network.name]
     whole.set_weights(weights)
-    cut, scale = wanted.cut(whole), networks.preprocess(wanted.name)
+    cut, scale = network.cut(whole), networks.preprocess(network.name)
 
-    @tf.function(input_signature=[tf.TensorSpec([None, SIZES[wanted.name], SIZES[wanted.name], 3], tf.uint8)])
+    @tf.function(input_signature=[tf.TensorSpec([None, size, size, 3], tf.uint8)])
     def apply(pixels):
         return tf.reshape(cut(scale(tf.cast(pixels, tf.float32)), training=False), [tf.shape(pixels)[0], -1])
 

@@ -35,8 +35,7 @@ class ImageClassifier(
     (`ssgan`) or a `lenet`.
 
     inputCol: binary (encoded images of any size, or the `image` column of a dataset), Spark's image struct, or string
-    (paths or URLs of
-    image files, which tasks read; those over `maxFileMb` MB cannot be used).
+    (paths or URLs of image files, which tasks read; those over `maxFileMb` MB cannot be used).
     predictionCol: index of the class, a double. probabilityCol: vector, one value a class.
     Both are null for an image that is null or cannot be decoded (`rejected` counts those).
     `checkpoint` 0 is the best on split validation at the time of `transform`, or the newest where none was measured.
@@ -92,12 +91,10 @@ class ImageClassifier(
         probability = columns.udf(
             functools.partial(_fitted, shape, fit, self.getOrDefault(self.maxFileMb)), carried, self._counter(spark)
         )(frame[column])
-        made = frame.withColumn("_probability", probability)
-        made = made.withColumn(
-            self.getPredictionCol(), F.expr("array_position(_probability, array_max(_probability)) - 1").cast("double")
-        )
+        index = F.expr("array_position(_probability, array_max(_probability)) - 1").cast("double")
         vector = F.when(F.col("_probability").isNotNull(), array_to_vector("_probability"))
-        return made.withColumn(self.getProbabilityCol(), vector).drop("_probability")
+        predictions = frame.withColumn("_probability", probability).withColumn(self.getPredictionCol(), index)
+        return predictions.withColumn(self.getProbabilityCol(), vector).drop("_probability")
 
 
 def _classify(value: tuple[str, int, dict]) -> Callable[[np.ndarray], np.ndarray]:

@@ -24,12 +24,13 @@ def check(frame, column: str, kinds: Sequence[str] = ("image",)) -> None:
     types = dict(frame.dtypes)
     if column not in types:
         raise UserError(f"inputCol = {column!r}: not a column (columns: {', '.join(types)})")
-    found = types[column]
-    struct = found.startswith("struct<") and {field.name for field in frame.schema[column].dataType} >= _STRUCT
+    column_type = types[column]
+    struct = column_type.startswith("struct<") and {field.name for field in frame.schema[column].dataType} >= _STRUCT
+    numbers = ("vector", "array<double>", "array<float>", "array<int>", "array<bigint>")
     fits = {
-        "image": found == "binary" or struct,
-        "string": found == "string",
-        "numbers": found == "vector" or found in ("array<double>", "array<float>", "array<int>", "array<bigint>"),
+        "image": column_type == "binary" or struct,
+        "string": column_type == "string",
+        "numbers": column_type in numbers,
     }
     names = {
         "image": "binary (an encoded image, or the image column of a dataset) or Spark's image struct",
@@ -37,7 +38,8 @@ def check(frame, column: str, kinds: Sequence[str] = ("image",)) -> None:
         "numbers": "a vector or an array of numbers",
     }
     if not any(fits[kind] for kind in kinds):
-        raise UserError(f"inputCol = {column!r}: expected {' or '.join(names[kind] for kind in kinds)}; found {found}")
+        expected = " or ".join(names[kind] for kind in kinds)
+        raise UserError(f"inputCol = {column!r}: expected {expected}; found {column_type}")
 
 
 def values(column: pd.Series | pd.DataFrame) -> Iterator:
@@ -85,19 +87,19 @@ def _of_struct(row: dict) -> np.ndarray:
 
 
 def answers(
-    given: Sequence, prepare: Callable, call: Callable[[np.ndarray], np.ndarray], batch_size: int
+    inputs: Sequence, prepare: Callable, call: Callable[[np.ndarray], np.ndarray], batch_size: int
 ) -> tuple[list, list[str]]:
     """`call` on batches of `prepare(value)` of one shape: (an answer a value, None for null and bad ones; the reasons
     of the bad ones).
     """
-    made, reasons, good, held = [None] * len(given), [], [], []
+    outputs, reasons, places, batch = [None] * len(inputs), [], [], []
 
     def flush() -> None:
-        for place, answer in zip(good, call(np.stack(held)), strict=True):
-            made[place] = answer
-        good.clear(), held.clear()
+        for place, answer in zip(places, call(np.stack(batch)), strict=True):
+            outputs[place] = answer
+        places.clear(), batch.clear()
 
-    for place, value in enumerate(given):
+    for place, value in enumerate(inputs):
         if value is None:
             continue
         try:
@@ -105,13 +107,13 @@ def answers(
         except images.BadImage as error:
             reasons.append(str(error))
             continue
-        if held and (len(held) == batch_size or prepared.shape != held[0].shape):
+        if batch and (len(batch) == batch_size or prepared.shape != batch[0].shape):
             flush()
-        held.append(prepared)
-        good.append(place)
-    if held:
+        batch.append(prepared)
+        places.append(place)
+    if batch:
         flush()
-    return made, reasons
+    return outputs, reasons
 
 
 def udf(prepare: Callable, carried: carry.Carried, counter):
@@ -121,13 +123,14 @@ def udf(prepare: Callable, carried: carry.Carried, counter):
 
     @F.pandas_udf("array<double>")
     def apply(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-        call, seen, bad = carry.made(carried), 0, collections.Counter()
+        call, seen, bad = carry.built(carried), 0, collections.Counter()
         for batch in batches:
-            given = list(values(batch))
-            found, reasons = answers(given, prepare, call, carry.BATCH)
-            seen += len(given)
+            inputs = list(values(batch))
+            outputs, reasons = answers(inputs, prepare, call, carry.BATCH)
+            seen += len(inputs)
             bad.update(reasons)
-            yield pd.Series([None if each is None else np.asarray(each, np.float64) for each in found], dtype=object)
+            arrays = [None if output is None else np.asarray(output, np.float64) for output in outputs]
+            yield pd.Series(arrays, dtype=object)
         if bad:
             counter.add(bad.total())
             log.warning(

@@ -41,10 +41,9 @@ class _NamedNetwork(
         column, spark = self.getInputCol(), frame.sparkSession
         columns.check(frame, column)
         name = self.getOrDefault(self.modelName)
-        wanted = carry.Network(name, output, self.getOrDefault(self.weights), self.getOrDefault(self.seed))
-        return columns.udf(functools.partial(_prepare, name), carry.network(spark, wanted), self._counter(spark))(
-            frame[column]
-        )
+        network = carry.KerasNetwork(name, output, self.getOrDefault(self.weights), self.getOrDefault(self.seed))
+        carried = carry.carry_network(spark, network)
+        return columns.udf(functools.partial(_prepare, name), carried, self._counter(spark))(frame[column])
 
 
 def _prepare(name: str, value: bytes | dict) -> np.ndarray:
@@ -84,9 +83,8 @@ class DeepImageFeaturizer(_NamedNetwork):
 
     def _transform(self, frame):
         array = self._output(frame, self.getOrDefault(self.layer) or "features")
-        made = frame.withColumn("_features", array)
         vector = F.when(F.col("_features").isNotNull(), array_to_vector("_features"))
-        return made.withColumn(self.getOutputCol(), vector).drop("_features")
+        return frame.withColumn("_features", array).withColumn(self.getOutputCol(), vector).drop("_features")
 
 
 class DeepImagePredictor(_NamedNetwork):
@@ -94,8 +92,7 @@ class DeepImagePredictor(_NamedNetwork):
 
     inputCol: as for DeepImageFeaturizer.
     outputCol: the `topK` most probable, array<struct<class string, description string, probability double>>; with
-    `decodePredictions`
-    false a vector of all probabilities. Null for an image that is null or cannot be decoded.
+    `decodePredictions` false a vector of all probabilities. Null for an image that is null or cannot be decoded.
     classIndex: JSON file {"0": [class, description], ...} as Keras's; empty for Keras's own, which it fetches on the
     driver.
     """
@@ -130,14 +127,13 @@ class DeepImagePredictor(_NamedNetwork):
 
     def _transform(self, frame):
         names = self.class_names() if self.getOrDefault(self.decodePredictions) else None
-        made = frame.withColumn("_probabilities", self._output(frame, "predictions"))
+        predictions = frame.withColumn("_probabilities", self._output(frame, "predictions"))
         known = F.col("_probabilities").isNotNull()
         if names is None:
-            return made.withColumn(self.getOutputCol(), F.when(known, array_to_vector("_probabilities"))).drop(
-                "_probabilities"
-            )
-        top = _top(names, self.getOrDefault(self.topK))
-        return made.withColumn(self.getOutputCol(), F.when(known, top("_probabilities"))).drop("_probabilities")
+            output = array_to_vector("_probabilities")
+        else:
+            output = _top(names, self.getOrDefault(self.topK))("_probabilities")
+        return predictions.withColumn(self.getOutputCol(), F.when(known, output)).drop("_probabilities")
 
     def class_names(self) -> list[list[str]]:
         """[class, description] by index."""
@@ -146,9 +142,8 @@ class DeepImagePredictor(_NamedNetwork):
             from tensorflow.keras.applications.imagenet_utils import decode_predictions
 
             try:
-                return [
-                    [found[0][0], found[0][1]] for found in decode_predictions(np.eye(1000, dtype=np.float32), top=1)
-                ]
+                answers = decode_predictions(np.eye(1000, dtype=np.float32), top=1)
+                return [[name, description] for ((name, description, _),) in answers]
             except Exception as error:  # Keras raises a bare Exception where it cannot fetch.
                 raise UserError(
                     f"classIndex is empty, and Keras's own file of class names cannot be fetched: {error}; name a file"
@@ -156,7 +151,7 @@ class DeepImagePredictor(_NamedNetwork):
         url = lake.to_url(path)
         try:
             table = lake.read_json(url)
-            return [[str(part) for part in table[str(index)]] for index in range(len(table))]
+            return [[str(name) for name in table[str(index)]] for index in range(len(table))]
         except FileNotFoundError:
             raise UserError(f"classIndex = {path!r}: no such file") from None
         except (ValueError, KeyError, TypeError) as error:

@@ -30,8 +30,8 @@ def finetune(spark, config: Config) -> dict:
         )
     trained = driver.train(spark, config)
     run = Run.of(config)
-    found = ImageClassifier(run=run.url).transform(splits.frame(spark, url, "test"))
-    return {**trained, "weights": export(run), **agreement(found, manifest.classes)}
+    predictions = ImageClassifier(run=run.url).transform(splits.frame(spark, url, "test"))
+    return {**trained, "weights": export(run), **agreement(predictions, manifest.classes)}
 
 
 def balanced(frame, classes: int) -> tuple[float, ...]:

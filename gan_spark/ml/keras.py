@@ -37,12 +37,9 @@ class _ModelFile(
         """
         url = lake.to_url(self.getOrDefault(self.modelFile))
         carried, shape = carry.model_file(frame.sparkSession, networks.read_file(url), url)
-        made = frame.withColumn(
-            "_output", columns.udf(prepare(shape), carried, self._counter(frame.sparkSession))(column)
-        )
-        return made.withColumn(
-            self.getOutputCol(), F.when(F.col("_output").isNotNull(), array_to_vector("_output"))
-        ).drop("_output")
+        array = columns.udf(prepare(shape), carried, self._counter(frame.sparkSession))(column)
+        vector = F.when(F.col("_output").isNotNull(), array_to_vector("_output"))
+        return frame.withColumn("_output", array).withColumn(self.getOutputCol(), vector).drop("_output")
 
 
 class KerasTransformer(_ModelFile):
@@ -81,9 +78,8 @@ class KerasImageFileTransformer(_ModelFile):
 
     inputCol: string. outputCol: vector; null where the URI is null or the loader raises.
     imageLoader: URI -> array of the model's input, [h, w, c] or [1, h, w, c], scaled as the model wants it. A function,
-    or "module:function";
-    one that cannot be imported by name on another machine (a lambda, a function of a notebook) works, but cannot be
-    saved.
+    or "module:function"; one that cannot be imported by name on another machine (a lambda, a function of a notebook)
+    works, but cannot be saved.
     """
 
     imageLoader = Param(
@@ -139,7 +135,7 @@ def _loaded(loader: Callable, shape: tuple, uri: str) -> np.ndarray:
         raise images.BadImage(f"the loader raised {type(error).__name__}: {error}") from None
     array = array[0] if array.ndim == len(shape) + 1 and array.shape[0] == 1 else array
     if array.ndim != len(shape) or any(
-        side not in (None, found) for side, found in zip(shape, array.shape, strict=True)
+        expected not in (None, side) for expected, side in zip(shape, array.shape, strict=True)
     ):
         raise images.BadImage(f"the loader gave an array of {array.shape}; the model takes {shape}")
     return array

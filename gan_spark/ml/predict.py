@@ -1,4 +1,4 @@
-"""Prediction of an image's class, from a file, a URL or a folder, by a run's classifier."""
+"""Prediction of images' classes by a run's classifier, from a file, a URL or a folder."""
 
 import urllib.error
 import urllib.request
@@ -28,7 +28,7 @@ def predict(spark, config: Config) -> dict:
     stage = ImageClassifier(run=run.url, inputCol="content")
     names = stage.classes()
     if options.input.startswith(("http://", "https://")):
-        return _one(spark, stage, names, options, _fetched(options.input, config.ingest.max_file_mb))
+        return _prediction(spark, stage, names, options, _download(options.input, config.ingest.max_file_mb))
     url = lake.to_url(options.input)
     fs, path = lake.filesystem(url)
     if not fs.exists(path):
@@ -39,13 +39,13 @@ def predict(spark, config: Config) -> dict:
                 f"{options.input}: {fs.size(path)} bytes, over the limit of {config.ingest.max_file_mb} MB"
                 " (ingest.max_file_mb)"
             )
-        return _one(spark, stage, names, options, lake.read_bytes(url))
+        return _prediction(spark, stage, names, options, lake.read_bytes(url))
     return _folder(
         spark, ImageClassifier(run=run.url, inputCol="id", maxFileMb=config.ingest.max_file_mb), names, config, url
     )
 
 
-def _fetched(url: str, max_mb: int) -> bytes:
+def _download(url: str, max_mb: int) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=30) as answer:
             data = answer.read(max_mb * 2**20 + 1)
@@ -56,7 +56,7 @@ def _fetched(url: str, max_mb: int) -> bytes:
     return data
 
 
-def _one(spark, stage: ImageClassifier, names: list[str], options, data: bytes) -> dict:
+def _prediction(spark, stage: ImageClassifier, names: list[str], options, data: bytes) -> dict:
     try:
         columns.pixels(data)
     except images.BadImage as error:
@@ -86,9 +86,9 @@ def _folder(spark, stage: ImageClassifier, names: list[str], config: Config, url
     context = spark.sparkContext
     # Not Spark's own listing of files, which passes over names that begin with _ or a dot.
     files = context.parallelize([url], 1).flatMap(_files).repartition(context.defaultParallelism).toDF("id string")
-    found = stage.transform(files)
+    predictions = stage.transform(files)
     classes = F.array(*(F.lit(name) for name in names))
-    table = found.select(
+    table = predictions.select(
         "id",
         F.element_at(classes, F.col("prediction").cast("int") + 1).alias("class"),
         F.when(F.col("probability").isNotNull(), vector_to_array("probability")).alias("probabilities"),

@@ -1,7 +1,7 @@
-"""Do generated pictures show what their captions say? Read by a network that was trained apart from the generator.
+"""Agreement of generated pictures with their captions, as read by a network that was trained apart from the generator.
 
-The share of images of which all attributes match the caption, and of each attribute, for combinations
-that were trained on and for those that were held out; beside it, how well the reader reads real pictures of both.
+It is the share of images of which all attributes match the caption, and of each attribute, for combinations that were
+trained on and for those that were held out; beside it, how well the reader reads real pictures of both.
 """
 
 import functools
@@ -16,7 +16,7 @@ from ..data import images, schema, shapes, splits
 from ..runs import loading, registry
 from ..runs.store import Run
 from ..sampling import generate
-from . import evaluate
+from . import measures
 
 log = logging.getLogger(__name__)
 KINDS = ("seen", "heldout")
@@ -39,27 +39,25 @@ def attributes(spark, config: Config) -> dict:
             f" checkpoint, found {model['name']} at {steps or 'no step'}"
         )
     table = generate.images_of(spark, config).select("run", "step", "input", "image", "height", "width", "channels")
-    first = table.first()
+    first_row = table.first()
     expected = (model["image_size"], model["image_size"], model["channels"])
-    if (first["height"], first["width"], first["channels"]) != expected:
-        raise UserError(
-            f"table {url} holds images of {(first['height'], first['width'], first['channels'])}; reader"
-            f" {config.evaluate.reader!r} reads {expected}"
-        )
+    shape = (first_row["height"], first_row["width"], first_row["channels"])
+    if shape != expected:
+        raise UserError(f"table {url} holds images of {shape}; reader {config.evaluate.reader!r} reads {expected}")
     if (
-        odd := table.select("input")
+        vague_captions := table.select("input")
         .rdd.map(lambda row: row["input"])
         .filter(lambda caption: bool(unsaid(caption)))
         .take(1)
     ):
         raise UserError(
-            f"table {url}: its input {odd[0]!r} says nothing of {', '.join(unsaid(odd[0]))}; expected captions that"
-            " name all five attributes, as those of source 'shapes' do"
+            f"table {url}: its input {vague_captions[0]!r} says nothing of {', '.join(unsaid(vague_captions[0]))};"
+            " expected captions that name all five attributes, as those of source 'shapes' do"
         )
-    partial = functools.partial(_read, run.url, steps[-1], record, config.evaluate.batch_size)
+    read = functools.partial(_read, run.url, steps[-1], record, config.evaluate.batch_size)
     counts = (
         table.select("input", "image")
-        .rdd.mapPartitions(partial)
+        .rdd.mapPartitions(read)
         .treeReduce(lambda a, b: {kind: a[kind] + b[kind] for kind in KINDS})
     )
     names = ("all", *shapes.ATTRIBUTES)
@@ -74,8 +72,8 @@ def attributes(spark, config: Config) -> dict:
         **result,
         "real": _real(spark, run, steps[-1], record, config.evaluate.batch_size),
         "table": url,
-        "run": first["run"],
-        "step": first["step"],
+        "run": first_row["run"],
+        "step": first_row["step"],
         "reader": run.url,
     }
     lake.write_json(f"{url}.attributes.json", report)
@@ -86,13 +84,13 @@ def _real(spark, run: Run, step: int, record: dict, batch_size: int) -> dict:
     """The reader's own accuracies on pictures of the test split of its dataset."""
     manifest = schema.read_manifest(record["dataset"]["url"])
     frame = splits.frame(spark, record["dataset"]["url"], "test")
-    parts = {kind: frame.where(frame["id"].startswith(f"{kind}/")) for kind in KINDS}
+    frames = {kind: frame.where(frame["id"].startswith(f"{kind}/")) for kind in KINDS}
     return {
         kind: {
             name: round(value, 4)
-            for name, value in evaluate.held_out(part, run.url, step, manifest, batch_size).items()
+            for name, value in measures.held_out_means(rows, run.url, step, manifest, batch_size).items()
         }
-        for kind, part in parts.items()
+        for kind, rows in frames.items()
     }
 
 
@@ -109,12 +107,9 @@ def unsaid(caption: str | None) -> list[str]:
 
 def matches(caption: str, indices: np.ndarray) -> np.ndarray:
     """Whether each attribute that was read, by its index, is what the caption says, which names them all."""
-    wanted = said(caption)
+    named = said(caption)
     return np.array(
-        [
-            values[index] == wanted[name]
-            for index, (name, values) in zip(indices, shapes.ATTRIBUTES.items(), strict=True)
-        ]
+        [values[index] == named[name] for index, (name, values) in zip(indices, shapes.ATTRIBUTES.items(), strict=True)]
     )
 
 
@@ -123,8 +118,8 @@ def _read(url: str, step: int, record: dict, batch_size: int, rows: Iterator) ->
     read = loading.compiled(loading.load_model(url, step, record).read)
     counts = {kind: np.zeros(2 + len(shapes.ATTRIBUTES), np.int64) for kind in KINDS}
     for chunk in splits.chunks(rows, batch_size):
-        found = read(images.to_unit(np.stack([images.decode_png(row["image"]) for row in chunk]))).numpy()
-        for row, indices in zip(chunk, found, strict=True):
+        answers = read(images.to_unit(np.stack([images.decode_png(row["image"]) for row in chunk]))).numpy()
+        for row, indices in zip(chunk, answers, strict=True):
             right = matches(row["input"], indices)
             kind = KINDS[shapes.is_held_out(said(row["input"]))]
             counts[kind] += np.array([1, right.all(), *right])

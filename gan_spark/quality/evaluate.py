@@ -1,34 +1,21 @@
-"""Quality of a generated table against a split of real images, as Spark aggregations.
-
-FID and the Inception-style score need only sums: each task folds its images into a `Moments`, and a
-tree of tasks merges them, so no feature of an image reaches the driver. KID, precision
-and recall need pairs of images: they look at a bounded sample, chosen by a hash of the id.
-"""
+"""Quality of a generated table against a split of real images: the report of `jobs/evaluate.py`."""
 
 import dataclasses
 import datetime
-import functools
 import hashlib
+import itertools
 import logging
-import math
-from collections.abc import Callable, Iterator
 
-import numpy as np
+from pyspark.sql import functions as F
 
-from .. import features, lake, models
-from ..config import Config, UserError
-from ..data import images, schema, splits
-from ..runs import loading, registry, tracking
+from .. import features, lake
+from ..config import Config, Evaluate, UserError
+from ..data import schema, splits
+from ..runs import registry, tracking
 from ..runs.store import Run
 from ..sampling import generate
-from .statistics import (
-    Moments,
-    Sample,
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    squared_distances,
-)
+from .measures import class_agreement, feature_moments, held_out_means, kid, pair_errors, paired, precision_recall
+from .statistics import frechet_distance, inception_score
 
 log = logging.getLogger(__name__)
 
@@ -37,34 +24,70 @@ def evaluate(spark, config: Config) -> dict:
     """FID, KID, precision, recall and score of the images that the config's run has in its generated table, against
     `evaluate.split`, with the floor beside them.
     """
-    from pyspark.sql import functions as F
-
     config = registry.promoted(config)
     options = config.evaluate
     fake_url = lake.table_url(config)
-    config, manifest = check(config)
+    config, manifest = real_dataset(config)
     real_url = lake.dataset_url(config)
     fake_frame = generate.images_of(spark, config).selectExpr(
         "cast(seed as string) as id", "input", "image", "height", "width", "channels", "run", "step"
     )
-    made = fake_frame.select("run", "step", "height", "width", "channels").first()
+    first_row = fake_frame.select("run", "step", "height", "width", "channels").first()
+    run, step = first_row["run"], first_row["step"]
     if options.part:
-        fake_frame = _translated(spark, fake_frame, made["run"], options.part, fake_url)
-    if (made["height"], made["width"], made["channels"]) != manifest.shape:
+        fake_frame = _translated(spark, fake_frame, run, options.part, fake_url)
+    if (first_row["height"], first_row["width"], first_row["channels"]) != manifest.shape:
         raise UserError(
-            f"table {fake_url} holds images of {(made['height'], made['width'], made['channels'])}, dataset {real_url}"
-            f" of {manifest.shape}"
+            f"table {fake_url} holds images of {(first_row['height'], first_row['width'], first_row['channels'])},"
+            f" dataset {real_url} of {manifest.shape}"
         )
     network = features.network(spark, config)
     log.info("evaluate: %s against %s, split %s, with %s", fake_url, real_url, options.split, network.name)
-
     real_frame = splits.frame(spark, real_url, options.split, options.part)
+    result = {
+        **_feature_figures(spark, real_frame, fake_frame, network, manifest, options),
+        **_class_figures(real_frame, fake_frame, network, manifest, options.batch_size),
+        **(_pair_figures(real_frame, fake_frame, network, manifest, options) if options.part else {}),
+    }
+    held_out = held_out_means(real_frame, run, step, manifest, options.batch_size)
+    result |= {f"held_out_{name}": value for name, value in held_out.items()}
+    report = {
+        **{key: round(value, 6) if isinstance(value, float) else value for key, value in result.items()},
+        "table": fake_url,
+        "dataset": real_url,
+        "fingerprint": manifest.fingerprint,
+        "split": options.split,
+        "part": options.part,
+        "run": run,
+        "step": step,
+        "evaluated": datetime.datetime.now(datetime.UTC).isoformat(),
+    }
+    return {**report, "report": _written(config, report, fake_url)}
+
+
+def _written(config: Config, report: dict, table_url: str) -> str:
+    """Writes the report beside the table, where the registry looks and to the tracking server; its URL."""
+    url = f"{table_url}.quality.json"
+    lake.write_json(url, report)
+    generated = lake.join(lake.to_url(config.lake), "generated")
+    if table_url.rpartition("/")[0] != generated:  # The registry looks there.
+        name = f"{config.run}-{hashlib.sha256(table_url.encode()).hexdigest()[:8]}.quality.json"
+        lake.write_json(lake.join(generated, name), report)
+    if tracker := tracking.tracker(config, Run(report["run"])):
+        tracker.quality(report, url)
+    return url
+
+
+def _feature_figures(
+    spark, real_frame, fake_frame, network: features.Network, manifest: schema.Manifest, options: Evaluate
+) -> dict:
+    """What is measured on the network's features and probabilities of both sides' images."""
     (real, real_sample), (fake, fake_sample) = (
-        measure(frame, network, manifest.shape, encoding, options.batch_size, options.sample)
+        feature_moments(frame, network, manifest.shape, encoding, options.batch_size, options.sample)
         for frame, encoding in ((real_frame, manifest.encoding), (fake_frame, "png"))
     )
     halves, samples = [real["half0"], real["half1"]], (real_sample, fake_sample)
-    result = {
+    return {
         "fid": frechet_distance(real["all"], fake["all"]),
         "fid_floor": frechet_distance(*halves) if min(half.count for half in halves) > 1 else None,
         "fid_self": frechet_distance(real["all"], real["all"]),
@@ -76,54 +99,40 @@ def evaluate(spark, config: Config) -> dict:
         "generated_images": fake["all"].count,
         "features": network.name,
     }
+
+
+def _class_figures(
+    real_frame, fake_frame, network: features.Network, manifest: schema.Manifest, batch_size: int
+) -> dict[str, float]:
+    """How often a lenet is right about the real images, and, where all images were asked for by class, how often the
+    network gives them that class.
+    """
+    figures = {}
     if network.kind == "lenet":
-        result["classifier_accuracy"] = held_out(real_frame, network.run, network.step, manifest, options.batch_size)[
-            "accuracy"
-        ]
-    if {
-        row["input"] for row in fake_frame.select("input").distinct().limit(len(manifest.classes) + 1).collect()
-    } <= set(manifest.classes):
-        wanted = F.create_map(
-            *(F.lit(each) for pair in zip(manifest.classes, range(len(manifest.classes)), strict=True) for each in pair)
-        )[F.col("input")]
-        result["class_agreement"] = class_agreement(
-            fake_frame.select("image", wanted.alias("wanted")), network, manifest, options.batch_size
-        )
-    if options.part:
-        pairs = paired(real_frame, fake_frame, options.part).persist()
-        result |= pair_errors(pairs, manifest)
-        if result.get("pairs") and network.kind == "lenet":
-            result["labels_kept"] = class_agreement(
-                pairs.select("image", pairs["label"].alias("wanted")), network, manifest, options.batch_size
-            )
-        pairs.unpersist()
-    run, step = made["run"], made["step"]
-    result |= {
-        f"held_out_{name}": value
-        for name, value in held_out(real_frame, run, step, manifest, options.batch_size).items()
-    }
-    result = {key: round(value, 6) if isinstance(value, float) else value for key, value in result.items()}
-    report = {
-        **result,
-        "table": fake_url,
-        "dataset": real_url,
-        "fingerprint": manifest.fingerprint,
-        "split": options.split,
-        "part": options.part,
-        "run": run,
-        "step": step,
-        "evaluated": datetime.datetime.now(datetime.UTC).isoformat(),
-    }
-    lake.write_json(f"{fake_url}.quality.json", report)
-    generated = lake.join(lake.to_url(config.lake), "generated")
-    if fake_url.rpartition("/")[0] != generated:  # The registry looks there.
-        lake.write_json(
-            lake.join(generated, f"{config.run}-{hashlib.sha256(fake_url.encode()).hexdigest()[:8]}.quality.json"),
-            report,
-        )
-    if tracker := tracking.tracker(config, Run(run)):
-        tracker.quality(report, f"{fake_url}.quality.json")
-    return {**report, "report": f"{fake_url}.quality.json"}
+        means = held_out_means(real_frame, network.run, network.step, manifest, batch_size)
+        figures["classifier_accuracy"] = means["accuracy"]
+    inputs = fake_frame.select("input").distinct().limit(len(manifest.classes) + 1).collect()
+    if {row["input"] for row in inputs} <= set(manifest.classes):
+        indices = F.create_map(*itertools.chain(*((F.lit(name), F.lit(i)) for i, name in enumerate(manifest.classes))))
+        class_index = indices[F.col("input")]
+        asked = fake_frame.select("image", class_index.alias("class_index"))
+        figures["class_agreement"] = class_agreement(asked, network, manifest, batch_size)
+    return figures
+
+
+def _pair_figures(
+    real_frame, fake_frame, network: features.Network, manifest: schema.Manifest, options: Evaluate
+) -> dict[str, float]:
+    """Errors of translated images against the truth, where the dataset has it, and how often a lenet sees the class
+    that the original has.
+    """
+    pairs = paired(real_frame, fake_frame, options.part).persist()
+    figures = pair_errors(pairs, manifest)
+    if figures.get("pairs") and network.kind == "lenet":
+        labelled = pairs.select("image", pairs["label"].alias("class_index"))
+        figures["labels_kept"] = class_agreement(labelled, network, manifest, options.batch_size)
+    pairs.unpersist()
+    return figures
 
 
 def _translated(spark, fake_frame, run: str, part: str, url: str):
@@ -137,16 +146,16 @@ def _translated(spark, fake_frame, run: str, part: str, url: str):
     ids = spark.read.parquet(
         *(file for split in schema.SPLITS for file in splits.files(dataset, split, source))
     ).select("id")
-    found = fake_frame.join(ids, fake_frame["input"] == ids["id"], "left_semi")
-    if not found.head(1):
+    translated = fake_frame.join(ids, fake_frame["input"] == ids["id"], "left_semi")
+    if not translated.head(1):
         raise UserError(
             f"evaluate.part = {part!r}: table {url} has no image made from one of part {source!r}; make them with"
             f" jobs/generate.py and generate.part = {source!r}"
         )
-    return found
+    return translated
 
 
-def check(config: Config) -> tuple[Config, schema.Manifest]:
+def real_dataset(config: Config) -> tuple[Config, schema.Manifest]:
     """The config with the dataset of the real images in place of its own, and their manifest. `UserError` where they
     cannot be compared with.
     """
@@ -162,192 +171,3 @@ def check(config: Config) -> tuple[Config, schema.Manifest]:
         )
     features.check(config, manifest)
     return config, manifest
-
-
-def class_agreement(frame, network: features.Network, manifest: schema.Manifest, batch_size: int) -> float:
-    """Share of the images (PNG) that the network gives the class with the index `wanted`."""
-
-    def partial(rows: Iterator) -> Iterator[tuple[int, int]]:
-        apply, right, total = features.function(network), 0, 0
-        for chunk in splits.chunks(rows, batch_size):
-            _, probability = apply(schema.unpack([row["image"] for row in chunk], manifest.shape, "png"))
-            right += int((probability.argmax(1) == [row["wanted"] for row in chunk]).sum())
-            total += len(chunk)
-        yield right, total
-
-    right, total = frame.rdd.mapPartitions(partial).treeReduce(lambda a, b: (a[0] + b[0], a[1] + b[1]))
-    return right / total
-
-
-def paired(real, fake, part: str):
-    """Rows of `image` (PNG), and the `truth` (as stored) with its `label`, where the dataset holds the image
-    `<part>/<id>` that `<other part>/<id>` should become.
-    """
-    from pyspark.sql import functions as F
-
-    label = F.col("label") if "label" in real.columns else F.lit(None).cast("int").alias("label")
-    truth = real.select(F.col("id").alias("of"), F.col("image").alias("truth"), label)
-    made = fake.select(F.concat(F.lit(f"{part}/"), F.expr("substring(input, 3)")).alias("of"), "image")
-    return made.join(truth, "of").drop("of")
-
-
-def pair_errors(pairs, manifest: schema.Manifest) -> dict[str, float]:
-    """Mean absolute error and PSNR against the truth; values in [0, 1]. Empty where there are no pairs."""
-
-    def partial(rows: Iterator) -> Iterator[tuple[int, float, float]]:
-        count, absolute, psnr = 0, 0.0, 0.0
-        for row in rows:
-            wanted = schema.unpack([row["truth"]], manifest.shape, manifest.encoding)[0].astype(np.float64) / 255
-            error = images.decode_png(row["image"]) / 255 - wanted
-            count, absolute = count + 1, absolute + np.abs(error).mean()
-            psnr += -10 * np.log10(max(np.square(error).mean(), 1e-10))
-        yield count, absolute, psnr
-
-    count, absolute, psnr = pairs.rdd.mapPartitions(partial).fold(
-        (0, 0.0, 0.0), lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True))
-    )
-    return {"pairs": count, "pair_l1": float(absolute / count), "pair_psnr": float(psnr / count)} if count else {}
-
-
-def measure(
-    frame, network: features.Network, shape: tuple, encoding: str, batch_size: int, sample: int
-) -> tuple[dict[str, Moments], np.ndarray]:
-    """Moments of the features of all images and of two halves of them, of the probabilities and of their entropies; and
-    the features
-    [about `sample`, d] of the images whose ids hash lowest, in the order of their ids: the same ones every time."""
-    from pyspark.sql import functions as F
-
-    def partial(rows: Iterator) -> Iterator[dict]:
-        apply, total = features.function(network), {}
-        for chunk in splits.chunks(rows, batch_size):
-            feature, probability = apply(schema.unpack([row["image"] for row in chunk], shape, encoding))
-            half = np.array([schema.split_of(f"half of {row['id']}", 0.0, 0.5) == "test" for row in chunk])
-            entropy = np.sum(probability * np.log(np.clip(probability, 1e-300, None)), axis=1, keepdims=True)
-            batch = {"half0": feature[~half], "half1": feature[half], "probabilities": probability, "entropy": entropy}
-            sampled = np.array([row["sampled"] for row in chunk])
-            total = _merge(total, {name: Moments.of(values) for name, values in batch.items() if len(values)})
-            total = _merge(
-                total,
-                {
-                    "sample": Sample(
-                        [row["id"] for row in chunk if row["sampled"]], [feature[sampled].astype(np.float32)]
-                    )
-                },
-            )
-        yield total
-
-    share = sample / frame.count()
-    highest = 2**63 - 1 if share >= 1 else int(2**64 * share) - 2**63
-    total = _merged(
-        frame.select("id", "image", (F.xxhash64("id") <= F.lit(highest)).alias("sampled")).rdd.mapPartitions(partial),
-        _merge,
-    )
-    halves = [total[name] for name in ("half0", "half1") if name in total]
-    empty = Moments(0, halves[0].mean, np.zeros_like(halves[0].scatter))
-    sampled = total.pop("sample").in_order()
-    return {"half0": empty, "half1": empty, **total, "all": functools.reduce(Moments.merge, halves)}, sampled
-
-
-def _merged(parts, merge: Callable):
-    """One value of an RDD of one for each partition, merged by eights in tasks: Spark's own treeReduce leaves the last
-    merges to the driver, 32 MB each for InceptionV3's features.
-    """
-    while (count := parts.getNumPartitions()) > 1:
-        fewer = math.ceil(count / 8)
-        keyed = parts.mapPartitionsWithIndex(
-            lambda index, values, fewer=fewer: ((index % fewer, value) for value in values)
-        )
-        parts = keyed.reduceByKey(merge, fewer, int).values()
-    return parts.first()
-
-
-def _merge(a: dict, b: dict) -> dict:
-    return {
-        name: a[name].merge(b[name]) if name in a and name in b else (a if name in a else b)[name]
-        for name in a.keys() | b.keys()
-    }
-
-
-def kid(spark, real: np.ndarray, fake: np.ndarray, subsets: int, size: int) -> dict[str, float]:
-    """Mean and deviation of the kernel distance over random subsets, each computed in a task."""
-    size = min(size, len(real), len(fake))
-    shared = spark.sparkContext.broadcast((real, fake))
-
-    def one(index: int) -> float:
-        rng = np.random.default_rng(index)
-        x, y = (values[rng.choice(len(values), size, replace=False)].astype(np.float64) for values in shared.value)
-        return kernel_distance(x, y)
-
-    values = spark.sparkContext.parallelize(range(subsets)).map(one).collect()
-    shared.destroy()
-    return {"kid": float(np.mean(values)), "kid_deviation": float(np.std(values))}
-
-
-def precision_recall(spark, real: np.ndarray, fake: np.ndarray, neighbours: int) -> dict[str, float]:
-    """Improved precision and recall (arXiv 1904.06991): the share of each side that lies inside the other's
-    k-nearest-neighbour balls.
-    """
-    if min(len(real), len(fake)) <= neighbours:
-        raise UserError(
-            f"evaluate.neighbours = {neighbours} with {min(len(real), len(fake))} images: expected more images than"
-            " neighbours"
-        )
-    shared = spark.sparkContext.broadcast((real.astype(np.float64), fake.astype(np.float64)))
-    blocks = [(side, start) for side in (0, 1) for start in range(0, len((real, fake)[side]), 500)]
-    slices = max(2, spark.sparkContext.defaultParallelism)
-
-    def radius(block: tuple[int, int]) -> tuple[tuple[int, int], np.ndarray]:
-        side, start = block
-        values = shared.value[side]
-        # Position `neighbours` in sorted order: position 0 is the image itself.
-        return (
-            block,
-            np.partition(squared_distances(values[start : start + 500], values), neighbours, axis=1)[:, neighbours],
-        )
-
-    radii = dict(spark.sparkContext.parallelize(blocks, slices).map(radius).collect())
-    balls = [np.concatenate([radii[block] for block in blocks if block[0] == side]) for side in (0, 1)]
-
-    def covered(block: tuple[int, int]) -> tuple[int, int]:
-        side, start = block
-        distances = squared_distances(shared.value[side][start : start + 500], shared.value[1 - side])
-        return side, int((distances <= balls[1 - side]).any(1).sum())
-
-    inside = [0, 0]
-    for side, count in spark.sparkContext.parallelize(blocks, slices).map(covered).collect():
-        inside[side] += count
-    shared.destroy()
-    return {"precision": inside[1] / len(fake), "recall": inside[0] / len(real)}
-
-
-def held_out(frame, run_url: str, step: int, manifest: schema.Manifest, batch_size: int) -> dict[str, float]:
-    """Means over all images of the values that the run's model computes on held-out images, if it does."""
-    record = Run(run_url).record()
-    if models.find(record["config"]["model"]["name"]).held_out is models.GenerativeModel.held_out:
-        return {}
-    columns = splits.columns(manifest)
-    known = record["dataset"].get("classes", [])
-    # The run's own indices of these classes; -1 for those it does not know, and for images without one, whose index is
-    # the last.
-    places = np.array([known.index(name) if name in known else -1 for name in manifest.classes] + [-1], np.int32)
-
-    def partial(rows: Iterator) -> Iterator[tuple[int, dict[str, float]]]:
-        import tensorflow as tf
-
-        compute = loading.compiled(loading.load_model(run_url, step, record).held_out)
-        count, sums = 0, {}
-        for chunk in splits.chunks(rows, batch_size):
-            batch = splits.unpack({name: [row[name] for row in chunk] for name in columns}, manifest)
-            batch["image"] = images.to_unit(batch["image"])
-            if "label" in batch:
-                batch["label"] = places[batch["label"]]
-            count += len(chunk)
-            for name, values in compute(batch).items():
-                sums[name] = sums.get(name, 0.0) + float(tf.reduce_sum(values))
-        yield count, sums
-
-    def add(a, b):
-        return a[0] + b[0], {name: a[1].get(name, 0.0) + b[1].get(name, 0.0) for name in a[1].keys() | b[1].keys()}
-
-    count, sums = frame.select(columns).rdd.mapPartitions(partial).treeReduce(add)
-    return {name: total / count for name, total in sorted(sums.items())}

@@ -1,4 +1,4 @@
-"""Promotion as a job: what was not measured alike is measured anew."""
+"""Promotion of a run as a job: what was not measured alike is measured anew."""
 
 import dataclasses
 import logging
@@ -17,14 +17,14 @@ def promote_run(spark, config: Config) -> dict:
 
     So it is after every ingest of new images, which are another measure.
     """
-    asked = config.lake, config.run, config.promote.model, config.promote.only_if_better
+    arguments = config.lake, config.run, config.promote.model, config.promote.only_if_better
     try:
-        return registry.promote(*asked)
+        return registry.promote(*arguments)
     except registry.Incomparable as error:
         log.info("promote: %s. The promoted version is measured again", error)
-    before = registry.current(config.lake, config.promote.model)
-    table = {"model": "", "checkpoint": before["step"], "table": f"{config.promote.model}-promoted", "append": False}
-    again = dataclasses.replace(replaced(config, generate=table), run=before["run"])
-    generate.generate(spark, again)
-    evaluate.evaluate(spark, again)
-    return registry.promote(*asked)
+    version = registry.current(config.lake, config.promote.model)
+    options = {"model": "", "checkpoint": version["step"], "table": f"{config.promote.model}-promoted", "append": False}
+    version_config = dataclasses.replace(replaced(config, generate=options), run=version["run"])
+    generate.generate(spark, version_config)
+    evaluate.evaluate(spark, version_config)
+    return registry.promote(*arguments)

@@ -1,5 +1,6 @@
-"""One page about a run: what it makes beside what it learnt from, how it got there, and its figures; HTML with
-everything in it.
+"""HTML page about a run: what it makes beside what it learnt from, how it got there, and its figures.
+
+Everything is in the one file.
 """
 
 import base64
@@ -9,7 +10,6 @@ from collections.abc import Iterator
 from importlib import resources
 
 import numpy as np
-from pyspark.sql import functions as F
 
 from .. import features, lake
 from ..config import Config, leaves
@@ -31,44 +31,19 @@ def report(spark, config: Config) -> dict:
     config = registry.promoted(config)
     run, table = Run.of(config), lake.table_url(config)
     record = run.record()
-    made = generate.images_of(spark, config)
-    manifest = schema.read_manifest(record["dataset"]["url"])
+    generated = generate.images_of(spark, config)
     quality = lake.read_json(f"{table}.quality.json") if lake.exists(f"{table}.quality.json") else {}
-    if (quality.get("run"), quality.get("step")) != tuple(made.select("run", "step").first()):
+    if (quality.get("run"), quality.get("step")) != tuple(generated.select("run", "step").first()):
         quality = {}  # of other images in the table
     lines = [line for line in run.metrics() if "scalars" in line]
-    shown = [images.decode_png(row["image"]) for row in made.orderBy("seed").limit(_SHOWN).select("image").collect()]
-    split = config.evaluate.split if manifest.rows.get(config.evaluate.split) else "train"
-    files = splits.files(record["dataset"]["url"], split, config.evaluate.part)
-    real = spark.read.parquet(*files).select("id", "image").orderBy(F.xxhash64("id"), "id").limit(_SHOWN).collect()
-    real = schema.unpack([row["image"] for row in real], manifest.shape, manifest.encoding)
-
-    sections = [
-        {
-            "title": "Generated, and real",
-            "pictures": [
-                _picture(images.grid(np.stack(shown)), "generated, seeds in order"),
-                _picture(images.grid(real), f"real, split {split}"),
-            ],
-        },
-        {
-            "title": "Nearest real images",
-            "text": (
-                f"A generated image, then the {_NEIGHBOURS} images of the training split that are nearest to it, pixel"
-                " by pixel: were they the same, it would have learnt by heart."
-            ),
-            "pictures": [_neighbours(spark, config, record, manifest, np.stack(shown[:_COMPARED]))],
-        },
-        {"title": "From fixed seeds, over time", "pictures": list(_samples(run))},
-        {"title": "Losses", "pictures": [_curves(lines)] if lines else []},
-    ]
+    sections = _sections(spark, config, run, record, generated, lines)
     if quality.get("features", "").startswith("lenet"):
         sections.insert(
             1,
             {
                 "title": "By class",
                 "text": "What the classifier of the evaluation makes of the generated images.",
-                "rows": by_class(spark, config, made),
+                "rows": by_class(spark, config, generated),
             },
         )
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
@@ -88,6 +63,38 @@ def report(spark, config: Config) -> dict:
     )
     lake.write_bytes(url, html.encode())
     return {"report": url, "run": run.url, "table": table, "bytes": len(html.encode())}
+
+
+def _sections(spark, config: Config, run: Run, record: dict, generated, lines: list[dict]) -> list[dict]:
+    """Sections of the page with pictures; `lines` are the run's metrics."""
+    url = record["dataset"]["url"]
+    manifest = schema.read_manifest(url)
+    rows = generated.orderBy("seed").limit(_SHOWN).select("image").collect()
+    fakes = np.stack([images.decode_png(row["image"]) for row in rows])
+    split = config.evaluate.split if manifest.rows.get(config.evaluate.split) else "train"
+    real_frame = splits.frame(spark, url, split, config.evaluate.part).select("id", "image")
+    rows = splits.lowest_hashes(real_frame, _SHOWN).collect()
+    real = schema.unpack([row["image"] for row in rows], manifest.shape, manifest.encoding)
+    train = splits.frame(spark, url, "train", config.evaluate.part)
+    return [
+        {
+            "title": "Generated, and real",
+            "pictures": [
+                _picture(images.grid(fakes), "generated, seeds in order"),
+                _picture(images.grid(real), f"real, split {split}"),
+            ],
+        },
+        {
+            "title": "Nearest real images",
+            "text": (
+                f"A generated image, then the {_NEIGHBOURS} images of the training split that are nearest to it, pixel"
+                " by pixel: were they the same, it would have learnt by heart."
+            ),
+            "pictures": [_neighbours(train, manifest, fakes[:_COMPARED])],
+        },
+        {"title": "From fixed seeds, over time", "pictures": list(_samples(run))},
+        {"title": "Losses", "pictures": [_curves(lines)] if lines else []},
+    ]
 
 
 def picture(url: str, width: int = 480) -> str:
@@ -157,40 +164,41 @@ def _curves(lines: list[dict]) -> dict:
     return {"kind": "curve", "data": base64.b64encode(out.getvalue()).decode(), "width": 900, "caption": ""}
 
 
-def _neighbours(spark, config: Config, record: dict, manifest: schema.Manifest, made: np.ndarray) -> dict:
-    """A sheet with each generated image, uint8 [n, h, w, c], and the training images nearest to it, in a row."""
-    targets = made.reshape(len(made), -1).astype(np.float32)
+def _neighbours(train, manifest: schema.Manifest, fakes: np.ndarray) -> dict:
+    """A sheet with each of the generated images, uint8 [n, h, w, c], and the images of the DataFrame `train` nearest to
+    it, in a row.
+    """
+    targets = fakes.reshape(len(fakes), -1).astype(np.float32)
 
     def partial(rows: Iterator) -> Iterator[list]:
-        kept = [[] for _ in targets]
+        nearest = [[] for _ in targets]
         for chunk in splits.chunks((row["image"] for row in rows), 1024):
             pixels = schema.unpack(chunk, manifest.shape, manifest.encoding)
             distances = statistics.squared_distances(targets, pixels.reshape(len(chunk), -1).astype(np.float32))
-            for each, row in zip(kept, distances, strict=True):
-                each += [(float(row[i]), pixels[i].tobytes()) for i in np.argsort(row)[:_NEIGHBOURS]]
-                each[:] = sorted(each)[:_NEIGHBOURS]
-        yield kept
+            for neighbours, row in zip(nearest, distances, strict=True):
+                neighbours += [(float(row[i]), pixels[i].tobytes()) for i in np.argsort(row)[:_NEIGHBOURS]]
+                neighbours[:] = sorted(neighbours)[:_NEIGHBOURS]
+        yield nearest
 
     def merge(a: list, b: list) -> list:
         return [sorted(x + y)[:_NEIGHBOURS] for x, y in zip(a, b, strict=True)]
 
-    files = splits.files(record["dataset"]["url"], "train", config.evaluate.part)
-    found = spark.read.parquet(*files).select("image").rdd.mapPartitions(partial).treeReduce(merge)
+    nearest = train.select("image").rdd.mapPartitions(partial).treeReduce(merge)
     sheet = [
         image
-        for target, near in zip(made, found, strict=True)
-        for image in (target, *(np.frombuffer(data, np.uint8).reshape(manifest.shape) for _, data in near))
+        for fake, neighbours in zip(fakes, nearest, strict=True)
+        for image in (fake, *(np.frombuffer(data, np.uint8).reshape(manifest.shape) for _, data in neighbours))
     ]
     return _picture(
         images.grid(np.stack(sheet), 2 * (1 + _NEIGHBOURS)), "generated, then its nearest; two of them a line", 600
     )
 
 
-def by_class(spark, config: Config, made) -> list[dict]:
+def by_class(spark, config: Config, generated) -> list[dict]:
     """For each class: its share of the real test images, of the generated ones by the evaluation's classifier, and,
     where images were asked for by class, how many of those were given it.
     """
-    config, manifest = evaluate.check(config)
+    config, manifest = evaluate.real_dataset(config)
     network = features.network(spark, config)
     classes = set(manifest.classes)
 
@@ -203,23 +211,23 @@ def by_class(spark, config: Config, made) -> list[dict]:
                 for row, index in zip(chunk, probability.argmax(1), strict=True)
             )
 
-    pairs = made.select("input", "image").rdd.mapPartitions(partial).countByValue()
+    counts = generated.select("input", "image").rdd.mapPartitions(partial).countByValue()
     real = {
         row["label"]: row["count"]
         for row in (
             splits.frame(spark, lake.dataset_url(config), config.evaluate.split).groupBy("label").count().collect()
         )
     }
-    asked = {name: sum(count for (wanted, _), count in pairs.items() if wanted == name) for name in manifest.classes}
+    asked = {name: sum(count for (class_name, _), count in counts.items() if class_name == name) for name in classes}
     rows = []
     for index, name in enumerate(manifest.classes):
-        found = sum(count for (_, given), count in pairs.items() if given == index)
+        seen = sum(count for (_, seen_index), count in counts.items() if seen_index == index)
         row = {
             "class": name,
             "real": f"{real.get(index, 0) / max(sum(real.values()), 1):.1%}",
-            "generated": f"{found / max(sum(pairs.values()), 1):.1%}",
+            "generated": f"{seen / max(sum(counts.values()), 1):.1%}",
         }
         rows.append(
-            {**row, "asked for and given": f"{pairs.get((name, index), 0) / asked[name]:.1%}"} if asked[name] else row
+            {**row, "asked for and given": f"{counts.get((name, index), 0) / asked[name]:.1%}"} if asked[name] else row
         )
     return rows

@@ -1,4 +1,4 @@
-"""The mathematics of the quality measures, in NumPy alone."""
+"""Mathematics of the quality measures, in NumPy alone."""
 
 import dataclasses
 
@@ -37,13 +37,13 @@ class Sample:
     """
 
     ids: list[str]
-    parts: list[np.ndarray]
+    arrays: list[np.ndarray]
 
     def merge(self, other: "Sample") -> "Sample":
-        return Sample(self.ids + other.ids, self.parts + other.parts)
+        return Sample(self.ids + other.ids, self.arrays + other.arrays)
 
     def in_order(self) -> np.ndarray:
-        return np.concatenate(self.parts)[np.argsort(self.ids, kind="stable")]
+        return np.concatenate(self.arrays)[np.argsort(self.ids, kind="stable")]
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:

@@ -1,10 +1,8 @@
-"""DeepDream (Mordvintsev, Olah and Tyka, 2015): images changed so that layers of a network are driven up, in Spark
-tasks.
+"""DeepDream: images changed in Spark tasks so that layers of a network are driven up.
 
-The objective is the layers' mean squared activation, less a continuity term (total variation with exponent 1.25) and
-the
-squared image. Octaves go from small to the image's own size; after each, the detail that the smaller size
-had lost is put back.
+The method is that of Mordvintsev, Olah and Tyka (2015). The objective is the layers' mean squared activation, less a
+continuity term (total variation with exponent 1.25) and the squared image. Octaves go from small to the image's own
+size; after each, the detail that the smaller size had lost is put back.
 """
 
 import functools
@@ -35,8 +33,6 @@ def dream(spark, config: Config) -> dict:
     """Writes `<lake>/generated/<run>-dream`, a row an image of the dataset's split, and a grid of images before and
     after.
     """
-    from pyspark.sql import functions as F
-
     options, url = config.dream, lake.dataset_url(config)
     manifest = schema.read_manifest(url)
     if not options.layers:
@@ -50,34 +46,18 @@ def dream(spark, config: Config) -> dict:
             f"dream.weights_of_layers: expected one for each of the {len(options.layers)} layers, found"
             f" {len(options.weights_of_layers)}"
         )
-    files = splits.files(url, options.split)
-    if not files:
-        raise UserError(f"dataset {url}: its split {options.split!r} has no images")
-    rows = (
-        spark.read.parquet(*files)
-        .select("id", "image")
-        .orderBy(F.xxhash64("id"), "id")
-        .limit(options.images)
-        .repartition(min(options.images, spark.sparkContext.defaultParallelism))
-    )
+    partitions = min(options.images, spark.sparkContext.defaultParallelism)
+    dataset = splits.frame(spark, url, options.split).select("id", "image")
+    rows = splits.lowest_hashes(dataset, options.images).repartition(partitions)
     table = lake.table_url(config) + "-dream"
     with tables.replacing(
         rows.mapInPandas(functools.partial(_dream, source, options, manifest), TABLE), table
     ) as written:
-        first = {row["input"]: row for row in written.orderBy("input").limit(16).collect()}
+        first_rows = written.orderBy("input").limit(16).collect()
         means = written.selectExpr(
             "avg(objective_before) as before", "avg(objective_after) as after", "count(*) as count"
         ).first()
-    before = {row["id"]: row["image"] for row in rows.where(F.col("id").isin(list(first))).collect()}
-    pairs = [
-        pixels
-        for id, row in first.items()
-        for pixels in (
-            schema.unpack([before[id]], manifest.shape, manifest.encoding)[0],
-            images.decode_png(row["image"]),
-        )
-    ]
-    lake.write_bytes(f"{table}.png", images.encode_png(images.grid(np.stack(pairs), 8)))
+    lake.write_bytes(f"{table}.png", images.encode_png(_grid(first_rows, rows, manifest)))
     return {
         "images": means["count"],
         "table": table,
@@ -85,6 +65,21 @@ def dream(spark, config: Config) -> dict:
         "objective_before": means["before"],
         "objective_after": means["after"],
     }
+
+
+def _grid(dreams: list, rows, manifest: schema.Manifest) -> np.ndarray:
+    """Each of the dreams beside the image that it was made from, which is one of `rows`."""
+    shown = rows.where(rows["id"].isin([row["input"] for row in dreams]))
+    before = {row["id"]: row["image"] for row in shown.collect()}
+    pairs = [
+        pixels
+        for row in dreams
+        for pixels in (
+            schema.unpack([before[row["input"]]], manifest.shape, manifest.encoding)[0],
+            images.decode_png(row["image"]),
+        )
+    ]
+    return images.grid(np.stack(pairs), 8)
 
 
 def _source(config: Config) -> tuple:
@@ -97,17 +92,18 @@ def _source(config: Config) -> tuple:
             raise UserError(
                 f"dream.run = {options.run!r}: expected the run of a lenet, found {record['config']['model']['name']!r}"
             )
-        if not run.checkpoints():
-            raise UserError(f"dream.run = {options.run!r}: run {run.url} has no whole checkpoint yet; train it first")
-        return "run", run.url, run.checkpoints()[-1], record
+        return "run", run.url, run.checkpoint_step(), record
     if options.network.endswith((".keras", ".h5")):
         return "file", lake.to_url(options.network)
     return "keras", options.network, options.weights
 
 
-@functools.lru_cache(maxsize=2)
 def _network(kind: str, name: str, weights: str | Broadcast = "") -> tf.keras.Model:
-    process.set_threads(1)
+    return process.cached(("dream", kind, name, weights), lambda: _loaded_network(kind, name, weights))
+
+
+def _loaded_network(kind: str, name: str, weights: str | Broadcast) -> tf.keras.Model:
+    process.limit_task_threads()
     if kind == "file":
         return networks.load_file(name)
     if isinstance(weights, str):
@@ -125,18 +121,20 @@ def activations(source: tuple, layers: tuple[str, ...]) -> Callable[[tf.Tensor],
         layers_of(network, layers, tf.zeros([1, *network.input_shape[1:]]))
         return lambda x: layers_of(network, layers, x)
     network = _network(*source)
-    known = [layer.name for layer in network.layers]
-    missing = [name for name in layers if name not in known]
+    layer_names = [layer.name for layer in network.layers]
+    missing = [name for name in layers if name not in layer_names]
     if missing:
-        raise UserError(f"dream.layers: no such layer: {missing[0]!r} in {source[1]} (there are: {', '.join(known)})")
-    inner = tf.keras.Model(network.input, [network.get_layer(name).output for name in layers])
+        raise UserError(
+            f"dream.layers: no such layer: {missing[0]!r} in {source[1]} (there are: {', '.join(layer_names)})"
+        )
+    truncated = tf.keras.Model(network.input, [network.get_layer(name).output for name in layers])
     scale = networks.preprocess(source[1]) if source[0] == "keras" else lambda x: x
     channels = network.input_shape[-1]
 
     def apply(x):
         x = tf.image.grayscale_to_rgb(x) if channels == 3 and x.shape[-1] == 1 else x
-        found = inner(scale((x + 1.0) * 127.5) if source[0] == "keras" else x, training=False)
-        return found if isinstance(found, list) else [found]
+        outputs = truncated(scale((x + 1.0) * 127.5) if source[0] == "keras" else x, training=False)
+        return outputs if isinstance(outputs, list) else [outputs]
 
     return apply
 
@@ -147,13 +145,13 @@ def total_variation(x: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean((tf.square(right) + tf.square(down) + 1e-12) ** 1.25)
 
 
-def objective(look: Callable, options: Dream) -> Callable[[tf.Tensor], tf.Tensor]:
+def objective(outputs_of: Callable, options: Dream) -> Callable[[tf.Tensor], tf.Tensor]:
     """Images [1, h, w, c] to the scalar that is driven up."""
     weights = options.weights_of_layers or (1.0,) * len(options.layers)
 
     def value(x):
         driven = tf.add_n(
-            [weight * tf.reduce_mean(tf.square(output)) for weight, output in zip(weights, look(x), strict=True)]
+            [weight * tf.reduce_mean(tf.square(output)) for weight, output in zip(weights, outputs_of(x), strict=True)]
         )
         return driven - options.continuity * total_variation(x) - options.l2 * tf.reduce_mean(tf.square(x))
 
@@ -167,8 +165,8 @@ def slope_of(value: Callable) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tenso
     def slope(x):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            found = value(x)
-        return found, tape.gradient(found, x)
+            score = value(x)
+        return score, tape.gradient(score, x)
 
     return slope
 
@@ -185,10 +183,10 @@ def dreamt(image: np.ndarray, slope: Callable, options: Dream, seed: int = 0) ->
     for size, following in zip(sizes, [*sizes[1:], None], strict=True):
         x = _lbfgs(x, slope, options) if options.method == "lbfgs" else _ascend(x, slope, options, rng)
         if following is not None:
-            lost = tf.image.resize(original, following, antialias=True) - tf.image.resize(
+            detail = tf.image.resize(original, following, antialias=True) - tf.image.resize(
                 tf.image.resize(original, size, antialias=True), following
             )
-            x = tf.image.resize(x, following) + lost
+            x = tf.image.resize(x, following) + detail
     return tf.clip_by_value(x, -1.0, 1.0)[0].numpy()
 
 
@@ -208,8 +206,8 @@ def _lbfgs(x: tf.Tensor, slope: Callable, options: Dream) -> tf.Tensor:
         return x
 
     def negative(values: np.ndarray) -> tuple[float, np.ndarray]:
-        found, gradient = slope(tf.constant(values.reshape(x.shape), tf.float32))
-        return -float(found), -gradient.numpy().astype(np.float64).ravel()
+        score, gradient = slope(tf.constant(values.reshape(x.shape), tf.float32))
+        return -float(score), -gradient.numpy().astype(np.float64).ravel()
 
     values, _, _ = fmin_l_bfgs_b(
         negative,
@@ -228,7 +226,7 @@ def _dream(
         for id, stored in zip(frame["id"], frame["image"], strict=True):
             before = images.to_unit(schema.unpack([stored], manifest.shape, manifest.encoding)[0])
             after = dreamt(before, slope, options, int.from_bytes(id.encode()[-6:], "big"))
-            scores = [float(slope(tf.constant(each[None]))[0]) for each in (before, after)]
+            scores = [float(slope(tf.constant(pixels[None]))[0]) for pixels in (before, after)]
             yield pd.DataFrame(
                 {
                     "network": [source[1]],

@@ -1,4 +1,4 @@
-"""Rows of inputs -> a table of images in the lake, made in Spark tasks.
+"""Generated images: a table of them in the lake, made in Spark tasks from rows of inputs.
 
 Every row has a seed, and what the model takes besides: a label, a text, an image of the dataset.
 
@@ -40,15 +40,11 @@ def generate(spark, config: Config) -> dict:
             " whole; use tables = 'delta'"
         )
     tables.check(spark, url, config.tables)
-    wanted = rows = inputs(spark, config)
-    step = checkpoint(run, options)
+    requested = inputs(spark, config)
+    step = run.checkpoint_step(options.checkpoint)
+    rows = requested
     if options.append and lake.exists(url):
-        held = (
-            tables.read(spark, url).where((F.col("run") == run.url) & (F.col("step") == step)).select("seed", "input")
-        )
-        rows = wanted.join(
-            held, (wanted["seed"] == held["seed"]) & wanted["input"].eqNullSafe(held["input"]), "left_anti"
-        )
+        rows = _without_present(requested, _of_step(tables.read(spark, url), run.url, step))
     count = rows.count()
     if not count:
         log.warning(
@@ -61,46 +57,54 @@ def generate(spark, config: Config) -> dict:
         )
     # What each of the grid's images was made from, to stand beside it.
     sources = (
-        {row["seed"]: row["image"] for row in wanted.orderBy("seed").limit(_GRID).select("seed", "image").collect()}
-        if "image" in wanted.columns
+        {row["seed"]: row["image"] for row in requested.orderBy("seed").limit(_GRID).select("seed", "image").collect()}
+        if "image" in requested.columns
         else {}
     )
     frame = generated(rows, run, options, step)
     log.info("generate: %d images of run %s", count, run.url)
     if config.tables == "delta":
         tables.write_delta(frame, url, "append" if options.append else "overwrite")
-        first = _first(tables.read(spark, url).where((F.col("run") == run.url) & (F.col("step") == step)), sources)
+        first_rows = _first_rows(_of_step(tables.read(spark, url), run.url, step), sources)
     else:
         with tables.replacing(frame, url) as table:
             written = table.count()
             if written != count:
                 raise RuntimeError(f"{written} rows written for {count} seeds; {url} was left as it was")
-            first = _first(table, sources)
-    made = np.stack([images.decode_png(row["image"]) for row in first])
-    columns = None
-    if sources:
-        manifest = schema.read_manifest(run.record()["dataset"]["url"])
-        before = schema.unpack([sources[row["seed"]] for row in first], manifest.shape, manifest.encoding)
-        made, columns = np.stack([before, made], 1).reshape(-1, *made.shape[1:]), 8
+            first_rows = _first_rows(table, sources)
     grid = f"{url}.png"
-    lake.write_bytes(grid, images.encode_png(images.grid(made[: 2 * _GRID], columns)))
+    lake.write_bytes(grid, images.encode_png(_grid(first_rows, sources, run)))
     if tracker := tracking.tracker(config, run):
         tracker.artifact(grid, "generated")
     return {"images": count, "table": url, "grid": grid, "run": run.url, "step": step}
 
 
-def _first(table, sources: dict) -> list:
+def _of_step(table, run_url: str, step: int):
+    """Those rows of a generated table that are of the run at the step."""
+    return table.where((F.col("run") == run_url) & (F.col("step") == step))
+
+
+def _without_present(requested, present):
+    """Those rows of inputs of which the rows of the table `present` hold no image yet."""
+    present = present.select("seed", "input")
+    same_input = (requested["seed"] == present["seed"]) & requested["input"].eqNullSafe(present["input"])
+    return requested.join(present, same_input, "left_anti")
+
+
+def _first_rows(table, sources: dict) -> list:
     """The rows of the grid; a table that is added to may hold images of other sources too."""
     table = table.where(F.col("seed").isin(list(sources))) if sources else table
     return table.orderBy("seed").limit(_GRID).select("seed", "image").collect()
 
 
-def checkpoint(run: Run, options: Generate) -> int:
-    """Step of the checkpoint to generate from; `UserError` where the run has none."""
-    with run.checkpoint(options.checkpoint) as found:
-        if found is None:
-            raise UserError(f"run {run.url}: no whole checkpoint yet; train it with jobs/train.py")
-        return found[0]
+def _grid(rows: list, sources: dict, run: Run) -> np.ndarray:
+    """The rows' images in a grid, each beside the stored image in `sources` that it was made from, if any."""
+    pixels = np.stack([images.decode_png(row["image"]) for row in rows])
+    if not sources:
+        return images.grid(pixels)
+    manifest = schema.read_manifest(run.record()["dataset"]["url"])
+    before = schema.unpack([sources[row["seed"]] for row in rows], manifest.shape, manifest.encoding)
+    return images.grid(np.stack([before, pixels], 1).reshape(-1, *pixels.shape[1:]), 8)
 
 
 def images_of(spark, config: Config):
@@ -111,15 +115,15 @@ def images_of(spark, config: Config):
     """
     url, run, step = lake.table_url(config), Run.of(config).url, config.generate.checkpoint
     table = tables.read(spark, url)
-    held = sorted((row["run"], row["step"]) for row in table.select("run", "step").distinct().collect())
-    steps = [found for of, found in held if of == run and step in (0, found)]
+    contents = sorted((row["run"], row["step"]) for row in table.select("run", "step").distinct().collect())
+    steps = [row_step for row_run, row_step in contents if row_run == run and step in (0, row_step)]
     if not steps:
         raise UserError(
             f"table {url} has no images of run {run}{f' at step {step}' if step else ''}; it has those of"
-            f" {', '.join(f'{of} at step {found}' for of, found in held) or 'no run'}: make them with jobs/generate.py,"
-            " or name another run or table (generate.table)"
+            f" {', '.join(f'{row_run} at step {row_step}' for row_run, row_step in contents) or 'no run'}: make them"
+            " with jobs/generate.py, or name another run or table (generate.table)"
         )
-    return table.where((F.col("run") == run) & (F.col("step") == steps[-1]))
+    return _of_step(table, run, steps[-1])
 
 
 def inputs(spark, config: Config):
@@ -135,48 +139,54 @@ def inputs(spark, config: Config):
     partitions = options.partitions or min(
         spark.sparkContext.defaultParallelism, math.ceil(options.images / options.batch_size)
     )
-    for name, given, fits in (
-        ("label", options.label, takes == ("label",)),
-        ("captions", options.captions, takes == ("caption",)),
-        ("part", options.part, "a" in takes),
-    ):
-        if given and not fits:
-            raise UserError(
-                f"generate.{name} = {given!r}: model {record['config']['model']['name']!r} of run"
-                f" {record['config']['run']!r} takes {', '.join(takes) or 'seeds alone'}; leave it out"
-            )
+    _check_options(options, takes, record)
     seeds = spark.range(options.first_seed, options.first_seed + options.images, 1, partitions).withColumnRenamed(
         "id", "seed"
     )
     if not takes:
         return seeds.withColumn("input", F.lit(None).cast("string"))
     if takes == ("label",):
-        classes = record["dataset"]["classes"]
-        if options.label and options.label not in classes:
-            raise UserError(f"generate.label = {options.label!r}: expected one of {', '.join(classes)}")
-        label = F.lit(classes.index(options.label)) if options.label else F.col("seed") % len(classes)
-        named = F.element_at(F.array(*map(F.lit, classes)), F.col("label") + 1)
-        return seeds.withColumn("label", label.cast("int")).withColumn("input", named)
+        return _labelled(seeds, options, record["dataset"]["classes"])
     if options.captions and takes == ("caption",):
         rows = [
             (options.first_seed + i, text, text)
             for i, text in enumerate(options.captions * -(-options.images // len(options.captions)))
         ][: options.images]
         return spark.createDataFrame(rows, "seed long, input string, caption string").repartition(partitions)
-    manifest = schema.read_manifest(record["dataset"]["url"])
-    part = options.part
+    return _dataset_rows(spark, options, takes, record["dataset"]["url"]).repartition(partitions)
+
+
+def _check_options(options: Generate, takes: tuple[str, ...], record: dict) -> None:
+    """`UserError` where an option is set that is for models which take something else."""
+    for name, value, fits in (
+        ("label", options.label, takes == ("label",)),
+        ("captions", options.captions, takes == ("caption",)),
+        ("part", options.part, "a" in takes),
+    ):
+        if value and not fits:
+            raise UserError(
+                f"generate.{name} = {value!r}: model {record['config']['model']['name']!r} of run"
+                f" {record['config']['run']!r} takes {', '.join(takes) or 'seeds alone'}; leave it out"
+            )
+
+
+def _labelled(seeds, options: Generate, classes: list[str]):
+    """The seeds with the label that `generate.label` names, or with every label in turn."""
+    if options.label and options.label not in classes:
+        raise UserError(f"generate.label = {options.label!r}: expected one of {', '.join(classes)}")
+    label = F.lit(classes.index(options.label)) if options.label else F.col("seed") % len(classes)
+    class_name = F.element_at(F.array(*map(F.lit, classes)), F.col("label") + 1)
+    return seeds.withColumn("label", label.cast("int")).withColumn("input", class_name)
+
+
+def _dataset_rows(spark, options: Generate, takes: tuple[str, ...], url: str):
+    """Rows of inputs from rows of the dataset at `url`."""
+    manifest, part = schema.read_manifest(url), options.part
     if part and part not in manifest.parts:
-        raise UserError(
-            f"generate.part = {part!r}: dataset {record['dataset']['url']} has"
-            f" {', '.join(manifest.parts) or 'no parts'}"
-        )
+        raise UserError(f"generate.part = {part!r}: dataset {url} has {', '.join(manifest.parts) or 'no parts'}")
     if not part and set(takes) <= set(manifest.parts):
         raise UserError(f"generate.part is empty: expected the domain to start from, one of {', '.join(takes)}")
-    files = splits.files(record["dataset"]["url"], options.split, part)
-    if not files:
-        raise UserError(f"dataset {record['dataset']['url']}: its split {options.split!r} has no images")
-    rows = spark.read.parquet(*files).withColumn("seed", F.xxhash64("id").bitwiseAND(2**62 - 1))
-    chosen = rows.orderBy("seed", "id").limit(options.images).repartition(partitions)
+    chosen = splits.lowest_hashes(splits.frame(spark, url, options.split, part), options.images)
     columns = [name for name in splits.columns(manifest) if name in takes or (name == "image" and part in takes)]
     text = F.col("caption") if takes == ("caption",) else F.col("id")
     return chosen.select("seed", text.alias("input"), *columns)
@@ -199,12 +209,12 @@ def generated(rows, run: Run, options: Generate, step: int | None = None):
     """
     record = run.record()
     takes = taken_by(record)
-    step = step or checkpoint(run, options)
-    named = {"image": options.part or "image"}
+    step = step or run.checkpoint_step(options.checkpoint)
+    model_names = {"image": options.part or "image"}
     missing = [
         name
         for name in takes
-        if name not in [named.get(column, column) for column in rows.columns]
+        if name not in [model_names.get(column, column) for column in rows.columns]
         and name in ("label", "caption", "embedding", "image")
     ]
     if missing:
@@ -225,25 +235,25 @@ def _generate(
     model = loading.load_model(url, step, record)
     sample = loading.compiled(model.generate)
     takes = taken_by(record)
-    manifest, seeds, named, made, shape = None, [], [], [], None
+    manifest, seeds, sources, pngs, shape = None, [], [], [], None
 
     def table() -> pd.DataFrame:
-        whole = pd.DataFrame(
+        images_frame = pd.DataFrame(
             {
                 "run": url,
                 "model": record["config"]["model"]["name"],
                 "step": step,
                 "seed": seeds,
-                "input": named,
-                "image": made,
+                "input": sources,
+                "image": pngs,
                 "height": shape[0],
                 "width": shape[1],
                 "channels": shape[2],
             }
         )
-        for held in (seeds, named, made):
-            held.clear()
-        return whole
+        for column in (seeds, sources, pngs):
+            column.clear()
+        return images_frame
 
     for frame in frames:
         if manifest is None and ("image" in frame or "embedding" in frame):
@@ -252,26 +262,31 @@ def _generate(
             rows = frame.iloc[start : start + batch_size]
             # The last part is filled up, so that every pass has one shape.
             filled = rows.iloc[np.minimum(np.arange(batch_size), len(rows) - 1)]
-            given = {}
-            if "label" in takes:
-                given["label"] = tf.constant(filled["label"], tf.int32)
-            if "caption" in takes:
-                given["caption"] = tf.constant(filled["caption"].tolist(), tf.string)
-            if "embedding" in takes:
-                given["embedding"] = tf.constant(
-                    schema.unpack_arrays(filled["embedding"], manifest.embedding, np.float32)
-                )
-            if "image" in filled:
-                given[part or "image"] = images.to_unit(
-                    tf.constant(schema.unpack(filled["image"], manifest.shape, manifest.encoding))
-                )
-            pixels = images.to_pixels(sample(given, tf.constant(filled["seed"], tf.int64)))[: len(rows)]
+            batch = _batch(filled, takes, manifest, part)
+            pixels = images.to_pixels(sample(batch, tf.constant(filled["seed"], tf.int64)))[: len(rows)]
             shape = pixels.shape[1:]
             seeds += rows["seed"].tolist()
-            named += rows["input"].tolist() if "input" in rows else [None] * len(rows)
-            made += map(images.encode_png, pixels)
+            sources += rows["input"].tolist() if "input" in rows else [None] * len(rows)
+            pngs += map(images.encode_png, pixels)
             # A table handed on costs as much as ten small images.
-            if len(made) >= _HANDED_ON or len(made) * math.prod(shape) >= _HANDED_ON_BYTES:
+            if len(pngs) >= _HANDED_ON or len(pngs) * math.prod(shape) >= _HANDED_ON_BYTES:
                 yield table()
-    if made:
+    if pngs:
         yield table()
+
+
+def _batch(rows: pd.DataFrame, takes: tuple[str, ...], manifest: schema.Manifest | None, part: str) -> dict:
+    """What the model takes of the rows, as tensors by name; images in [-1, 1]."""
+    import tensorflow as tf
+
+    batch = {}
+    if "label" in takes:
+        batch["label"] = tf.constant(rows["label"], tf.int32)
+    if "caption" in takes:
+        batch["caption"] = tf.constant(rows["caption"].tolist(), tf.string)
+    if "embedding" in takes:
+        batch["embedding"] = tf.constant(schema.unpack_arrays(rows["embedding"], manifest.embedding, np.float32))
+    if "image" in rows:
+        pixels = schema.unpack(rows["image"], manifest.shape, manifest.encoding)
+        batch[part or "image"] = images.to_unit(tf.constant(pixels))
+    return batch

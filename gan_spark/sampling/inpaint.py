@@ -1,11 +1,10 @@
 """Semantic inpainting (Yeh et al., 2017; arXiv 1607.07539): a trained DCGAN fills holes in images, in Spark tasks.
 
 For each image a z is searched for whose G(z) agrees with what is left of it (contextual loss, which counts pixels near
-the
-hole more) and which the discriminator takes for real (perceptual loss); the hole is then filled from G(z).
-Unlike the paper's, the search begins at several z, the best of many draws, and keeps the end with the lowest loss.
-Beside it stand two fillings that anyone could make: the training images' mean, and the training
-image that is nearest in what is left.
+the hole more) and which the discriminator takes for real (perceptual loss); the hole is then filled from G(z). Unlike
+the paper's, the search begins at several z, the best of many draws, and keeps the end with the lowest loss. Beside it
+stand two fillings that anyone could make: the training images' mean, and the training image that is nearest in what is
+left.
 """
 
 import functools
@@ -16,13 +15,12 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from .. import lake
+from .. import lake, process
 from ..config import Config, Inpaint, UserError
 from ..data import images, schema, splits
 from ..lake import tables
 from ..runs import loading, registry
 from ..runs.store import Run
-from . import generate
 
 log = logging.getLogger(__name__)
 TABLE = (
@@ -33,52 +31,34 @@ TABLE = (
 
 def inpaint(spark, config: Config) -> dict:
     """Writes `<lake>/generated/<run>-inpainted`, and a grid: original, with its hole, mean, nearest, inpainted."""
-    from pyspark.sql import functions as F
-
     config = registry.promoted(config)
     options, run = config.inpaint, Run.of(config)
     record = run.record()
     if record["config"]["model"]["name"] != "dcgan":
         raise UserError(f"run {run.url}: expected a dcgan to inpaint with, found {record['config']['model']['name']!r}")
-    step = generate.checkpoint(run, config.generate)
+    step = run.checkpoint_step(config.generate.checkpoint)
     url = record["dataset"]["url"]
     manifest = schema.read_manifest(url)
-    files = splits.files(url, options.split)
-    if not files:
-        raise UserError(f"dataset {url}: its split {options.split!r} has no images")
-    rows = spark.read.parquet(*files).select("id", "image").withColumn("seed", F.xxhash64("id").bitwiseAND(2**62 - 1))
-    if options.mask == "table":
-        rows = rows.join(_masks(spark, options), "id")
-    rows = (
-        rows.orderBy("seed", "id")
-        .limit(options.images)
-        .repartition(min(options.images, spark.sparkContext.defaultParallelism))
-        .persist()
-    )
+    rows = _rows_to_fill(spark, options, url).persist()
     table = lake.table_url(config) + "-inpainted"
     try:
-        held = rows.collect()  # a bounded number, `inpaint.images`
-        if not held:
+        chosen = rows.collect()  # a bounded number, `inpaint.images`
+        if not chosen:
             raise UserError(f"inpaint: no image of split {options.split!r} of {url} has a mask")
-        originals = schema.unpack([row["image"] for row in held], manifest.shape, manifest.encoding)
-        masks = np.stack([_mask(row.asDict(), options, manifest) for row in held])
+        originals = schema.unpack([row["image"] for row in chosen], manifest.shape, manifest.encoding)
+        masks = np.stack([_mask(row.asDict(), options, manifest) for row in chosen])
         train = splits.frame(spark, url, "train").select("image")
         mean, nearest = baselines(spark, train, originals, masks, manifest)
-        fillings = {row["id"]: (mean, nearest[i]) for i, row in enumerate(held)}
+        fillings = {row["id"]: (mean, nearest[i]) for i, row in enumerate(chosen)}
         shared = spark.sparkContext.broadcast(fillings)
         work = functools.partial(_inpaint, run.url, step, record, options, manifest, shared)
-        names = ["psnr_hole", "psnr_hole_mean", "psnr_hole_nearest"]
         with tables.replacing(rows.mapInPandas(work, TABLE), table) as written:
-            figures = (
-                written.select([F.avg(name).alias(name) for name in names] + [F.count("*").alias("images")])
-                .first()
-                .asDict()
-            )
+            figures = _figures(written)
             shown = {row["input"]: row for row in written.orderBy("seed").limit(12).collect()}
     finally:
         rows.unpersist()
     sheet = []
-    for i, row in enumerate(held):
+    for i, row in enumerate(chosen):
         if row["id"] in shown:
             hole = masks[i][..., None] != 0
             sheet += [
@@ -89,16 +69,31 @@ def inpaint(spark, config: Config) -> dict:
                 images.decode_png(shown[row["id"]]["image"]),
             ]
     lake.write_bytes(f"{table}.png", images.encode_png(images.grid(np.stack(sheet).astype(np.uint8), 10)))
-    return {
-        "table": table,
-        "grid": f"{table}.png",
-        "run": run.url,
-        "step": step,
-        **{name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()},
-    }
+    return {"table": table, "grid": f"{table}.png", "run": run.url, "step": step, **figures}
+
+
+def _rows_to_fill(spark, options: Inpaint, url: str):
+    """DataFrame of the `id`, `image` and `seed` of the images that are inpainted, and their `mask` where a table has
+    it.
+    """
+    rows = splits.frame(spark, url, options.split).select("id", "image")
+    if options.mask == "table":
+        rows = rows.join(_masks(spark, options), "id")
+    partitions = min(options.images, spark.sparkContext.defaultParallelism)
+    return splits.lowest_hashes(rows, options.images).repartition(partitions)
+
+
+def _figures(table) -> dict[str, float | int]:
+    """Mean PSNRs of a table of inpainted images, rounded, and the number of its images."""
+    from pyspark.sql import functions as F
+
+    means = [F.avg(name).alias(name) for name in ("psnr_hole", "psnr_hole_mean", "psnr_hole_nearest")]
+    figures = table.select([*means, F.count("*").alias("images")]).first().asDict()
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
 
 
 def _masks(spark, options: Inpaint):
+    """DataFrame of the `id` and `mask` of `inpaint.masks`; `UserError` where an id has not one mask."""
     from pyspark.sql import functions as F
 
     if not options.masks:
@@ -113,14 +108,14 @@ def _masks(spark, options: Inpaint):
             f" {', '.join(f'{name} {kind}' for name, kind in kinds.items())}"
         )
     if (
-        wrong := table.groupBy("id")
+        bad_row := table.groupBy("id")
         .agg(F.count("*").alias("rows"), F.count("mask").alias("masks"))
         .where("id is not null and (rows > 1 or masks < 1)")
         .first()
     ):
         raise UserError(
-            f"inpaint.masks = {options.masks!r}: expected a row with a mask for each id, found {wrong['rows']} rows"
-            f" with {wrong['masks']} masks for {wrong['id']!r}"
+            f"inpaint.masks = {options.masks!r}: expected a row with a mask for each id, found {bad_row['rows']} rows"
+            f" with {bad_row['masks']} masks for {bad_row['id']!r}"
         )
     return table.select("id", "mask")
 
@@ -159,9 +154,9 @@ def context_weights(mask: np.ndarray, window: int) -> np.ndarray:
     return near if near.any() else (mask == 0).astype(np.float32)
 
 
-def psnr(real: np.ndarray, made: np.ndarray, mask: np.ndarray) -> float:
+def psnr(real: np.ndarray, filling: np.ndarray, mask: np.ndarray) -> float:
     """dB of uint8 images [h, w, c], over the missing pixels alone."""
-    error = np.square((real.astype(np.float64) - made.astype(np.float64))[mask != 0] / 255).mean()
+    error = np.square((real.astype(np.float64) - filling.astype(np.float64))[mask != 0] / 255).mean()
     return float(-10 * np.log10(max(error, 1e-10)))
 
 
@@ -204,25 +199,25 @@ def search(model, originals: np.ndarray, masks: np.ndarray, options: Inpaint) ->
     """
     weights = np.stack([context_weights(mask, options.window) for mask in masks])[..., None]
     starts = min(options.starts, options.draws)
-    drawn = _draws(model, options.draws)
+    drawn_z, drawn_images = _draws(model, options.draws)
     z = tf.constant(
         np.concatenate(
             [
-                drawn[0][_nearest(drawn[1], image, weight)[:starts]]
+                drawn_z[_nearest(drawn_images, image, weight)[:starts]]
                 for image, weight in zip(originals, weights, strict=True)
             ]
         )
     )
-    weights, real = (tf.constant(np.repeat(each, starts, 0)) for each in (weights, originals))
+    weights, real = (tf.constant(np.repeat(values, starts, 0)) for values in (weights, originals))
 
     @tf.function
     def slope(z):
         with tf.GradientTape() as tape:
             tape.watch(z)
-            made = model.decode(z)
-            context = tf.reduce_sum(weights * tf.abs(made - real), axis=[1, 2, 3])
+            fake = model.decode(z)
+            context = tf.reduce_sum(weights * tf.abs(fake - real), axis=[1, 2, 3])
             # log(1 - D) = -softplus(logit)
-            losses = context - options.perceptual * tf.nn.softplus(model.discriminator(made, training=False)[0][:, 0])
+            losses = context - options.perceptual * tf.nn.softplus(model.discriminator(fake, training=False)[0][:, 0])
             total = tf.reduce_sum(losses)
         return losses, tape.gradient(total, z)
 
@@ -236,31 +231,33 @@ def search(model, originals: np.ndarray, masks: np.ndarray, options: Inpaint) ->
     return model.decode(tf.constant(best)).numpy()
 
 
-@functools.lru_cache(maxsize=1)
 def _draws(model, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Latents of the seeds 0, 1, ..., and their images: the same ones for every image and in every task."""
-    z = model.latents(np.arange(count), model.config.latent).numpy()
-    return z, np.concatenate([model.decode(z[start : start + 256]).numpy() for start in range(0, count, 256)])
+
+    def draw() -> tuple[np.ndarray, np.ndarray]:
+        z = model.latents(np.arange(count), model.config.latent).numpy()
+        return z, np.concatenate([model.decode(z[start : start + 256]).numpy() for start in range(0, count, 256)])
+
+    return process.cached(("draws", model, count), draw)
 
 
-def _nearest(made: np.ndarray, image: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Indices of `made` from the least contextual loss on."""
-    return np.argsort((weight * np.abs(made - image)).sum((1, 2, 3)), kind="stable")
+def _nearest(candidates: np.ndarray, image: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Indices of `candidates` from the least contextual loss on."""
+    return np.argsort((weight * np.abs(candidates - image)).sum((1, 2, 3)), kind="stable")
 
 
-def filled(original: np.ndarray, made: np.ndarray, mask: np.ndarray, blend: str) -> np.ndarray:
-    """uint8 [h, w, c] with the hole filled from `made`; by Poisson editing (Perez et al., 2003), its gradients rather
+def filled(original: np.ndarray, fake: np.ndarray, mask: np.ndarray, blend: str) -> np.ndarray:
+    """uint8 [h, w, c] with the hole filled from `fake`; by Poisson editing (Perez et al., 2003), its gradients rather
     than its values.
     """
-    whole = np.where(mask[..., None] != 0, made, original)
     if blend == "none":
-        return whole
+        return np.where(mask[..., None] != 0, fake, original)
     import cv2
 
     # OpenCV wants three channels and a hole that is not at the border: both are padded.
     source, target = (
-        cv2.copyMakeBorder(np.repeat(each, 3 // each.shape[2], 2), 2, 2, 2, 2, cv2.BORDER_REPLICATE)
-        for each in (made, original)
+        cv2.copyMakeBorder(np.repeat(pixels, 3 // pixels.shape[2], 2), 2, 2, 2, 2, cv2.BORDER_REPLICATE)
+        for pixels in (fake, original)
     )
     area = cv2.copyMakeBorder(mask * 255, 2, 2, 2, 2, cv2.BORDER_CONSTANT)
     rows, columns = np.where(area)
@@ -283,13 +280,13 @@ def _inpaint(
         for start in range(0, len(frame), options.batch_size):
             rows = frame.iloc[start : start + options.batch_size].to_dict("records")
             # The last part is filled up, so that every pass has one shape.
-            full = rows + rows[-1:] * (options.batch_size - len(rows))
-            originals = schema.unpack([row["image"] for row in full], manifest.shape, manifest.encoding)
-            masks = np.stack([_mask(row, options, manifest) for row in full])
-            made = images.to_pixels(search(model, images.to_unit(originals), masks, options))
+            padded = rows + rows[-1:] * (options.batch_size - len(rows))
+            originals = schema.unpack([row["image"] for row in padded], manifest.shape, manifest.encoding)
+            masks = np.stack([_mask(row, options, manifest) for row in padded])
+            fakes = images.to_pixels(search(model, images.to_unit(originals), masks, options))
             for i, row in enumerate(rows):
                 mean, nearest = fillings.value[row["id"]]
-                whole = filled(originals[i], made[i], masks[i], options.blend)
+                inpainted = filled(originals[i], fakes[i], masks[i], options.blend)
                 holed = np.where(masks[i][..., None] != 0, np.uint8(128), originals[i])
                 yield pd.DataFrame(
                     {
@@ -298,12 +295,12 @@ def _inpaint(
                         "step": [step],
                         "seed": [row["seed"]],
                         "input": [row["id"]],
-                        "image": [images.encode_png(whole)],
+                        "image": [images.encode_png(inpainted)],
                         "height": [manifest.height],
                         "width": [manifest.width],
                         "channels": [manifest.channels],
                         "masked": [images.encode_png(holed)],
-                        "psnr_hole": [psnr(originals[i], whole, masks[i])],
+                        "psnr_hole": [psnr(originals[i], inpainted, masks[i])],
                         "psnr_hole_mean": [psnr(originals[i], mean, masks[i])],
                         "psnr_hole_nearest": [psnr(originals[i], nearest, masks[i])],
                         "missing": [int(masks[i].sum())],

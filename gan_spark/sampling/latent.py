@@ -1,5 +1,6 @@
-"""Walks through a generator's latent space (arXiv 1511.06434, sections 6.1 and 6.3.2): paths between seeds, and A - B +
-C.
+"""Walks through a generator's latent space: paths between seeds, and A - B + C.
+
+They are those of arXiv 1511.06434, sections 6.1 and 6.3.2.
 """
 
 import logging
@@ -11,7 +12,6 @@ from ..config import Config, UserError
 from ..data import images, schema
 from ..runs import loading, registry
 from ..runs.store import Run
-from . import generate
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +23,10 @@ def latent(spark, config: Config) -> dict:
     config = registry.promoted(config)
     options, run, url = config.latent, Run.of(config), lake.table_url(config)
     record = run.record()
-    step = generate.checkpoint(run, config.generate)
+    step = run.checkpoint_step(config.generate.checkpoint)
     model = loading.load_model(run.url, step, record)
     if not hasattr(model, "decode"):
-        names = sorted(name for name, each in models.MODELS.items() if hasattr(each, "decode"))
+        names = sorted(name for name, model_class in models.MODELS.items() if hasattr(model_class, "decode"))
         raise UserError(
             f"run {run.url}: model {config.model.name!r} has no latent space to walk through (those that have:"
             f" {', '.join(names)})"
@@ -39,21 +39,22 @@ def latent(spark, config: Config) -> dict:
         result["paths"], images.encode_png(images.grid(images.to_pixels(model.decode(paths)), options.steps))
     )
     if options.arithmetic:
-        chosen = exemplars(spark, config, model)
-        means = [model.latents(np.array(each), model.config.latent).numpy().mean(0) for each in chosen]
+        seeds_by_class = exemplars(spark, config, model)
+        latents = [model.latents(np.array(class_seeds), model.config.latent).numpy() for class_seeds in seeds_by_class]
+        means = [class_latents.mean(0) for class_latents in latents]
         sheet = np.concatenate(
-            [
-                np.concatenate([model.latents(np.array(each), model.config.latent).numpy(), mean[None]])
-                for each, mean in zip(chosen, means, strict=True)
-            ]
+            [np.concatenate([class_latents, mean[None]]) for class_latents, mean in zip(latents, means, strict=True)]
         )
-        result |= {"arithmetic": f"{url}.arithmetic.png", "seeds": dict(zip(options.arithmetic, chosen, strict=True))}
+        result |= {
+            "arithmetic": f"{url}.arithmetic.png",
+            "seeds": dict(zip(options.arithmetic, seeds_by_class, strict=True)),
+        }
         near = (
             np.random.default_rng(0).uniform(-0.25, 0.25, [options.exemplars, model.config.latent]).astype(np.float32)
         )
         sums = means[0] - means[1] + means[2] + np.concatenate([near, np.zeros_like(near[:1])])
-        made = images.to_pixels(model.decode(np.concatenate([sheet, sums])))
-        lake.write_bytes(result["arithmetic"], images.encode_png(images.grid(made, options.exemplars + 1)))
+        pixels = images.to_pixels(model.decode(np.concatenate([sheet, sums])))
+        lake.write_bytes(result["arithmetic"], images.encode_png(images.grid(pixels, options.exemplars + 1)))
     return result
 
 
@@ -81,16 +82,11 @@ def exemplars(spark, config: Config, model) -> list[list[int]]:
         raise UserError(f"latent.arithmetic = {list(config.latent.arithmetic)}: expected three of {', '.join(classes)}")
     apply = features.function(features.network(spark, config))
     seeds = np.arange(1000) + config.generate.first_seed
-    made = np.concatenate(
+    probabilities = np.concatenate(
         [
             apply(images.to_pixels(model.decode(model.latents(part, model.config.latent))))[1]
             for part in np.split(seeds, 10)
         ]
     )
-    return [
-        [
-            int(seed)
-            for seed in seeds[np.argsort(-made[:, classes.index(name)], kind="stable")[: config.latent.exemplars]]
-        ]
-        for name in config.latent.arithmetic
-    ]
+    orders = (np.argsort(-probabilities[:, classes.index(name)], kind="stable") for name in config.latent.arithmetic)
+    return [seeds[order[: config.latent.exemplars]].tolist() for order in orders]
