@@ -18,11 +18,20 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
 
+# These take longest; begun first, they leave neither of two processes waiting for the other at the end.
+LONGEST = (
+    *("test_trainer", "test_lakes", "test_transfer", "test_cluster", "test_evaluate", "test_extending"),
+    *("test_command_line", "test_notebooks", "test_stackgan", "test_ml", "test_ingest", "test_parts"),
+)
+
+
 def pytest_collection_modifyitems(items):
     """What is long is slow too, so that `-m "not slow"` is quick without a further word."""
     for item in items:
         if item.get_closest_marker("long"):
             item.add_marker("slow")
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
