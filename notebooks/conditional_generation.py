@@ -11,7 +11,12 @@ dbutils.widgets.text("lake", "dbfs:/gan_spark", "root of the lake")
 dbutils.widgets.text("steps", "10000", "steps of training")
 dbutils.widgets.text("workers", "2", "Horovod ranks")
 dbutils.widgets.text("path", "/dbfs/datasets/fashion-mnist", "folder of the IDX files")
-dbutils.widgets.dropdown("class", "", ["", "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"], "class to draw")
+dbutils.widgets.dropdown(
+    "class",
+    "",
+    ["", "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"],
+    "class to draw",
+)
 dbutils.widgets.text("images", "64", "how many")
 dbutils.widgets.text("set", "", "more settings, key=value, with ; between")
 
@@ -20,7 +25,17 @@ dbutils.widgets.text("set", "", "more settings, key=value, with ; between")
 from gan_spark.config import load
 from gan_spark.models import config_class
 
-settings = [f"{key}={dbutils.widgets.get(widget)}" for key, widget in (("lake", "lake"), ("train.steps", "steps"), ("train.workers", "workers"), ("ingest.path", "path"), ("generate.label", "class"), ("generate.images", "images"))]
+settings = [
+    f"{key}={dbutils.widgets.get(widget)}"
+    for key, widget in (
+        ("lake", "lake"),
+        ("train.steps", "steps"),
+        ("train.workers", "workers"),
+        ("ingest.path", "path"),
+        ("generate.label", "class"),
+        ("generate.images", "images"),
+    )
+]
 settings += [each.strip() for each in dbutils.widgets.get("set").split(";") if each.strip()]
 config = load("../conf/fashion-cgan.toml", settings, config_class)
 

@@ -20,7 +20,17 @@ dbutils.widgets.text("set", "", "more settings, key=value, with ; between")
 from gan_spark.config import load
 from gan_spark.models import config_class
 
-settings = [f"{key}={dbutils.widgets.get(widget)}" for key, widget in (("lake", "lake"), ("train.steps", "steps"), ("train.workers", "workers"), ("ingest.path", "path"), ("generate.part", "from"), ("generate.images", "images"))]
+settings = [
+    f"{key}={dbutils.widgets.get(widget)}"
+    for key, widget in (
+        ("lake", "lake"),
+        ("train.steps", "steps"),
+        ("train.workers", "workers"),
+        ("ingest.path", "path"),
+        ("generate.part", "from"),
+        ("generate.images", "images"),
+    )
+]
 settings += [each.strip() for each in dbutils.widgets.get("set").split(";") if each.strip()]
 config = load("../conf/fashion-cyclegan.toml", settings, config_class)
 

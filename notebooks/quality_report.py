@@ -16,7 +16,10 @@ dbutils.widgets.text("set", "", "more settings, key=value, with ; between")
 from gan_spark.config import load
 from gan_spark.models import config_class
 
-settings = [f"lake={dbutils.widgets.get('lake')}", *(each.strip() for each in dbutils.widgets.get("set").split(";") if each.strip())]
+settings = [
+    f"lake={dbutils.widgets.get('lake')}",
+    *(each.strip() for each in dbutils.widgets.get("set").split(";") if each.strip()),
+]
 config = load(f"../conf/{dbutils.widgets.get('config')}", settings, config_class)
 
 # COMMAND ----------
@@ -24,7 +27,12 @@ config = load(f"../conf/{dbutils.widgets.get('config')}", settings, config_class
 from gan_spark.runs.catalogue import runs
 
 found = runs(config.lake)
-display(spark.createDataFrame([(row["run"], row["model"], row["dataset"], row["step"], row["fid"], row["promoted"]) for row in found], "run string, model string, dataset string, step long, fid double, promoted string"))
+display(
+    spark.createDataFrame(
+        [(row["run"], row["model"], row["dataset"], row["step"], row["fid"], row["promoted"]) for row in found],
+        "run string, model string, dataset string, step long, fid double, promoted string",
+    )
+)
 
 # COMMAND ----------
 

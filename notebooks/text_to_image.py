@@ -12,7 +12,11 @@ dbutils.widgets.text("steps", "12000", "steps of training")
 dbutils.widgets.text("workers", "2", "Horovod ranks")
 dbutils.widgets.text("encoder_steps", "3000", "steps of the text encoder")
 dbutils.widgets.text("count", "20000", "pictures to compose")
-dbutils.widgets.text("sentences", "a large red square at the top of a white background; on grey, the circle at the left is large and blue", "sentences, with ; between them")
+dbutils.widgets.text(
+    "sentences",
+    "a large red square at the top of a white background; on grey, the circle at the left is large and blue",
+    "sentences, with ; between them",
+)
 dbutils.widgets.text("set", "", "more settings, key=value, with ; between")
 
 # COMMAND ----------
@@ -22,11 +26,25 @@ import json
 from gan_spark.config import load
 from gan_spark.models import config_class
 
-common = [f"{key}={dbutils.widgets.get(widget)}" for key, widget in (("lake", "lake"), ("train.workers", "workers"), ("ingest.count", "count"))]
+common = [
+    f"{key}={dbutils.widgets.get(widget)}"
+    for key, widget in (("lake", "lake"), ("train.workers", "workers"), ("ingest.count", "count"))
+]
 common += [each.strip() for each in dbutils.widgets.get("set").split(";") if each.strip()]
 sentences = [each.strip() for each in dbutils.widgets.get("sentences").split(";")]
-encoder = load("../conf/shapes-text.toml", [*common, f"train.steps={dbutils.widgets.get('encoder_steps')}"], config_class)
-stage1 = load("../conf/shapes-stackgan1.toml", [*common, f"train.steps={dbutils.widgets.get('steps')}", f"generate.captions={json.dumps(sentences)}", f"generate.images={8 * len(sentences)}"], config_class)
+encoder = load(
+    "../conf/shapes-text.toml", [*common, f"train.steps={dbutils.widgets.get('encoder_steps')}"], config_class
+)
+stage1 = load(
+    "../conf/shapes-stackgan1.toml",
+    [
+        *common,
+        f"train.steps={dbutils.widgets.get('steps')}",
+        f"generate.captions={json.dumps(sentences)}",
+        f"generate.images={8 * len(sentences)}",
+    ],
+    config_class,
+)
 
 # COMMAND ----------
 

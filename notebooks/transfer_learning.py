@@ -19,7 +19,15 @@ dbutils.widgets.text("set", "", "more settings, key=value, with ; between")
 from gan_spark.config import load
 from gan_spark.models import config_class
 
-settings = [f"{key}={dbutils.widgets.get(widget)}" for key, widget in (("lake", "lake"), ("ingest.path", "path"), ("featurize.network", "network"), ("featurize.weights", "weights"))]
+settings = [
+    f"{key}={dbutils.widgets.get(widget)}"
+    for key, widget in (
+        ("lake", "lake"),
+        ("ingest.path", "path"),
+        ("featurize.network", "network"),
+        ("featurize.weights", "weights"),
+    )
+]
 settings += [each.strip() for each in dbutils.widgets.get("set").split(";") if each.strip()]
 config = load("../conf/flowers-featurize.toml", settings, config_class)
 
@@ -47,7 +55,12 @@ fitted["accuracy"]
 
 # COMMAND ----------
 
-display(spark.createDataFrame([(name, other, count) for name, row in fitted["confusion"].items() for other, count in row.items()], "class string, given string, images int"))
+display(
+    spark.createDataFrame(
+        [(name, other, count) for name, row in fitted["confusion"].items() for other, count in row.items()],
+        "class string, given string, images int",
+    )
+)
 
 # COMMAND ----------
 

@@ -165,7 +165,8 @@ def test_transfer_learning(spark, monkeypatch, root, photographs):
         path=photographs,
         network="MobileNetV2",
         weights="",
-        set="ingest.planned_workers=1;ingest.height=32;ingest.width=32;featurize.iterations=3;featurize.regularisation=0.0",
+        set="ingest.planned_workers=1;ingest.height=32;ingest.width=32;"
+        "featurize.iterations=3;featurize.regularisation=0.0",
     )
     assert names["fitted"]["images"] + names["fitted"]["trained_on"] == 40 and names["fitted"]["accuracy"] > 0.5
 

@@ -31,7 +31,9 @@ final case class SavedModel(layers: Array[Byte], weights: Array[Byte]) {
 
 object SavedModel {
 
-  /** Reads the files at `prefix`, a path or URL of any filesystem that Hadoop knows, and builds the model once to see that it is one. */
+  /** Reads the files at `prefix`, a path or URL of any filesystem that Hadoop knows, and builds the model once to see
+   * that it is one.
+   */
   def load(prefix: String, conf: Configuration): SavedModel = {
     val Seq(layers, weights) = Seq("bigdl", "bin").map(kind => read(s"$prefix.$kind", conf))
     val saved = SavedModel(layers, weights)
@@ -60,18 +62,23 @@ object Pixels {
   /** channels x height x width in [-1, 1], as Python's training computes them; or the reason why not. */
   def decode(image: Array[Byte], shape: (Int, Int, Int)): Either[String, Array[Float]] = {
     if (image == null) Left("no image (null)")
-    else if (image.length < 10 || new String(image, 0, 6, ISO_8859_1) != "\u0093NUMPY" || image(6) != 1) Left("not a raw image column of a dataset")
+    else if (image.length < 10 || new String(image, 0, 6, ISO_8859_1) != "\u0093NUMPY" || image(6) != 1)
+      Left("not a raw image column of a dataset")
     else {
       val start = 10 + (image(8) & 0xff) + 256 * (image(9) & 0xff)
       val text = if (start <= image.length) new String(image, 10, start - 10, ISO_8859_1) else ""
       val (height, width, channels) = shape
       text match {
-        case header(h, w, c) if Seq(h, w, c) == Seq(height, width, channels).map(_.toString) && image.length == start + height * width * channels =>
+        case header(h, w, c)
+            if Seq(h, w, c) == Seq(height, width, channels).map(_.toString)
+              && image.length == start + height * width * channels =>
           Right(Array.tabulate(channels * height * width) { place =>
             val (channel, pixel) = (place / (height * width), place % (height * width))
             (image(start + pixel * channels + channel) & 0xff) / 127.5f - 1f
           })
-        case header(h, w, c) => Left(s"image of $h x $w x $c in ${image.length - start} bytes; the model takes $height x $width x $channels")
+        case header(h, w, c) =>
+          val found = s"image of $h x $w x $c in ${image.length - start} bytes"
+          Left(s"$found; the model takes $height x $width x $channels")
         case _               => Left("not an image of uint8, height x width x channels")
       }
     }
@@ -85,7 +92,8 @@ final class LeNet(saved: SavedModel, shape: (Int, Int, Int)) {
   /** Log-probabilities of each image. */
   def score(images: Seq[Array[Float]]): Seq[Array[Float]] = {
     val (height, width, channels) = shape
-    val output = model.forward(Tensor[Float](images.toArray.flatten, Array(images.length, channels, height, width))).toTensor[Float].contiguous()
+    val input = Tensor[Float](images.toArray.flatten, Array(images.length, channels, height, width))
+    val output = model.forward(input).toTensor[Float].contiguous()
     val (values, start, classes) = (output.storage().array(), output.storageOffset() - 1, output.size(2))
     images.indices.map(row => values.slice(start + row * classes, start + (row + 1) * classes))
   }

@@ -10,19 +10,25 @@ import org.apache.spark.sql.streaming.Trigger
 import org.apache.spark.sql.types.{BinaryType, StringType, StructType}
 
 /** A scored row. `prediction` and `log_probabilities` are null where `reason` says why the image cannot be used. */
-final case class Scored(id: String, prediction: Option[Int], log_probabilities: Option[Array[Float]], reason: Option[String])
+final case class Scored(
+    id: String,
+    prediction: Option[Int],
+    log_probabilities: Option[Array[Float]],
+    reason: Option[String]
+)
 
 /** Scores a dataset, or a folder of arriving Parquet files, with a LeNet that `jobs/lenet.py` trained.
   *
   * {{{
-  * spark-submit --class ganspark.Score --jars $(python -m gan_spark bigdl-jars) target/scala-2.12/gan-spark_2.12-0.1.0.jar
+  * spark-submit --class ganspark.Score --jars $(gan-spark bigdl-jars) target/scala-2.12/gan-spark_2.12-0.1.0.jar
   *   --model <run>/checkpoints/step-00000020/checkpoint --shape 28,28,1 --input <dataset>/split=test --output <table>
   *   [--stream --checkpoint <folder> [--available-now]]
   * }}}
   */
 object Score {
   private val batch = 256
-  private val usage = "expected --model PREFIX --shape HEIGHT,WIDTH,CHANNELS --input FOLDER --output TABLE [--stream --checkpoint FOLDER [--available-now]]"
+  private val usage = "expected --model PREFIX --shape HEIGHT,WIDTH,CHANNELS --input FOLDER --output TABLE " +
+    "[--stream --checkpoint FOLDER [--available-now]]"
   private val arriving = new StructType().add("id", StringType).add("image", BinaryType)
 
   def main(arguments: Array[String]): Unit = {
@@ -39,7 +45,15 @@ object Score {
     }
   }
 
-  final case class Options(model: String, shape: (Int, Int, Int), input: String, output: String, checkpoint: String, stream: Boolean, availableNow: Boolean)
+  final case class Options(
+      model: String,
+      shape: (Int, Int, Int),
+      input: String,
+      output: String,
+      checkpoint: String,
+      stream: Boolean,
+      availableNow: Boolean
+  )
 
   object Options {
     private val flags = Set("--stream", "--available-now")
@@ -55,12 +69,17 @@ object Score {
       val given = read(arguments)
       def need(name: String) = given.getOrElse(name, throw new UserError(s"$name is missing: $usage"))
       val shape = need("--shape").split(",").map(side => scala.util.Try(side.trim.toInt).getOrElse(0)) match {
-        case Array(height, width, channels) if height > 0 && width > 0 && (channels == 1 || channels == 3) => (height, width, channels)
-        case _ => throw new UserError(s"--shape ${given("--shape")}: expected HEIGHT,WIDTH,CHANNELS, for instance 28,28,1")
+        case Array(height, width, channels) if height > 0 && width > 0 && (channels == 1 || channels == 3) =>
+          (height, width, channels)
+        case _ =>
+          throw new UserError(s"--shape ${given("--shape")}: expected HEIGHT,WIDTH,CHANNELS, for instance 28,28,1")
       }
       val stream = given.contains("--stream")
-      if (!stream && (given.contains("--checkpoint") || given.contains("--available-now"))) throw new UserError("--checkpoint and --available-now need --stream")
-      Options(need("--model"), shape, need("--input"), need("--output"), if (stream) need("--checkpoint") else "", stream, given.contains("--available-now"))
+      if (!stream && (given.contains("--checkpoint") || given.contains("--available-now")))
+        throw new UserError("--checkpoint and --available-now need --stream")
+      val checkpoint = if (stream) need("--checkpoint") else ""
+      val now = given.contains("--available-now")
+      Options(need("--model"), shape, need("--input"), need("--output"), checkpoint, stream, now)
     }
   }
 
@@ -72,24 +91,32 @@ object Score {
     counts(spark.read.parquet(options.output), options)
   }
 
-  /** Files as they arrive in `input`, each scored once; returns when the query ends, or with `--available-now` when what is there is done. */
+  /** Files as they arrive in `input`, each scored once; returns when the query ends, or with `--available-now` when
+   * what is there is done.
+   */
   def stream(spark: SparkSession, options: Options): String = {
     exists(spark, options.input)
     val scored = score(spark, options, spark.readStream.schema(arriving).parquet(options.input))
-    val writer = scored.writeStream.format("parquet").option("path", options.output).option("checkpointLocation", options.checkpoint)
+    val writer = scored.writeStream
+      .format("parquet")
+      .option("path", options.output)
+      .option("checkpointLocation", options.checkpoint)
     (if (options.availableNow) writer.trigger(Trigger.AvailableNow()) else writer).start().awaitTermination()
     counts(spark.read.parquet(options.output), options)
   }
 
   private def exists(spark: SparkSession, folder: String): Unit = {
     val path = new Path(folder)
-    if (!path.getFileSystem(spark.sparkContext.hadoopConfiguration).exists(path)) throw new UserError(s"$folder: no such folder")
+    if (!path.getFileSystem(spark.sparkContext.hadoopConfiguration).exists(path))
+      throw new UserError(s"$folder: no such folder")
   }
 
   private def rows(name: String, frame: DataFrame): DataFrame = {
     val found = frame.schema.map(field => field.name -> field.dataType).toMap
-    for (field <- arriving if !found.get(field.name).contains(field.dataType))
-      throw new UserError(s"$name: expected a column ${field.name} of ${field.dataType.sql}; found ${frame.schema.map(f => s"${f.name} ${f.dataType.sql}").mkString(", ")}")
+    for (field <- arriving if !found.get(field.name).contains(field.dataType)) {
+      val columns = frame.schema.map(other => s"${other.name} ${other.dataType.sql}").mkString(", ")
+      throw new UserError(s"$name: expected a column ${field.name} of ${field.dataType.sql}; found $columns")
+    }
     frame
   }
 
@@ -119,15 +146,22 @@ object Score {
   private def check(saved: SavedModel, options: Options): Unit = {
     val (height, width, channels) = options.shape
     try new LeNet(saved, options.shape).score(Seq(new Array[Float](height * width * channels)))
-    catch { case NonFatal(error) => throw new UserError(s"${options.model}: the model does not take images of $height x $width x $channels: $error") }
+    catch {
+      case NonFatal(error) =>
+        val images = s"images of $height x $width x $channels"
+        throw new UserError(s"${options.model}: the model does not take $images: $error")
+    }
     ()
   }
 
   private def counts(table: DataFrame, options: Options): String = {
     val rejected = table.where(col("reason").isNotNull)
     val reasons = rejected.groupBy("reason").count().orderBy(col("count").desc).limit(3).collect()
-    if (reasons.nonEmpty) System.err.println(s"rejected: ${reasons.map(row => s"${row.getLong(1)} x ${row.getString(0)}").mkString("; ")}")
-    val frame = table.agg(count(lit(1)).as("images")).select(col("images"), lit(rejected.count()).as("rejected"), lit(options.output).as("table"))
+    val lines = reasons.map(row => s"${row.getLong(1)} x ${row.getString(0)}")
+    if (reasons.nonEmpty) System.err.println(s"rejected: ${lines.mkString("; ")}")
+    val frame = table
+      .agg(count(lit(1)).as("images"))
+      .select(col("images"), lit(rejected.count()).as("rejected"), lit(options.output).as("table"))
     frame.toJSON.head()
   }
 }
