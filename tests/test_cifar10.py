@@ -125,6 +125,7 @@ def put_cifar(tmp_path, files: dict[str, bytes], packed: bool) -> Ingest:
     return Ingest(source="cifar10", path=str(tmp_path / "cifar.tar.gz" if packed else folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True], ids=["folder", "tar.gz"])
 @pytest.mark.parametrize("version", ["binary", "python"])
 def test_cifar10(spark, tmp_path, packed, version):

@@ -14,6 +14,8 @@ from gan_spark import job
 from gan_spark import lake as lakes
 from gan_spark.runs.store import Run
 
+pytestmark = pytest.mark.slow
+
 
 def start(command, environment, pattern, log):
     """A Spark daemon, once its log says `pattern`; returns (process, the match)."""

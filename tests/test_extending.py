@@ -28,6 +28,8 @@ from gan_spark.runs import catalogue, loading
 from gan_spark.runs.store import Run
 from gan_spark.sampling import generate, latent
 
+pytestmark = pytest.mark.slow
+
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 COMMANDS = re.findall(r"^(?:gan-spark|export) .*", PAGE.replace("\\\n", " "), re.MULTILINE)
@@ -71,7 +73,6 @@ def test_the_page_has_its_files_and_commands():
     assert names == ["PYTHONPATH=$PWD", "check", "ingest", "train", "generate", "ingest", "reference"]
 
 
-@pytest.mark.slow
 def test_the_walk_of_the_page(folder):
     """Its commands, with fewer steps, in a folder of their own: the check with its two ranks, ingest, train on two
     ranks, generate, and the source.

@@ -80,6 +80,7 @@ def whole(spark, frame, root) -> tuple[str, dict]:
     return url, write(spark, frame, url)
 
 
+@pytest.mark.slow
 def test_the_answer_and_the_manifest_agree(spark, whole):
     url, answer = whole
     manifest = schema.read_manifest(url)
@@ -172,6 +173,7 @@ def test_splits_have_their_shares():
 # --- what cannot be used ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_row_of_a_table_is_written_or_rejected(spark, root):
     good = {f"good {i}": np.full((8, 8), i, np.uint8) for i in range(20)}
     rows = [(id, bytearray(png(each)), "even") for id, each in good.items()]
@@ -194,6 +196,7 @@ def test_every_row_of_a_table_is_written_or_rejected(spark, root):
     assert schema.read_manifest(url).rejected == 4
 
 
+@pytest.mark.slow
 def test_a_bad_row_does_not_displace_a_good_one_of_the_same_id(spark, root):
     """Whatever comes first of the two, one of each id is kept."""
     good = {f"id {i}": np.full((8, 8), i, np.uint8) for i in range(20)}
@@ -205,6 +208,7 @@ def test_a_bad_row_does_not_displace_a_good_one_of_the_same_id(spark, root):
     assert stored(spark, url).keys() == good.keys()
 
 
+@pytest.mark.slow
 def test_labels_go_to_images_that_can_be_read(spark, root):
     rows = [
         (id, bytearray(png(each)[:40] if int(id[-2]) % 2 else png(each)), "odd" if int(id[-1]) % 2 else "even")
@@ -218,6 +222,7 @@ def test_labels_go_to_images_that_can_be_read(spark, root):
     assert {row["label"]: row["count"] for row in found} == {0: 10, 1: 10}
 
 
+@pytest.mark.slow
 def test_files_of_a_table_are_bounded_and_handed_over_few_at_once(spark, root, monkeypatch, tmp_path):
     monkeypatch.setattr(ingest, "_ARROW_BYTES", 3 * 2**20)
     frame = make_frame(spark, PIXELS).union(
@@ -265,6 +270,7 @@ def test_images_too_large_to_hold_many_of_are_decoded_a_few_at_a_time(spark, roo
     }
 
 
+@pytest.mark.slow
 def test_large_colour_images_are_png(spark, root):
     pixels = {f"{i}": np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8) for i in range(12)}
     url = lake.join(root, "png")
@@ -332,6 +338,7 @@ def everything(url: str) -> dict[str, bytes]:
     return {name: fs.cat_file(name) for name in fs.find(path)} | {f"{name}/": b"" for name in fs.ls(path, detail=False)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "values, config, message",
     [

@@ -18,6 +18,8 @@ from test_trainer import ranks_of, wait_for
 from gan_spark import lake
 from gan_spark.runs.store import Run
 
+pytestmark = pytest.mark.slow
+
 PACKAGES = "org.apache.hadoop:hadoop-aws:3.3.4,io.delta:delta-core_2.12:2.4.0"
 
 
@@ -142,7 +144,6 @@ def skip_without_packages(folder) -> None:
         pytest.skip(f"Spark cannot fetch {PACKAGES} from here")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_whole_way_on_an_object_store(s3, tmp_path):
     """Ingest, two ranks, generate and evaluate, with tables in Delta."""

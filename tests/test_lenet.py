@@ -39,6 +39,7 @@ def trained(spark, lake, digits) -> dict:
     return bigdl.lenet(spark, lenet_config(lake))
 
 
+@pytest.mark.slow
 def test_it_learns_real_digits_and_writes_its_predictions(spark, digits, trained):
     assert trained["epochs"] == 2 and trained["accuracy"] > 0.5 and trained["validation_accuracy"] > 0.5
     table = spark.read.parquet(trained["predictions"])

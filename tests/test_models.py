@@ -246,6 +246,7 @@ def test_cyclegan_logs_the_cycle_of_its_generators():
     assert float(model.train_step([batch])["cycle"]) == pytest.approx(float(cycle), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_discogan_weighs_reconstruction_more_after_its_start():
     """With SGD, the generators' step is the loss's weight times the gradient: only the weights differ."""
     values = []

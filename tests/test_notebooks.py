@@ -10,6 +10,8 @@ from conftest import ROOT
 from PIL import Image
 from sklearn.datasets import load_digits
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOKS = ROOT / "notebooks"
 LOCAL = (
     "train.launcher=local;train.batch_size=8;train.log_every=1;train.checkpoint_every=4;train.sample_every=4;"

@@ -17,6 +17,8 @@ from test_ingest import png, rejected, stored
 from gan_spark import lake
 from gan_spark.data import schema
 
+pytestmark = pytest.mark.slow
+
 COLOUR = (200, 60, 30)
 BAD = {
     "cat/empty.png": "^empty file$",

@@ -18,6 +18,8 @@ from gan_spark.runs import registry
 from gan_spark.sampling import generate
 from gan_spark.training import driver
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def config(spark, lake, digits):

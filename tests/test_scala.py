@@ -14,6 +14,8 @@ from gan_spark import job
 from gan_spark.ml import bigdl
 from gan_spark.runs.store import Run
 
+pytestmark = pytest.mark.slow
+
 JAR = ROOT / "target" / "scala-2.12" / "gan-spark_2.12-0.1.0.jar"
 
 

@@ -99,6 +99,7 @@ def two_ranks(spark):
     return ranks.run(spark, both, {"models": MODEL_CONFIGS, "steps": list(STEPS)}, Train(workers=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", models.MODELS)
 def test_two_ranks_hold_identical_weights_and_draw_different_noise(two_ranks, name):
     (first, first_noise), (second, second_noise) = (result["identical"][name] for result in two_ranks)
@@ -106,6 +107,7 @@ def test_two_ranks_hold_identical_weights_and_draw_different_noise(two_ranks, na
     assert first_noise != second_noise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", STEPS)
 def test_two_ranks_of_half_a_batch_step_as_one_process_of_the_whole(two_ranks, case):
     alone = one_step(process.Team(), step_config(case))
@@ -147,6 +149,7 @@ def test_a_run_leaves_what_it_promises(spark, lake, digits):
     )
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again_and_a_longer_one_goes_on(spark, lake, digits):
     config = make_config(lake, run="longer")
     first = driver.train(spark, config)
@@ -296,6 +299,7 @@ def test_what_follows_the_metrics_outlives_a_store_that_does_not_answer(lake, mo
     bar.bar.close()
 
 
+@pytest.mark.slow
 def test_an_error_on_a_rank_is_named_after_the_last_attempt(spark, lake, digits):
     config = make_config(lake, run="fails", train={"launcher": "spark", "workers": 1, "restarts": 0})
     run = Run.of(config)
@@ -356,6 +360,7 @@ def wait_for(condition, what: str, seconds: float = 120):
     raise AssertionError(f"no {what} in {seconds} s")
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_job_instead_of_starting_it_again(lake, digits, tmp_path):
     """What a scheduler sends to stop a job."""
     config = make_config(lake, run="told-to-stop")
@@ -369,6 +374,7 @@ def test_sigterm_ends_the_job_instead_of_starting_it_again(lake, digits, tmp_pat
     assert output == "" and "attempt 1 of" not in errors
 
 
+@pytest.mark.slow
 def test_a_killed_driver_and_then_a_killed_rank_lose_nothing_but_time(lake, digits, tmp_path):
     """SIGKILL for the driver, the same command again, SIGKILL for a rank: the run ends complete."""
     config = make_config(lake, run="dies")

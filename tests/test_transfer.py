@@ -20,6 +20,8 @@ from gan_spark.runs import loading
 from gan_spark.runs.store import Run
 from gan_spark.training import driver
 
+pytestmark = pytest.mark.slow
+
 
 def classifier_config(lake: str, run: str = "fine", **sections):
     made = {
