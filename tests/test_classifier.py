@@ -11,6 +11,8 @@ from gan_spark import models
 from gan_spark.config import UserError
 from gan_spark.models.classifier import transformed
 
+pytestmark = pytest.mark.slow
+
 
 def identity(count: int = 1) -> dict:
     zero, one = tf.zeros([count]), tf.ones([count])
@@ -52,7 +54,6 @@ def test_augmented_images_differ_and_without_any_are_the_same():
     assert min(np.abs(moved[i] - moved[j]).max() for i in range(4) for j in range(i)) > 0.1
 
 
-@pytest.mark.slow
 def test_the_head_learns_alone_and_then_the_last_layers_with_it():
     model = make_model("classifier", head_steps=1)
     step = tf.function(model.train_step)
@@ -88,7 +89,6 @@ def test_frozen_batch_norm_keeps_its_statistics():
     assert all(np.array_equal(a, v.numpy()) for a, v in zip(before, model.network.non_trainable_variables, strict=True))
 
 
-@pytest.mark.slow
 def test_class_weights_scale_the_loss():
     batch = {**make_batch("classifier"), "label": tf.fill([8], 3)}
     losses = [
@@ -98,7 +98,6 @@ def test_class_weights_scale_the_loss():
     assert losses[1] == pytest.approx(2 * losses[0], rel=1e-5) and losses[2] == 0
 
 
-@pytest.mark.slow
 def test_it_begins_from_a_weights_file_and_says_which_layer_does_not_fit(tmp_path):
     source = tf.keras.applications.MobileNetV2(weights=None, include_top=False, pooling="avg", input_shape=(32, 32, 3))
     source.save_weights(tmp_path / "weights.h5")

@@ -55,6 +55,7 @@ def test_a_job_is_a_function_that_exists(name):
         assert callable(job.pkgutil.resolve_name(path))
 
 
+@pytest.mark.slow
 def test_a_job_runs_as_a_subcommand(capsys, spark, tmp_path):
     toml = write_config(tmp_path, make_config(str(tmp_path / "lake")))
     code, out, _ = say(capsys, "ingest", "--config", toml, "--dry-run")

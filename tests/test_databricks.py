@@ -64,6 +64,7 @@ def test_the_init_script_installs_what_the_project_pins():
         assert f'"{pin}"' in project
 
 
+@pytest.mark.slow
 def test_pip_can_install_the_wheel_into_the_runtimes_spark(tmp_path):
     """What the wheel requires fits together without uv's overrides, and with the runtime's PySpark."""
     if not shutil.which("uv"):

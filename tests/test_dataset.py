@@ -87,6 +87,7 @@ def test_batches_of_another_split_hold_none_of_train(unique, labels):
     assert not {image for image, _ in rows} & labels.keys()
 
 
+@pytest.mark.slow
 def test_a_batch_may_be_larger_than_the_split(unique, labels):
     (batch,) = take(reader.batches(unique, "train", ROWS + 100), 1)
     assert {image for image, _ in seen([batch])} <= labels.keys()
@@ -101,6 +102,7 @@ def test_ranks_share_the_images_out(unique, labels):
     assert shares[0] | shares[1] == labels.keys()
 
 
+@pytest.mark.slow
 def test_seeds_give_other_orders(unique):
     first, second = (seen(take(reader.batches(unique, "train", 16, seed=seed), 2)) for seed in (1, 2))
     assert first != second

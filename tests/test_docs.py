@@ -67,7 +67,7 @@ ELSEWHERE = {
     "gan-spark train": ("tests/test_extending.py", "extending.md"),
     "gan-spark generate": ("tests/test_extending.py", "extending.md"),
 }
-NOT_RUN = {"databricks bundle": "**Not run here**"}
+NOT_RUN = {"uv run --with pre-commit": "no test runs it", "databricks bundle": "**Not run here**"}
 # Subcommands that are run here: of docs/promotion.md on the lake of a pipeline, and those that need no lake.
 ABOUT_RUNS = ("runs", "show", "promote", "rollback")
 ALONE = ("models", "reference", "init")
@@ -145,6 +145,7 @@ def job(capsys, monkeypatch, command: str, *changes: str) -> dict:
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_commands_about_runs(capsys, monkeypatch, spark, tmp_path):
     """The pipelines of README.md and docs/images.md, on digits and on a folder; docs/promotion.md on their runs."""
     lake, folder = tmp_path / "lake", tmp_path / "my-images"

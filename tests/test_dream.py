@@ -14,6 +14,8 @@ from gan_spark.runs.store import Run
 from gan_spark.sampling import dream
 from gan_spark.training import driver
 
+pytestmark = pytest.mark.slow
+
 
 def bright(x):
     """A look whose one layer is the image's own brightness, from 0 to 2."""

@@ -20,6 +20,8 @@ from gan_spark.runs.store import Run
 from gan_spark.sampling import generate
 from gan_spark.training import driver
 
+pytestmark = pytest.mark.slow
+
 
 def normal(count, mean, deviation, seed=0):
     return np.random.default_rng(seed).normal(mean, deviation, [count, 3])
@@ -77,7 +79,6 @@ def test_inception_score_ends():
     assert score(np.tile([[1.0, 0, 0, 0]], [20, 1])) == pytest.approx(1.0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("partitions", [1, 2, 9, 70])
 def test_merging_in_tasks_loses_nothing_and_leaves_one(spark, partitions):
     parts = spark.sparkContext.parallelize(range(100), partitions).mapPartitions(lambda values: [Counter(values)])
@@ -128,7 +129,6 @@ def measured(spark, lake, digits):
     return config, evaluate.evaluate(spark, config)
 
 
-@pytest.mark.slow
 def test_evaluate_reports_every_measure_with_its_floor(measured):
     _, result = measured
     assert result["fid_self"] < 1e-6 < result["fid_floor"] < result["fid"]
@@ -140,7 +140,6 @@ def test_evaluate_reports_every_measure_with_its_floor(measured):
     assert result["fingerprint"] == schema.read_manifest(result["dataset"]).fingerprint and result["part"] == ""
 
 
-@pytest.mark.slow
 def test_fid_through_spark_is_fid_of_all_features_at_once(spark, digits, measured):
     """The partial sums of many tasks against NumPy on all features in this process."""
     config, result = measured
@@ -154,7 +153,6 @@ def test_fid_through_spark_is_fid_of_all_features_at_once(spark, digits, measure
     assert result["fid"] == pytest.approx(statistics.frechet_distance(Moments.of(x), Moments.of(y)), rel=1e-3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("wanted", [10_000, 60])
 def test_a_sample_is_of_features_by_id_the_same_ones_for_any_partitioning(spark, digits, measured, wanted):
     config, _ = measured
@@ -174,7 +172,6 @@ def test_a_sample_is_of_features_by_id_the_same_ones_for_any_partitioning(spark,
     assert moments["all"].count == len(rows) == moments["half0"].count + moments["half1"].count
 
 
-@pytest.mark.slow
 def test_the_classifier_is_shared_by_configs_that_train_otherwise(spark, measured, monkeypatch):
     """It is there, so that it is not trained again, nor refused, whatever their section [train] says."""
     config, result = measured
@@ -196,7 +193,6 @@ def test_the_classifier_is_shared_by_configs_that_train_otherwise(spark, measure
     assert network.name == result["features"] and network.step == 150
 
 
-@pytest.mark.slow
 def test_the_classifier_is_trained_by_settings_of_its_own(spark, measured, monkeypatch):
     config = replaced(
         measured[0],
@@ -230,7 +226,6 @@ def test_the_classifier_is_trained_by_settings_of_its_own(spark, measured, monke
     assert re.fullmatch(r".*-3-33\.[0-9a-f]{8}", told[0].run)  # of another batch is another classifier
 
 
-@pytest.mark.slow
 def test_a_classifier_that_another_config_left_half_trained_is_begun_again(spark, measured):
     config = replaced(measured[0], evaluate={"classifier_steps": 4, "classifier_batch": 32})
     whole = lakes.read_json(features.network(spark, measured[0]).run + "/config.json")
@@ -244,7 +239,6 @@ def test_a_classifier_that_another_config_left_half_trained_is_begun_again(spark
     ] == 1
 
 
-@pytest.mark.slow
 def test_a_classifier_that_another_job_trains_meanwhile_is_left_alone(spark, measured, monkeypatch):
     config = replaced(measured[0], evaluate={"classifier_steps": 2, "classifier_batch": 32})
     train, placed = driver.train, []
@@ -265,7 +259,6 @@ def test_a_classifier_that_another_job_trains_meanwhile_is_left_alone(spark, mea
     ] == []
 
 
-@pytest.mark.slow
 def test_held_out_images_are_classified_by_names_not_by_indices(spark, digits, measured):
     network, manifest = features.network(spark, measured[0]), schema.read_manifest(digits)
     frame = spark.read.parquet(digits).where("split = 'test'")
@@ -277,7 +270,6 @@ def test_held_out_images_are_classified_by_names_not_by_indices(spark, digits, m
     assert measures.held_out_means(frame, network.run, network.step, strange, 32)["accuracy"] == 0.0
 
 
-@pytest.mark.slow
 def test_a_table_is_measured_by_the_run_and_step_of_its_rows(spark, measured):
     """Others in it, as a Delta table that is added to has them, do not count."""
     from pyspark.sql import functions as F
@@ -309,7 +301,6 @@ def test_a_table_is_measured_by_the_run_and_step_of_its_rows(spark, measured):
         evaluate.evaluate(spark, replaced(mixed, generate={"checkpoint": 7}))
 
 
-@pytest.mark.slow
 def test_the_promoted_version_is_measured_again_to_be_compared(spark, lake, measured):
     """It was measured on the dataset as it was before an ingest."""
     config, result = measured
@@ -342,7 +333,6 @@ def test_the_promoted_version_is_measured_again_to_be_compared(spark, lake, meas
     assert lakes.exists(f"{lakes.to_url(lake)}/generated/compared-promoted")
 
 
-@pytest.mark.slow
 def test_inception_takes_weights_from_a_file(spark, lake, measured, tmp_path):
     import tensorflow as tf
 
@@ -355,7 +345,6 @@ def test_inception_takes_weights_from_a_file(spark, lake, measured, tmp_path):
     np.testing.assert_allclose(probability.sum(1), 1, atol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes, message",
     [

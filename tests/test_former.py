@@ -14,6 +14,8 @@ from gan_spark.runs.store import Run
 from gan_spark.sampling import generate
 from gan_spark.training import driver
 
+pytestmark = pytest.mark.slow
+
 FORMER = ROOT / "tests" / "golden" / "former"
 EXPECTED = json.loads((FORMER / "expected.json").read_text())
 

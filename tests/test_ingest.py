@@ -134,6 +134,7 @@ def test_train_has_four_row_groups_for_each_planned_worker(whole):
     assert sum(groups) >= 4 * CONFIG.planned_workers
 
 
+@pytest.mark.slow
 def test_another_row_order_gives_the_same_dataset(spark, frame, whole, root):
     url = lake.join(root, "shuffled")
     answer = write(spark, frame.orderBy(F.rand(1)).repartition(3), url)
@@ -143,6 +144,7 @@ def test_another_row_order_gives_the_same_dataset(spark, frame, whole, root):
     }
 
 
+@pytest.mark.slow
 def test_one_pixel_changes_the_fingerprint(spark, whole, root):
     pixels = {id: each.copy() for id, each in PIXELS.items()}
     pixels["image 007"][3, 4] ^= 1
@@ -257,6 +259,7 @@ def test_a_batch_is_decoded_in_pieces():
     ]
 
 
+@pytest.mark.slow
 def test_images_too_large_to_hold_many_of_are_decoded_a_few_at_a_time(spark, root):
     rows = [
         (f"{index}", bytearray(png(np.full((2048, 2048), index, np.uint8))), "odd") for index in (0, 1, 2, 3, 4, 5, 5)
@@ -364,6 +367,7 @@ def test_nothing_to_train_on_leaves_the_old_dataset(spark, old, values, config, 
     assert everything(old) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["old.rejected", "old"])
 def test_a_failure_while_putting_in_place_leaves_the_old_dataset(spark, old, monkeypatch, place):
     """The first rename to `place` fails."""
@@ -384,6 +388,7 @@ def test_a_failure_while_putting_in_place_leaves_the_old_dataset(spark, old, mon
     assert after == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", ["in Spark", "to open its source"])
 def test_a_job_that_fails_puts_back_what_a_killed_one_had_displaced(spark, tmp_path, fails):
     config = make_config(str(tmp_path))
@@ -416,6 +421,7 @@ def test_what_a_killed_job_had_staged_is_removed(spark, old):
     assert everything(old) == before
 
 
+@pytest.mark.slow
 def test_rows_lost_on_the_way_are_noticed(spark, old, monkeypatch):
     """A file that vanishes between its task and the rename."""
     before, settle = everything(old), ingest._settle
@@ -431,6 +437,7 @@ def test_rows_lost_on_the_way_are_noticed(spark, old, monkeypatch):
     assert everything(old) == before
 
 
+@pytest.mark.slow
 def test_what_a_failed_task_left_is_not_in_the_dataset(spark, old, monkeypatch):
     """Every task leaves a half-written file behind, as one does that dies and is run again."""
     url, settle = f"{old}-retried", ingest._settle
@@ -447,6 +454,7 @@ def test_what_a_failed_task_left_is_not_in_the_dataset(spark, old, monkeypatch):
     assert stored(spark, url).keys() == pixels.keys()
 
 
+@pytest.mark.slow
 def test_few_images_still_make_four_row_groups_a_worker(spark, old):
     url = f"{old}-few"
     write(

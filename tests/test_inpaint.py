@@ -13,6 +13,8 @@ from gan_spark.data import images, schema
 from gan_spark.sampling import inpaint
 from gan_spark.training import driver
 
+pytestmark = pytest.mark.slow
+
 MANIFEST = schema.Manifest(16, 16, 1, "raw", (), {}, 0, "", {}, "")
 
 

@@ -13,6 +13,8 @@ from gan_spark.runs import loading
 from gan_spark.sampling import latent
 from gan_spark.training import driver
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_path_goes_round_and_not_through():
     path = latent.between(np.array([2.0, 0.0]), np.array([0.0, 4.0]), 3)

@@ -19,6 +19,8 @@ from gan_spark.config import LeNet, UserError, parse
 from gan_spark.ml import ImageClassifier, bigdl, columns
 from gan_spark.runs.store import Run
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = ROOT / "tests" / "golden" / "lenet.json"
 
 
@@ -39,7 +41,6 @@ def trained(spark, lake, digits) -> dict:
     return bigdl.lenet(spark, lenet_config(lake))
 
 
-@pytest.mark.slow
 def test_it_learns_real_digits_and_writes_its_predictions(spark, digits, trained):
     assert trained["epochs"] == 2 and trained["accuracy"] > 0.5 and trained["validation_accuracy"] > 0.5
     table = spark.read.parquet(trained["predictions"])

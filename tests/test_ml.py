@@ -30,6 +30,8 @@ from gan_spark.ml import (
     register_keras_image_udf,
 )
 
+pytestmark = pytest.mark.slow
+
 # Workers cannot import this module, so the loader below travels by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -98,7 +100,6 @@ def features(made, column: str = "features") -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name, size", [("InceptionV3", 2048), ("MobileNetV2", 1280)])
 def test_features_are_those_of_keras(frame, folder, name, size):
     made = features(DeepImageFeaturizer(modelName=name, weights="").transform(frame))
@@ -196,7 +197,6 @@ def test_a_bad_image_is_null_and_counted(spark, frame):
     assert stage.rejected == 2
 
 
-@pytest.mark.slow
 def test_a_pipeline_of_features_survives_save_and_load(spark, frame, tmp_path):
     labelled = frame.withColumn("label", (F.col("name") < "3").cast("double"))
     stages = [DeepImageFeaturizer(modelName="MobileNetV2", weights="", seed=3), LogisticRegression(maxIter=5)]
@@ -208,7 +208,6 @@ def test_a_pipeline_of_features_survives_save_and_load(spark, frame, tmp_path):
     assert {row["name"]: row["probability"] for row in loaded.transform(labelled).collect()} == expected
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["weights.h5", "new.weights.h5"])
 def test_weights_from_a_file_of_either_format(frame, folder, tmp_path, name):
     path = str(tmp_path / name)
@@ -250,7 +249,6 @@ def test_weights_that_do_not_fit_name_a_layer(frame, tmp_path):
         DeepImageFeaturizer(modelName="VGG19", weights=path).transform(frame)
 
 
-@pytest.mark.slow
 def test_a_network_is_built_once_in_each_python_worker(spark, frame):
     stage = DeepImageFeaturizer(modelName="MobileNetV2", weights="", seed=21)
 
@@ -295,7 +293,6 @@ def lively(tmp_path_factory) -> str:
     return path
 
 
-@pytest.mark.slow
 def test_the_most_probable_classes_by_name(frame, folder, class_index, lively):
     made = DeepImagePredictor(modelName="MobileNetV2", weights=lively, topK=3, classIndex=class_index).transform(frame)
     row = made.where("name = '1.png'").first()["predictions"]

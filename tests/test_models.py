@@ -135,6 +135,7 @@ def test_synchronised_batch_norm_uses_the_reduced_moments():
     assert not np.allclose(layer(first, training=True), BatchNorm(reduce=list)(first, training=True), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_vae_bound_is_an_upper_bound_that_training_lowers():
     model = build("vae")
     images = tf.constant(np.where(np.random.default_rng(0).uniform(size=[64, 16, 16, 1]) < 0.1, 1.0, -1.0), tf.float32)
@@ -148,6 +149,7 @@ def test_vae_bound_is_an_upper_bound_that_training_lowers():
     assert entropy * 0.9 < last < first * 0.7
 
 
+@pytest.mark.slow
 def test_vae_importance_weighted_bound_tightens_and_is_the_elbo_for_one_sample():
     model = build("vae")
     images = tf.constant(np.random.default_rng(0).uniform(-1, 1, [16, 16, 16, 1]), tf.float32)

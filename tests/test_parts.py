@@ -15,6 +15,8 @@ from gan_spark.runs.store import Run
 from gan_spark.sampling import generate
 from gan_spark.training import driver
 
+pytestmark = pytest.mark.slow
+
 
 def write(spark, lake, name, **options):
     config = make_config(lake)
@@ -82,7 +84,6 @@ def test_classes_become_domains_and_other_classes_are_rejected(spark, lake):
     assert "class '0' is in neither domain" in reasons and answer["rows"] + answer["rejected"] == 1797
 
 
-@pytest.mark.slow
 def test_labels_are_kept_by_as_many_of_each_class(spark, lake):
     url, answer = write(spark, lake, "digits-50-labels", parts="labels", labels=50)
     found = rows(spark, url).values()
@@ -122,7 +123,6 @@ def test_a_model_that_reads_parts_says_how_to_ingest_them(spark, lake, digits):
         driver.train(spark, make_config(lake, "cyclegan", run="no-parts"))
 
 
-@pytest.mark.slow
 def test_a_translation_says_which_image_it_is_of_and_is_compared_with_the_truth(spark, lake, recoloured):
     from gan_spark.quality import evaluate, measures
 
@@ -195,7 +195,6 @@ def test_a_translation_says_which_image_it_is_of_and_is_compared_with_the_truth(
         generate.generate(spark, dataclasses.replace(config, generate=dataclasses.replace(config.generate, part="")))
 
 
-@pytest.mark.slow
 def test_a_label_or_each_in_turn(spark, lake, digits):
     config = make_config(lake, "cgan", run="conditional", generate={"images": 20, "batch_size": 16})
     driver.train(spark, config)
@@ -211,7 +210,6 @@ def test_a_label_or_each_in_turn(spark, lake, digits):
         generate.generated(spark.range(3).withColumnRenamed("id", "seed"), Run.of(config), config.generate)
 
 
-@pytest.mark.slow
 def test_an_ssgan_is_a_stage_of_a_spark_ml_pipeline(spark, lake, tmp_path):
     from pyspark.ml import Pipeline, PipelineModel
     from pyspark.ml.evaluation import MulticlassClassificationEvaluator

@@ -15,6 +15,8 @@ from gan_spark.runs import loading
 from gan_spark.runs.store import Run
 from gan_spark.training import driver
 
+pytestmark = pytest.mark.slow
+
 
 def build(**changes):
     tf.keras.utils.set_random_seed(0)
@@ -135,7 +137,6 @@ def test_sizes_that_cannot_be_enlarged_to_are_refused(changes):
         build(**changes)
 
 
-@pytest.mark.slow
 def test_a_run_starts_from_another_and_looks_through_a_third(spark, lake, digits):
     classifier = make_config(lake, "lenet", run="sr-features", train={"steps": 2})
     driver.train(spark, classifier)

@@ -20,6 +20,8 @@ from gan_spark.runs.store import Run
 from gan_spark.sampling import generate
 from gan_spark.training import driver
 
+pytestmark = pytest.mark.slow
+
 # --- pictures --------------------------------------------------------------------------
 
 
@@ -202,7 +204,6 @@ def test_consistency_compares_averages_of_squares_of_pixels():
     assert float(losses.consistency(large, tf.reshape([1.0, 1.0], [1, 1, 2, 1]))) == pytest.approx((9 + 1) / 2)
 
 
-@pytest.mark.slow
 def test_consistency_holds_stage_two_to_the_image_of_stage_one():
     values = []
     for weight in (1e-6, 100.0):
@@ -314,7 +315,6 @@ def test_stages_that_do_not_fit_are_refused():
 # --- through the whole house -----------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_from_captions_to_judged_pictures(spark, lake, pictures):
     """Encoder, stage I on its run, a picture for a caption, and the judge; every seed the same for any partitioning."""
     driver.train(spark, shapes_config(lake))
@@ -382,7 +382,6 @@ def test_the_judge_counts_what_matches():
     ]
 
 
-@pytest.mark.slow
 def test_both_stages_on_precomputed_embeddings(spark, lake, tmp_path):
     """The CUB layout: ten embeddings a picture, as a column of a table."""
     rng = np.random.default_rng(0)

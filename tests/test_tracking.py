@@ -11,13 +11,14 @@ from gan_spark.runs.tracking import Tracker
 from gan_spark.sampling import generate
 from gan_spark.training import driver, loop
 
+pytestmark = pytest.mark.slow
+
 
 def files(client: MlflowClient, id: str, path: str = "") -> list[str]:
     found = client.list_artifacts(id, path)
     return [name for each in found for name in (files(client, id, each.path) if each.is_dir else [each.path])]
 
 
-@pytest.mark.slow
 def test_training_generation_and_quality_go_to_one_run(spark, lake, digits, tmp_path):
     tracking = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "artifacts": f"file://{tmp_path}/files"}
     config = make_config(
