@@ -281,7 +281,8 @@ def test_a_table_is_measured_by_the_run_and_step_of_its_rows(spark, measured):
         made.where("seed < 30").withColumn("run", F.lit("file:///another")),
     ]
     mixed = replaced(config, generate={"table": f"{config.lake}/elsewhere/mixed"})
-    with tables.replacing(of_others[0].unionByName(of_others[1]).unionByName(made).coalesce(1), lakes.table_url(mixed)):
+    rows = of_others[0].unionByName(of_others[1]).unionByName(made).coalesce(1)
+    with tables.replacing(rows, lakes.table_url(mixed), generate.KIND):
         pass
     again = evaluate.evaluate(spark, mixed)
     assert again["report"] == f"{lakes.table_url(mixed)}.quality.json"

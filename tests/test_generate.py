@@ -82,8 +82,10 @@ def test_a_table_that_a_killed_job_had_displaced_is_put_back_by_one_that_fails(s
     spark.range(3).write.parquet(lakes.displaced(url))
     left = lakes.staging(url)
     lakes.write_bytes(lakes.join(left, "part"), b"")
-    os.utime(lakes.filesystem(lakes.join(left, "part"))[1], (0, 0))
-    with pytest.raises(RuntimeError, match="no more"), tables.replacing(spark.range(5), url):
+    lakes.claim(left, generate.KIND)
+    for name in ("part", lakes.OWNER):
+        os.utime(lakes.filesystem(lakes.join(left, name))[1], (0, 0))
+    with pytest.raises(RuntimeError, match="no more"), tables.replacing(spark.range(5), url, generate.KIND):
         raise RuntimeError("no more")
     assert tables.read(spark, url).count() == 3 and not lakes.exists(left)
 

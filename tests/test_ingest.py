@@ -415,7 +415,9 @@ def test_what_a_killed_job_had_staged_is_removed(spark, old):
     before, left = everything(old), [lake.staging(old), lake.staging(f"{old}.rejected")]
     for made in left:
         lake.write_bytes(lake.join(made, "part"), b"")
-        os.utime(lake.filesystem(lake.join(made, "part"))[1], (0, 0))
+        lake.claim(made, "dataset")
+        for name in ("part", lake.OWNER):
+            os.utime(lake.filesystem(lake.join(made, name))[1], (0, 0))
     with pytest.raises(UserError, match="no image to train on"):
         write(spark, spark.createDataFrame([], "id string, content binary, label string"), old, SMALL)
     assert everything(old) == before

@@ -308,7 +308,9 @@ def test_what_killed_jobs_had_staged_is_removed_after_a_day(tmp_path):
     empty.mkdir()
     before = time.time() - 25 * 3600
     for made in (old, other):
-        os.utime(lake.filesystem(lake.join(made, "sub", "a"))[1], (before, before))
+        lake.claim(made, "dataset")
+        for file in ("sub/a", lake.OWNER):
+            os.utime(lake.filesystem(lake.join(made, file))[1], (before, before))
     for folder in (empty, lake.filesystem(young)[1]):  # of which the second has a young file
         os.utime(folder, (before, before))
     lake.tidy(url)

@@ -180,7 +180,9 @@ def test_a_translation_says_which_image_it_is_of_and_is_compared_with_the_truth(
         evaluate=dataclasses.replace(config.evaluate, part="b", classifier_steps=20, classifier_batch=16),
     )
     with tables.replacing(
-        spark.read.parquet(back["table"]).union(spark.read.parquet(answer["table"])), lakes.table_url(both)
+        spark.read.parquet(back["table"]).union(spark.read.parquet(answer["table"])),
+        lakes.table_url(both),
+        generate.KIND,
     ):
         pass
     again = evaluate.evaluate(spark, both)

@@ -3,6 +3,7 @@
 from .errors import NotFetched, UserError
 from .imports import imported
 from .loader import differences, leaves, load, parse, replaced, resolved
+from .names import check_name, check_path
 from .options import option
 from .sections import (
     Config,
@@ -38,6 +39,8 @@ __all__ = [
     "Tracking",
     "Train",
     "UserError",
+    "check_name",
+    "check_path",
     "differences",
     "imported",
     "leaves",

@@ -7,7 +7,6 @@ names the key, what was given, what is allowed and the nearest right spelling.
 import dataclasses
 import difflib
 import os
-import re
 import tomllib
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
+from .names import check_name, check_path
 from .sections import Config
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def load(path: str, overrides: Sequence[str] = (), model_config: Callable[[str], type] | None = None) -> Config:
@@ -36,7 +34,7 @@ def load(path: str, overrides: Sequence[str] = (), model_config: Callable[[str],
         _override(table, override)
     config = parse(table, model_config)
     if ":/" not in config.lake:
-        _check_lake(config.lake, os.path.abspath(config.lake))
+        check_path("lake", config.lake, os.path.abspath(config.lake))
     return config
 
 
@@ -46,12 +44,8 @@ def parse(table: dict, model_config: Callable[[str], type] | None = None) -> Con
     model = table.pop("model", None)
     config = _build(Config, table, "")
     for key in ("run", "dataset"):
-        if not _NAME.fullmatch(getattr(config, key)):
-            raise UserError(
-                f"{key} = {getattr(config, key)!r}: expected letters, digits, '.', '_' and '-', starting with a letter"
-                " or digit"
-            )
-    _check_lake(config.lake, config.lake)
+        check_name(key, getattr(config, key))
+    check_path("lake", config.lake, config.lake)
     if config.ingest.validation + config.ingest.test >= 1:
         raise UserError(
             f"ingest.validation + ingest.test = {config.ingest.validation + config.ingest.test:g}: expected less than"
@@ -124,14 +118,6 @@ def _text(leaf: Any) -> str:
     if isinstance(leaf, (list, tuple)):
         return ", ".join(map(str, leaf))
     return "" if leaf is None or leaf == {} else str(leaf)
-
-
-def _check_lake(lake: str, path: str) -> None:
-    if patterns := sorted(set(path) & set("#?*[]{}")):
-        raise UserError(
-            f"lake = {lake!r}: expected a path without any of # ? * [ ] {{ }}, which Spark reads as patterns; found"
-            f" {' '.join(patterns)} in {path}: use another folder"
-        )
 
 
 def _plain(value: Any) -> Any:

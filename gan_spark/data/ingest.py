@@ -48,6 +48,7 @@ _DECODED = {  # `split` may be _REJECTED; `reason` is None for what is not
 def ingest(spark, config: Config) -> dict:
     """Reads the config's source into `<lake>/datasets/<dataset>`, replacing what was there."""
     url = lake.dataset_url(config)
+    _check_replaceable(spark, url, config.tables)
     lake.tidy(f"{url}.rejected", url)  # Before the source, which may not open.
     return write(spark, sources.open_source(spark, config.ingest), url, config.ingest, config.tables)
 
@@ -60,8 +61,8 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
     from petastorm.etl.dataset_metadata import materialize_dataset
 
     rejects = f"{url}.rejected"
+    _check_replaceable(spark, url, format)
     lake.tidy(rejects, url)
-    tables.check(spark, rejects, format)
     manifest = _manifest_to_fill(source, config)
     files, group_rows = _layout(spark, source, config, manifest)
     log.info("ingest: about %d images to %s in %d files a split", source.count, url, files)
@@ -75,6 +76,8 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
         None if reader.petastorm_filesystem(staged) is None else functools.partial(reader.petastorm_filesystem, staged)
     )
     try:
+        lake.claim(staged, "dataset")
+        lake.claim(staged_rejects, "rejects", _rejects_schema().names)
         with (
             _batches_that_fit(spark, source, config),
             materialize_dataset(spark, lake.mounted(staged), schema.unischema(manifest), filesystem_factory=factory),
@@ -92,6 +95,7 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
         manifest = dataclasses.replace(manifest, rows=counts, rejected=rejected, fingerprint=_fingerprint(written))
         schema.write_manifest(staged, manifest)
         lake.write_bytes(lake.join(staged_rejects, lake.SUCCESS), b"")
+        _check_replaceable(spark, url, format)  # Writing took a while.
         _put_in_place(spark, staged, url, staged_rejects, rejects, format)
     finally:
         lake.remove(staged)
@@ -104,6 +108,12 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
         "rejects": rejects,
         "fingerprint": manifest.fingerprint,
     }
+
+
+def _check_replaceable(spark, url: str, format: str) -> None:
+    """`UserError` where somebody else's folder is where the dataset or its rejects go."""
+    lake.check_replaceable(url, "dataset")
+    tables.check(spark, f"{url}.rejected", format, "rejects", _rejects_schema().names)
 
 
 def _manifest_to_fill(source: sources.Source, config: Ingest) -> schema.Manifest:
@@ -184,7 +194,7 @@ def _settle(staged: str, staged_rejects: str, written: list) -> None:
     for folder in (staged, staged_rejects):
         fs, path = lake.filesystem(folder)
         for name in fs.find(path):
-            if name.rsplit("/", 1)[1] not in names:
+            if name.rsplit("/", 1)[1] not in {*names, lake.OWNER}:
                 fs.rm_file(name)
     if not any(file["split"] == _REJECTED for file in written):
         with _File(lake.join(staged_rejects, "part-00000.parquet"), _rejects_schema(), 1) as file:

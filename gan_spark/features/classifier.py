@@ -34,6 +34,7 @@ def trained_lenet(spark, config: Config, manifest: schema.Manifest) -> Run:
     )
     run = Run.of(classifier)
     if not _is_trained(run, steps):
+        run.check_is_run()
         # In a run of its own, as another job may train it at this moment; whoever ends first puts it in place.
         own_config = dataclasses.replace(classifier, run=f"{classifier.run}.{uuid.uuid4().hex[:8]}")
         trained = Run.of(own_config)
@@ -43,6 +44,7 @@ def trained_lenet(spark, config: Config, manifest: schema.Manifest) -> Run:
             record["config"]["run"] = classifier.run
             lake.write_json(trained.path("config.json"), record)
             if not _is_trained(run, steps):
+                run.check_is_run()
                 lake.replace(trained.url, run.url)
         except UserError:
             if not _is_trained(run, steps):

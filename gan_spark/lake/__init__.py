@@ -13,10 +13,12 @@ from .files import (
     write_bytes,
     write_json,
 )
-from .layout import dataset_url, run_url, table_url
+from .layout import dataset_url, model_url, pipeline_url, predictions_url, report_url, run_url, table_url
+from .ownership import check_replaceable, claim
 from .swap import (
     MANIFEST,
     MARKERS,
+    OWNER,
     SUCCESS,
     displaced,
     recover,
@@ -29,20 +31,27 @@ from .swap import (
 __all__ = [
     "MANIFEST",
     "MARKERS",
+    "OWNER",
     "SUCCESS",
+    "check_replaceable",
+    "claim",
     "dataset_url",
     "displaced",
     "exists",
     "filesystem",
     "is_object_store",
     "join",
+    "model_url",
     "mounted",
+    "pipeline_url",
+    "predictions_url",
     "read_bytes",
     "read_json",
     "recover",
     "remove",
     "replace",
     "replace_all",
+    "report_url",
     "run_url",
     "staging",
     "table_url",

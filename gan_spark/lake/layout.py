@@ -1,19 +1,43 @@
-"""Layout of the lake: where its runs, datasets and tables are."""
+"""Layout of the lake: where its runs, datasets and tables are. A name that could leave its folder is refused."""
 
-from ..config import Config
+from ..config import Config, check_name, check_path
 from .files import join, to_url
+
+
+def _place(root: str, folder: str, key: str, name: str, suffix: str = "") -> str:
+    return join(to_url(root), folder, check_name(key, name) + suffix)
 
 
 def run_url(root: str, name: str) -> str:
     """URL of the run `name` of the lake at `root` (a path or URL)."""
-    return join(to_url(root), "runs", name)
+    return _place(root, "runs", "run", name)
+
+
+def model_url(root: str, name: str) -> str:
+    """URL of the registry's file of the model `name`."""
+    return _place(root, "models", "model", name, ".json")
 
 
 def dataset_url(config: Config) -> str:
-    return join(to_url(config.lake), "datasets", config.dataset)
+    return _place(config.lake, "datasets", "dataset", config.dataset)
 
 
 def table_url(config: Config) -> str:
     """URL of the table of the config's generated images: `<lake>/generated/<run>` unless it says otherwise."""
-    name = config.generate.table or config.run
-    return to_url(name) if "/" in name else join(to_url(config.lake), "generated", name)
+    name = config.generate.table
+    if "/" not in name:
+        return _place(config.lake, "generated", *(("generate.table", name) if name else ("run", config.run)))
+    check_path("generate.table", name, name)
+    return to_url(name)
+
+
+def predictions_url(config: Config) -> str:
+    return _place(config.lake, "predictions", "run", config.run)
+
+
+def pipeline_url(config: Config) -> str:
+    return _place(config.lake, "pipelines", "run", config.run)
+
+
+def report_url(config: Config) -> str:
+    return _place(config.lake, "reports", "run", config.run, ".html")

@@ -15,6 +15,7 @@ from ..config import UserError
 from .files import exists, filesystem, is_object_store, join, remove, write_bytes
 
 MANIFEST, SUCCESS = MARKERS = ("_gan_spark.json", "_SUCCESS")  # of a dataset, and of a table, that is whole
+OWNER = "_made_by_gan_spark.json"  # of a folder that this project made
 _STALE = 24 * 3600  # seconds without a change, after which what was staged is a dead job's
 
 
@@ -68,15 +69,22 @@ def recover(*urls: str) -> None:
 
 
 def tidy(*urls: str) -> None:
-    """Prepares these folders for a job that writes them: `recover`, and removal of what killed jobs had staged."""
+    """Prepares these folders for a job that writes them: `recover`, and removal of what killed jobs had staged, which
+    its `OWNER` shows.
+    """
     recover(*urls)
     for url in urls:
         parent, name = url.rstrip("/").rsplit("/", 1)
         fs, path = filesystem(parent)
         staged = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}")
         for entry in fs.ls(path, detail=False) if fs.exists(path) else ():
-            if staged.fullmatch(posixpath.basename(entry.rstrip("/"))) and _is_stale(fs, entry):
+            entry = entry.rstrip("/")
+            if staged.fullmatch(posixpath.basename(entry)) and _is_ours(fs, entry) and _is_stale(fs, entry):
                 fs.rm(entry, recursive=True)
+
+
+def _is_ours(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+    return fs.exists(f"{path}/{OWNER}") or not fs.find(path)
 
 
 def _is_stale(fs: fsspec.AbstractFileSystem, path: str) -> bool:

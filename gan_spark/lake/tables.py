@@ -1,7 +1,7 @@
 """Tables in the lake: folders of Parquet files that are put in place whole, or Delta tables."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from .. import lake
 from ..config import UserError
@@ -31,15 +31,25 @@ def is_delta(url: str) -> bool:
     return lake.exists(lake.join(url, "_delta_log"))
 
 
-def check(spark, url: str, format: str) -> None:
-    """`UserError` where a table of `format` cannot be written to `url`."""
+def check(spark, url: str, format: str, kind: str, columns: Sequence[str]) -> None:
+    """`UserError` where a table of `format` with these columns cannot be written to `url`.
+
+    `kind` is what the table holds; one of another kind, or of somebody else's, is not replaced.
+    """
     if lake.exists(url) and is_delta(url) != (format == "delta"):
         raise UserError(
             f"table {url} is {'Delta' if is_delta(url) else 'Parquet'}, and the config says tables = {format!r}: name"
             " another table, or remove that one"
         )
-    if format == "delta":
-        _check_delta(spark, url)
+    if format == "parquet":
+        lake.check_replaceable(url, kind, columns)
+        return
+    _check_delta(spark, url)
+    if lake.exists(url) and sorted(existing := spark.read.format("delta").load(url).columns) != sorted(columns):
+        raise UserError(
+            f"table {url} is there, and is not replaced: expected {kind} that gan_spark made, with the columns"
+            f" {', '.join(columns)}; found a Delta table of {', '.join(existing)}"
+        )
 
 
 def _check_delta(spark, url: str) -> None:
@@ -54,14 +64,20 @@ def _check_delta(spark, url: str) -> None:
 
 
 @contextlib.contextmanager
-def replacing(frame, url: str) -> Iterator:
-    """Writes `frame` as Parquet beside `url` and hands out what was written; puts it at `url` unless that raises."""
+def replacing(frame, url: str, kind: str) -> Iterator:
+    """Writes `frame` as Parquet beside `url` and hands out what was written; puts it at `url` unless that raises.
+
+    `UserError` where something else than a table of this `kind`, made here, is at `url`.
+    """
+    lake.check_replaceable(url, kind, frame.columns)
     lake.tidy(url)
     staged = lake.staging(url)
     try:
-        frame.write.parquet(staged)
+        lake.claim(staged, kind, frame.columns)
+        frame.write.mode("append").parquet(staged)
         lake.write_bytes(lake.join(staged, lake.SUCCESS), b"")  # Not every committer leaves one.
         yield frame.sparkSession.read.parquet(staged)
+        lake.check_replaceable(url, kind, frame.columns)  # Writing took a while.
         lake.replace(staged, url)
     finally:
         lake.remove(staged)

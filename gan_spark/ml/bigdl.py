@@ -294,9 +294,9 @@ def score(spark, config: Config) -> dict:
     epoch = run.checkpoint_step()
     with run.checkpoint(epoch) as (_, prefix):
         model = load(prefix)
-    target = lake.join(lake.to_url(config.lake), "predictions", config.run)
+    target = lake.predictions_url(config)
     scored = predict(model, splits.frame(spark, url, config.generate.split), manifest.shape, len(manifest.classes))
-    with tables.replacing(scored, target) as written:
+    with tables.replacing(scored, target, "predictions") as written:
         figures = written.select(
             F.count("*").alias("images"),
             F.avg((F.col("label") == F.col("prediction")).cast("double")).alias("accuracy"),

@@ -22,10 +22,11 @@ def featurize(spark, config: Config) -> dict:
     classifier = LogisticRegression(
         maxIter=options.iterations, regParam=options.regularisation, elasticNetParam=options.elastic_net
     )
-    target = lake.join(lake.to_url(config.lake), "pipelines", config.run)
+    target = lake.pipeline_url(config)
+    lake.check_replaceable(target, "pipeline")
     # Kept, since fitting goes over its rows more than once.
     features = featurizer.transform(splits.frame(spark, url, "train")).select("features", "label").persist()
-    PipelineModel([featurizer, classifier.fit(features)]).write().overwrite().save(target)
+    _save(PipelineModel([featurizer, classifier.fit(features)]), target)
     features.unpersist()
     test = splits.frame(spark, url, "test")
     return {
@@ -35,3 +36,16 @@ def featurize(spark, config: Config) -> dict:
         "trained_on": manifest.rows["train"],
         **agreement(PipelineModel.load(target).transform(test), manifest.classes),
     }
+
+
+def _save(pipeline: PipelineModel, target: str) -> None:
+    """Puts the pipeline at `target` whole, in place of a former one."""
+    lake.tidy(target)
+    staged = lake.staging(target)
+    try:
+        pipeline.save(staged)
+        lake.claim(staged, "pipeline")
+        lake.check_replaceable(target, "pipeline")
+        lake.replace(staged, target)
+    finally:
+        lake.remove(staged)

@@ -93,8 +93,8 @@ def _folder(spark, stage: ImageClassifier, names: list[str], config: Config, url
         F.element_at(classes, F.col("prediction").cast("int") + 1).alias("class"),
         F.when(F.col("probability").isNotNull(), vector_to_array("probability")).alias("probabilities"),
     )
-    target = lake.join(lake.to_url(config.lake), "predictions", config.run)
-    with tables.replacing(table, target) as written:
+    target = lake.predictions_url(config)
+    with tables.replacing(table, target, "predictions") as written:
         counts = {row["class"]: row["count"] for row in written.groupBy("class").count().collect()}
     rejected = counts.pop(None, 0)
     return {"images": sum(counts.values()), "rejected": rejected, "classes": counts, "predictions": target}

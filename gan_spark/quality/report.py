@@ -49,7 +49,7 @@ def report(spark, config: Config) -> dict:
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         resources.files("gan_spark.quality").joinpath("report.html").read_text()
     )
-    url = lake.join(lake.to_url(config.lake), "reports", f"{config.run}.html")
+    url = lake.report_url(config)
     steps = f"{lines[-1]['step']:,} steps" if lines else "not trained"
     html = page.render(
         title=config.run,

@@ -36,10 +36,6 @@ def evaluations(root: str) -> dict[str, list[dict]]:
     return by_run
 
 
-def _url(root: str, name: str) -> str:
-    return lake.join(lake.to_url(root), "models", f"{name}.json")
-
-
 def models(root: str) -> list[str]:
     return [
         name.removesuffix(".json")
@@ -55,7 +51,7 @@ def read(root: str, name: str) -> dict:
     "history": [{version, at}]}. `measured` is what the FID was measured with, by the names in MEASURED; it and `fid`
     are None where none was measured.
     """
-    url = _url(root, name)
+    url = lake.model_url(root, name)
     return lake.read_json(url) if lake.exists(url) else {"versions": [], "promoted": 0, "history": []}
 
 
@@ -107,7 +103,7 @@ def promote(root: str, run_name: str, name: str = "default", better: bool = Fals
     if wins and registry["promoted"] != version["version"]:
         registry["promoted"] = version["version"]
         registry["history"].append({"version": version["version"], "at": _now()})
-    lake.write_json(_url(root, name), registry)
+    lake.write_json(lake.model_url(root, name), registry)
     return {
         "model": name,
         **{key: version[key] for key in ("version", "run", "step", "fid")},
@@ -179,7 +175,7 @@ def rollback(root: str, name: str = "default") -> dict:
     version = _promoted(registry)
     if version is None:
         raise UserError(f"model {name!r}: version {registry['promoted']} of its history is not registered")
-    lake.write_json(_url(root, name), registry)
+    lake.write_json(lake.model_url(root, name), registry)
     return {"model": name, **version}
 
 

@@ -49,6 +49,11 @@ RESUMABLE = (
     "config.lenet.epochs",
     "dataset.fit",  # What it makes of the images, the fingerprint tells.
 )
+# What a run holds at its first level.
+_CONTENTS = {
+    *("best.json", "config.json", "owner.json", "metrics.jsonl", "network.h5"),
+    *("checkpoints", "samples", "events"),
+}
 _STEP = re.compile(r"step-(\d{8}|[1-9]\d{8,})")
 # Databricks mounts them as folders, to whose files nothing can be appended.
 _NO_APPENDS = ("file:///dbfs/", "file:///Volumes/")
@@ -88,6 +93,7 @@ class Run:
         """
         former = self._read("config.json")
         if former is None:
+            self.check_is_run()
             return
         former["config"] |= {name: {**values, **former["config"].get(name, {})} for name, values in defaults.items()}
         keys = ("config", "dataset")
@@ -95,6 +101,22 @@ class Run:
         if changed:
             raise UserError(
                 f"run {self.url} exists with another config; name another run, or restore these: " + "; ".join(changed)
+            )
+
+    def check_is_run(self) -> None:
+        """`UserError` where something else than a run is at its URL."""
+        fs, path = lake.filesystem(self.url)
+        if not fs.exists(path):
+            return
+        names = (
+            [posixpath.basename(name.rstrip("/")) for name in fs.ls(path, detail=False)]
+            if fs.isdir(path)
+            else ["a file"]
+        )
+        if strangers := sorted(set(names) - _CONTENTS):
+            raise UserError(
+                f"{self.url} is there, and is no run of gan_spark's: found {strangers[0]} in it; name another run"
+                " (run = ...), or move it away yourself"
             )
 
     def start(self, record: dict) -> str:

@@ -51,7 +51,7 @@ def dream(spark, config: Config) -> dict:
     rows = splits.lowest_hashes(dataset, options.images).repartition(partitions)
     table = lake.table_url(config) + "-dream"
     with tables.replacing(
-        rows.mapInPandas(functools.partial(_dream, source, options, manifest), TABLE), table
+        rows.mapInPandas(functools.partial(_dream, source, options, manifest), TABLE), table, "dreams"
     ) as written:
         first_rows = written.orderBy("input").limit(16).collect()
         means = written.selectExpr(

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 TABLE = (
     "run string, model string, step long, seed long, input string, image binary, height int, width int, channels int"
 )
+COLUMNS, KIND = [column.split()[0] for column in TABLE.split(", ")], "generated images"
 _GRID = 64
 _HANDED_ON, _HANDED_ON_BYTES = 1024, 16 * 2**20  # images, and their pixels, that a task holds before it hands them on
 
@@ -39,7 +40,7 @@ def generate(spark, config: Config) -> dict:
             "generate.append = true with tables = 'parquet': a folder of Parquet files cannot be added to and stay"
             " whole; use tables = 'delta'"
         )
-    tables.check(spark, url, config.tables)
+    tables.check(spark, url, config.tables, KIND, COLUMNS)
     requested = inputs(spark, config)
     step = run.checkpoint_step(options.checkpoint)
     rows = requested
@@ -67,7 +68,7 @@ def generate(spark, config: Config) -> dict:
         tables.write_delta(frame, url, "append" if options.append else "overwrite")
         first_rows = _first_rows(_of_step(tables.read(spark, url), run.url, step), sources)
     else:
-        with tables.replacing(frame, url) as table:
+        with tables.replacing(frame, url, KIND) as table:
             written = table.count()
             if written != count:
                 raise RuntimeError(f"{written} rows written for {count} seeds; {url} was left as it was")

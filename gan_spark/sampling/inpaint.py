@@ -27,6 +27,7 @@ TABLE = (
     "run string, model string, step long, seed long, input string, image binary, height int, width int, channels int,"
     " masked binary, psnr_hole double, psnr_hole_mean double, psnr_hole_nearest double, missing long"
 )
+_KIND = "inpainted images"
 
 
 def inpaint(spark, config: Config) -> dict:
@@ -41,6 +42,7 @@ def inpaint(spark, config: Config) -> dict:
     manifest = schema.read_manifest(url)
     rows = _rows_to_fill(spark, options, url).persist()
     table = lake.table_url(config) + "-inpainted"
+    lake.check_replaceable(table, _KIND, [column.split()[0] for column in TABLE.split(", ")])
     try:
         chosen = rows.collect()  # a bounded number, `inpaint.images`
         if not chosen:
@@ -52,7 +54,7 @@ def inpaint(spark, config: Config) -> dict:
         fillings = {row["id"]: (mean, nearest[i]) for i, row in enumerate(chosen)}
         shared = spark.sparkContext.broadcast(fillings)
         work = functools.partial(_inpaint, run.url, step, record, options, manifest, shared)
-        with tables.replacing(rows.mapInPandas(work, TABLE), table) as written:
+        with tables.replacing(rows.mapInPandas(work, TABLE), table, _KIND) as written:
             figures = _figures(written)
             shown = {row["input"]: row for row in written.orderBy("seed").limit(12).collect()}
     finally:

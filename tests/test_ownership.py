@@ -1,0 +1,199 @@
+"""Nothing of the user's is ever removed: whatever replaces a folder proves first that this project made it."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, make_config
+
+from gan_spark import lake as lakes
+from gan_spark.config import UserError, parse
+from gan_spark.data import ingest
+from gan_spark.lake import tables
+from gan_spark.ml import featurize
+from gan_spark.quality import report
+from gan_spark.runs import catalogue, registry
+from gan_spark.runs.store import Run
+from gan_spark.sampling import generate
+from gan_spark.training import driver
+
+# Every call that removes or replaces something in the lake, by file, with what shows that it is ours.
+CALLS = {
+    "data/ingest.py": {"remove": "staged here", "replace": "check_replaceable", "rm_file": "in a folder staged here"},
+    "features/classifier.py": {"replace": "check_is_run", "remove": "a run of its own, named by chance"},
+    "lake/files.py": {"rm": "`remove` itself"},
+    "lake/ownership.py": {},
+    "lake/swap.py": {"remove": "`replace` itself", "rm": "staged, as its OWNER says"},
+    "lake/tables.py": {"remove": "staged here", "replace": "check_replaceable"},
+    "ml/featurize.py": {"remove": "staged here", "replace": "check_replaceable"},
+    "runs/store.py": {"remove": "checkpoints of a run, by check_is_run"},
+    "training/driver.py": {"remove": "a run that this job began, as its owner's token says"},
+    "training/ranks.py": {"remove": "a probe, named by chance"},
+    "data/downloads.py": {"remove": "a partial file that it fetched"},
+}
+
+
+def test_every_call_that_removes_or_replaces_is_listed():
+    pattern = re.compile(
+        r"(?:lake|fs|os)\.(remove|replace|replace_all|rm|rm_file|rmtree)\(|(?<![\w.])(remove)\(url|overwrite\(\)"
+    )
+    calls = {}
+    for path in sorted((ROOT / "gan_spark").rglob("*.py")):
+        if pattern.search(path.read_text()):
+            calls.setdefault(path.relative_to(ROOT / "gan_spark").as_posix(), True)
+    assert calls.keys() <= CALLS.keys(), "a new call that removes or replaces needs a proof, and a line in CALLS"
+
+
+@pytest.fixture
+def stranger(tmp_path) -> Path:
+    """A folder of somebody else's, with what proves nothing in it."""
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "chapter.txt").write_text("years of work")
+    (folder / "_SUCCESS").write_text("")
+    return folder
+
+
+def untouched(folder: Path) -> bool:
+    return sorted(os.listdir(folder)) == ["_SUCCESS", "chapter.txt"] and (folder / "chapter.txt").read_text()
+
+
+def place(stranger: Path, url: str) -> Path:
+    """The stranger's folder, moved to where a job writes."""
+    path = Path(lakes.filesystem(url)[1])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(stranger, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(spark, lake, digits):
+    config = make_config(lake, "gan", run="owner", train={"steps": 2}, generate={"images": 4})
+    driver.train(spark, config)
+    return config
+
+
+def test_generate_leaves_a_strangers_folder_alone(spark, trained, stranger):
+    config = make_config(trained.lake, "gan", run="owner", generate={"images": 4, "table": str(stranger)})
+    with pytest.raises(UserError, match="thesis is there, and is not replaced: .*generated images .*found chapter.txt"):
+        generate.generate(spark, config)
+    assert untouched(stranger)
+
+
+@pytest.mark.parametrize("place_of", ["dataset", "rejects", "displaced"])
+def test_ingest_leaves_a_strangers_folder_alone(spark, stranger, tmp_path, place_of):
+    config = make_config(str(tmp_path / "lake"))
+    url = lakes.dataset_url(config)
+    places = {"dataset": url, "rejects": f"{url}.rejected", "displaced": lakes.displaced(url)}
+    path = place(stranger, places[place_of])
+    with pytest.raises(UserError, match="is there, and is not replaced: .*found chapter.txt"):
+        ingest.ingest(spark, config)
+    assert untouched(path)
+
+
+def test_featurize_leaves_a_strangers_folder_alone(spark, lake, digits, stranger):
+    config = parse({"run": "stranger", "dataset": "digits", "lake": lake, "featurize": {"network": "MobileNetV2"}})
+    path = place(stranger, lakes.pipeline_url(config))
+    with pytest.raises(
+        UserError, match="pipelines/stranger is there, .*pipeline that gan_spark made, found chapter.txt"
+    ):
+        featurize.featurize(spark, config)
+    assert untouched(path)
+
+
+def test_a_run_is_not_begun_in_a_strangers_folder(spark, lake, digits, stranger):
+    config = make_config(lake, "gan", run="not-a-run")
+    path = place(stranger, Run.of(config).url)
+    with pytest.raises(UserError, match="not-a-run is there, and is no run of gan_spark's: found _SUCCESS in it"):
+        driver.train(spark, config)
+    assert untouched(path)
+
+
+@pytest.mark.parametrize("kind", ["predictions", "inpainted images", "dreams"])
+def test_tables_are_not_written_over_a_strangers_folder(spark, stranger, kind):
+    with (
+        pytest.raises(UserError, match=f"expected nothing, an empty folder or {kind} .*found chapter.txt"),
+        tables.replacing(spark.range(3), str(stranger), kind),
+    ):
+        pass
+    assert untouched(stranger)
+
+
+def test_somebodys_own_table_is_not_ours_for_its_success(spark, tmp_path):
+    """Nor is one of ours of another kind, nor one that somebody has put a file into."""
+    theirs, ours = f"file://{tmp_path}/theirs", f"file://{tmp_path}/ours"
+    spark.range(3).write.parquet(theirs)
+    with pytest.raises(UserError, match="found no _made_by_gan_spark.json in it"):
+        lakes.check_replaceable(theirs, generate.KIND, generate.COLUMNS)
+    for _ in range(2):
+        with tables.replacing(spark.range(3), ours, "predictions"):
+            pass
+    with pytest.raises(UserError, match="found predictions, as its _made_by_gan_spark.json says"):
+        lakes.check_replaceable(ours, "dreams", ["id"])
+    (tmp_path / "ours" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="found notes.txt"):
+        lakes.check_replaceable(ours, "predictions", ["id"])
+    (tmp_path / "ours" / "notes.txt").unlink()
+    spark.range(3).selectExpr("id as other").write.mode("overwrite").parquet(theirs)
+    shutil.copy(tmp_path / "ours" / lakes.OWNER, tmp_path / "theirs")
+    with pytest.raises(UserError, match="found other columns than its _made_by_gan_spark.json says"):
+        lakes.check_replaceable(theirs, "predictions", ["id"])
+
+
+def test_a_table_of_before_is_ours_by_its_columns(spark, tmp_path):
+    url = f"file://{tmp_path}/former"
+    spark.range(3).write.parquet(url)
+    lakes.check_replaceable(url, "predictions", ["id"])
+    with tables.replacing(spark.range(4), url, "predictions"):
+        pass
+    assert spark.read.parquet(url).count() == 4
+
+
+def test_an_empty_folder_is_nobodys(spark, tmp_path):
+    (tmp_path / "empty").mkdir()
+    lakes.check_replaceable(f"file://{tmp_path}/empty", "predictions")
+
+
+def test_tidying_leaves_what_only_looks_staged(tmp_path):
+    """A folder named as one is staged, and a day old, that nothing says is ours."""
+    folder = tmp_path / ".table.0123abcd"
+    folder.mkdir()
+    (folder / "chapter.txt").write_text("years of work")
+    os.utime(folder / "chapter.txt", (0, 0))
+    lakes.tidy(f"file://{tmp_path}/table")
+    assert (folder / "chapter.txt").exists()
+    lakes.claim(f"file://{folder}", "table")
+    os.utime(folder / lakes.OWNER, (0, 0))
+    lakes.tidy(f"file://{tmp_path}/table")
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["../../evil", "..", ".", "", "a/b", "a*", "[x]", "-x", "a b"])
+def test_no_name_leaves_the_lake(lake, name):
+    root, config = str(Path(lake) / "inner"), make_config(lake, "gan", run="named")
+    places = [
+        lambda: registry.promote(root, name),
+        lambda: registry.promote(root, "x", name),
+        lambda: registry.rollback(root, name),
+        lambda: registry.current(root, name),
+        lambda: catalogue.lineage(root, name),
+        lambda: Run.named(root, name),
+    ]
+    for where in places:
+        with pytest.raises(UserError, match="expected letters, digits|no run at"):
+            where()
+    if name and "/" not in name:
+        with pytest.raises(UserError, match="generate.table = .*: expected letters, digits"):
+            lakes.table_url(make_config(lake, "gan", run="named", generate={"table": name}))
+    with pytest.raises(UserError, match="(run|dataset) = .*: expected letters, digits"):
+        parse({"run": name, "dataset": "d"})
+    with pytest.raises(UserError, match="(run|dataset) = .*: expected letters, digits"):
+        parse({"run": "r", "dataset": name})
+    assert not (Path(lake).parent / "evil.json").exists() and report and config
+
+
+def test_a_table_outside_the_lake_is_no_pattern(lake):
+    with pytest.raises(UserError, match="generate.table = .*: expected a path without any of"):
+        lakes.table_url(make_config(lake, "gan", run="named", generate={"table": "/data/[ab]/x"}))
