@@ -16,7 +16,7 @@ from .swap import MANIFEST, OWNER, displaced
 # Names of files that Spark, Petastorm and this project write into such folders.
 _OURS = re.compile(
     rf"part-[\w.-]+|_SUCCESS|_(started|committed)_\w+|_(common_)?metadata|{re.escape(MANIFEST)}|{re.escape(OWNER)}"
-    r"|\.[\w.-]+\.crc"
+    rf"|\.[\w.-]+\.crc|\.({re.escape(MANIFEST)}|{re.escape(OWNER)}|_SUCCESS)\.[0-9a-f]{{8}}"
 )
 
 
@@ -47,14 +47,17 @@ def _stranger(url: str, kind: str, columns: Sequence[str]) -> str | None:
     if not fs.isdir(path):
         return "a file"
     first_part = None
-    for folder, _, names in fs.walk(path):
-        for name in sorted(names):
+    is_empty = True
+    for folder, folders, names in fs.walk(path):
+        is_empty = is_empty and not folders and not names
+        for name in sorted(map(str, names)):
+            file = posixpath.join(str(folder), name)
             if not _OURS.fullmatch(name):
-                return posixpath.relpath(posixpath.join(folder, name), path)
+                return posixpath.relpath(file, path)
             if name.startswith("part-") and name.endswith(".parquet"):
-                first_part = first_part or posixpath.join(folder, name)
-        if first_part is None and not names and folder == path and not fs.ls(path):
-            return None
+                first_part = first_part or file
+    if is_empty:
+        return None
     try:
         owner = json.loads(read_bytes(join(url, OWNER)))
     except FileNotFoundError:

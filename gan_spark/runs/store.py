@@ -54,6 +54,7 @@ _CONTENTS = {
     *("best.json", "config.json", "owner.json", "metrics.jsonl", "network.h5"),
     *("checkpoints", "samples", "events"),
 }
+_HALF_WRITTEN = re.compile(r"^\.(.+)\.[0-9a-f]{8}$")
 _STEP = re.compile(r"step-(\d{8}|[1-9]\d{8,})")
 # Databricks mounts them as folders, to whose files nothing can be appended.
 _NO_APPENDS = ("file:///dbfs/", "file:///Volumes/")
@@ -108,12 +109,10 @@ class Run:
         fs, path = lake.filesystem(self.url)
         if not fs.exists(path):
             return
-        names = (
-            [posixpath.basename(name.rstrip("/")) for name in fs.ls(path, detail=False)]
-            if fs.isdir(path)
-            else ["a file"]
-        )
-        if strangers := sorted(set(names) - _CONTENTS):
+        entries = fs.ls(path, detail=False) if fs.isdir(path) else ["a file"]
+        # A file is written under another name first, which a job that was killed leaves.
+        names = {_HALF_WRITTEN.sub(r"\1", posixpath.basename(entry.rstrip("/"))) for entry in entries}
+        if strangers := sorted(names - _CONTENTS):
             raise UserError(
                 f"{self.url} is there, and is no run of gan_spark's: found {strangers[0]} in it; name another run"
                 " (run = ...), or move it away yourself"
