@@ -6,6 +6,7 @@ is `uv run ...` with all that it needs; without arguments it is `uv sync`. The s
 pip brings uv to Python 3.8 and later.
 """
 
+import importlib.util
 import os
 import shutil
 import site
@@ -18,7 +19,8 @@ def missing_tools():
     """What Horovod's build lacks here, by name."""
     compilers = [os.environ.get("CXX", "").partition(" ")[0], "g++", "c++"]
     has_compiler = any(shutil.which(name) for name in compilers if name)
-    return ([] if has_compiler else ["a C++ compiler"]) + ([] if shutil.which("make") else ["make"])
+    tools = {"a C++ compiler": has_compiler, "make": shutil.which("make")}
+    return [name for name, is_here in tools.items() if not is_here]
 
 
 def find_uv():
@@ -46,6 +48,10 @@ def main():
             " `apt-get install g++ make` (Debian, Ubuntu) or `dnf install gcc-c++ make` (Fedora, RHEL) brings both.",
             file=sys.stderr,
         )
+        return 2
+    if not find_uv() and importlib.util.find_spec("pip") is None:
+        message = "error: neither uv is here nor pip, which would install it; `apt-get install python3-pip` brings pip."
+        print(message, file=sys.stderr)
         return 2
     if not find_uv() and not install_uv():
         print(

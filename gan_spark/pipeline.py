@@ -5,6 +5,7 @@ import logging
 from . import lake
 from .config import Config, differences, resolved
 from .data import ingest, schema
+from .lake import tables
 from .quality import evaluate
 from .sampling import generate
 from .training import driver
@@ -26,7 +27,9 @@ def pipeline(spark, config: Config) -> dict:
         ingested = {"dataset": url}
     else:
         ingested = ingest.ingest(spark, config)
-    evaluate.real_dataset(config)  # What would fail at the end is told before a training is paid for.
+    # What would fail at the end is told before a training is paid for.
+    evaluate.real_dataset(config)
+    tables.check(spark, lake.table_url(config), config.tables, generate.KIND, generate.COLUMNS)
     trained = driver.train(spark, config)
     generated = generate.generate(spark, config)
     measured = evaluate.evaluate(spark, config)

@@ -151,6 +151,45 @@ def test_a_table_of_before_is_ours_by_its_columns(spark, tmp_path):
     assert spark.read.parquet(url).count() == 4
 
 
+def test_a_table_outside_the_lake_leaves_a_picture_of_its_name_alone(spark, trained, tmp_path):
+    (tmp_path / "cats.png").write_text("mine")
+    table = {"images": 4, "table": str(tmp_path / "cats")}
+    with pytest.raises(UserError, match="cats.png is there, and no table of which it is the grid"):
+        generate.generate(spark, make_config(trained.lake, "gan", run="owner", generate=table))
+    assert (tmp_path / "cats.png").read_text() == "mine" and not (tmp_path / "cats").exists()
+
+
+def test_a_removal_that_dies_leaves_what_can_still_be_told_as_ours(spark, tmp_path, monkeypatch):
+    """By the next job, which ends it; a table of before is made ours before it is touched."""
+    url = f"file://{tmp_path}/table"
+    spark.range(3).write.parquet(url)
+    fs = lakes.filesystem(url)[0]
+
+    def dies(path, **options):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), tables.replacing(spark.range(4), url, "predictions"):
+        monkeypatch.setattr(type(fs), "rm", lambda self, path, **options: dies(path))
+    monkeypatch.undo()
+    displaced = Path(lakes.filesystem(lakes.displaced(url))[1])
+    for part in displaced.glob("part-*"):
+        part.unlink()
+    assert (displaced / lakes.OWNER).exists()
+    with tables.replacing(spark.range(5), url, "predictions"):
+        pass
+    assert spark.read.parquet(url).count() == 5 and not displaced.exists()
+
+
+def test_somebodys_own_pipeline_is_not_ours_for_its_class(spark, lake, digits, tmp_path):
+    from pyspark.ml import PipelineModel
+    from pyspark.ml.feature import VectorAssembler
+
+    url = f"file://{tmp_path}/pipeline"
+    PipelineModel([VectorAssembler(inputCols=["id"], outputCol="ids")]).save(url)
+    with pytest.raises(UserError, match="found no _made_by_gan_spark.json in it"):
+        lakes.check_replaceable(url, "pipeline")
+
+
 def test_an_empty_folder_is_nobodys(spark, tmp_path):
     (tmp_path / "empty").mkdir()
     lakes.check_replaceable(f"file://{tmp_path}/empty", "predictions")

@@ -14,7 +14,7 @@ from .files import (
     write_json,
 )
 from .layout import dataset_url, model_url, pipeline_url, predictions_url, report_url, run_url, table_url
-from .ownership import check_replaceable, claim
+from .ownership import check_displaced, check_replaceable, claim
 from .swap import (
     MANIFEST,
     MARKERS,
@@ -33,6 +33,7 @@ __all__ = [
     "MARKERS",
     "OWNER",
     "SUCCESS",
+    "check_displaced",
     "check_replaceable",
     "claim",
     "dataset_url",

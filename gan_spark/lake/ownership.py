@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 
 from ..config import UserError
-from .files import filesystem, join, read_bytes, write_json
-from .swap import MANIFEST, OWNER, displaced
+from .files import exists, filesystem, is_object_store, join, read_bytes, write_json
+from .swap import MANIFEST, OWNER, displaced, journal
 
 # Names of files that Spark, Petastorm and this project write into such folders.
 _OURS = re.compile(
@@ -31,12 +31,23 @@ def check_replaceable(url: str, kind: str, columns: Sequence[str] = ()) -> None:
     Of tables, `columns` are those that a former version gave them, which wrote no `OWNER`. To be called before any
     work, and again before the folder is replaced.
     """
-    for place in (url, displaced(url)):
-        if problem := _stranger(place, kind, columns):
-            raise UserError(
-                f"{place} is there, and is not replaced: expected nothing, an empty folder or {kind} that gan_spark"
-                f" made, found {problem}; name another place, or move it away yourself"
-            )
+    # What is at `url` of an object store is being removed once the journal says that its copy is whole.
+    if not (is_object_store(url) and exists(journal(url))):
+        _check(url, kind, columns)
+    check_displaced(url, kind, columns)
+
+
+def check_displaced(url: str, kind: str, columns: Sequence[str] = ()) -> None:
+    """`check_replaceable` of what is kept beside `url` alone."""
+    _check(displaced(url), kind, columns)
+
+
+def _check(place: str, kind: str, columns: Sequence[str]) -> None:
+    if problem := _stranger(place, kind, columns):
+        raise UserError(
+            f"{place} is there, and is not replaced: expected nothing, an empty folder or {kind} that gan_spark"
+            f" made, found {problem}; name another place, or move it away yourself"
+        )
 
 
 def _stranger(url: str, kind: str, columns: Sequence[str]) -> str | None:
@@ -48,9 +59,11 @@ def _stranger(url: str, kind: str, columns: Sequence[str]) -> str | None:
         return "a file"
     first_part = None
     is_empty = True
-    for folder, folders, names in fs.walk(path):
-        is_empty = is_empty and not folders and not names
-        for name in sorted(map(str, names)):
+    for folder, _, names in fs.walk(path):
+        # Object stores may hold an empty object that stands for the folder itself.
+        files = sorted(str(name) for name in names if name and not str(name).endswith("_$folder$"))
+        is_empty = is_empty and not files
+        for name in files:
             file = posixpath.join(str(folder), name)
             if not _OURS.fullmatch(name):
                 return posixpath.relpath(file, path)
@@ -80,7 +93,8 @@ def _is_former(url: str, kind: str, columns: Sequence[str], first_part: str | No
             return {"fingerprint", "ingest", "rows"} <= json.loads(read_bytes(join(url, MANIFEST))).keys()
         if kind == "pipeline":
             parts = sorted(name for name in fs.find(f"{path}/metadata") if posixpath.basename(name).startswith("part-"))
-            return json.loads(fs.cat_file(parts[0]).splitlines()[0])["class"] == "pyspark.ml.pipeline.PipelineModel"
+            stages = json.loads(fs.cat_file(parts[0]).splitlines()[0])["paramMap"]["stageUids"]
+            return [uid.partition("_")[0] for uid in stages] == ["DeepImageFeaturizer", "LogisticRegression"]
         return first_part is not None and sorted(_columns(fs, first_part)) == sorted(columns)
     except (FileNotFoundError, ValueError, IndexError, KeyError, TypeError, AttributeError):
         return False
@@ -89,5 +103,8 @@ def _is_former(url: str, kind: str, columns: Sequence[str], first_part: str | No
 def _columns(fs, path: str) -> list[str]:
     import pyarrow.parquet as pq
 
-    with fs.open(path, "rb") as stream:
-        return pq.read_schema(stream).names
+    try:
+        with fs.open(path, "rb") as stream:
+            return pq.read_schema(stream).names
+    except (OSError, ValueError):  # no Parquet file, which no job left there
+        return []

@@ -12,7 +12,7 @@ import uuid
 import fsspec
 
 from ..config import UserError
-from .files import exists, filesystem, is_object_store, join, remove, write_bytes
+from .files import exists, filesystem, is_object_store, join, read_bytes, remove, write_bytes
 
 MANIFEST, SUCCESS = MARKERS = ("_gan_spark.json", "_SUCCESS")  # of a dataset, and of a table, that is whole
 OWNER = "_made_by_gan_spark.json"  # of a folder that this project made
@@ -36,6 +36,8 @@ def replace_all(moves: dict[str, str]) -> None:
     `UserError` where another job puts one of them in place at the same time; what that job put there stays.
     """
     recover(*moves.values())
+    for staged, url in moves.items():
+        _adopt(staged, url)
     away, placed = [], []
     try:
         for url in moves.values():
@@ -62,7 +64,7 @@ def recover(*urls: str) -> None:
     `urls` come in the order in which `replace_all` had them.
     """
     kept = [url for url in urls if exists(displaced(url))]
-    if kept and (exists(_journal(kept[0])) if is_object_store(kept[0]) else not all(map(exists, urls))):
+    if kept and (exists(journal(kept[0])) if is_object_store(kept[0]) else not all(map(exists, urls))):
         _put_back(*urls)
     else:
         _forget(*urls)
@@ -101,7 +103,7 @@ def displaced(url: str) -> str:
     return f"{parent}/.{name}.old"
 
 
-def _journal(url: str) -> str:
+def journal(url: str) -> str:
     """The marker that stands beside `displaced(url)` on object stores once that is whole.
 
     From then on the displaced folder counts, and not what is at `url`.
@@ -115,37 +117,53 @@ def _displace(url: str) -> None:
     if is_object_store(url):
         _check_free(displaced(url))
         _copy(url, displaced(url))
-        write_bytes(_journal(url), b"")
+        write_bytes(journal(url), b"")
         _unmark_and_remove(url)
     else:
         _move(url, displaced(url))
 
 
 def _put_back(*urls: str) -> None:
-    back = [url for url in urls if exists(_journal(url) if is_object_store(url) else displaced(url))]
+    back = [url for url in urls if exists(journal(url) if is_object_store(url) else displaced(url))]
     # All before any: one that is missing says that this died on its way.
     for url in back:
         _unmark_and_remove(url)
     for url in reversed(back):
         if is_object_store(url):
             _copy(displaced(url), url)
-            remove(_journal(url))
+            remove(journal(url))
         else:
             _move(displaced(url), url)
     for url in urls:
-        remove(displaced(url))
+        _discard(displaced(url))
 
 
 def _forget(*urls: str) -> None:
     for url in urls:
-        remove(_journal(url))
+        remove(journal(url))
     for url in urls:
-        remove(displaced(url))
+        _discard(displaced(url))
 
 
 def _unmark_and_remove(url: str) -> None:
     for name in MARKERS:
         remove(join(url, name))
+    _discard(url)
+
+
+def _adopt(staged: str, url: str) -> None:
+    """Gives a folder of a former version, which has none, the staged folder's `OWNER`, as it may soon be in halves."""
+    if exists(url) and exists(join(staged, OWNER)) and not exists(join(url, OWNER)):
+        write_bytes(join(url, OWNER), read_bytes(join(staged, OWNER)))
+
+
+def _discard(url: str) -> None:
+    """Removes a folder, its `OWNER` last: what a job that dies over it leaves can still be told as ours."""
+    if exists(join(url, OWNER)):
+        fs, path = filesystem(url)
+        for entry in fs.ls(path, detail=False):
+            if posixpath.basename(entry.rstrip("/")) not in (OWNER, ""):
+                fs.rm(entry, recursive=True)
     remove(url)
 
 
@@ -179,11 +197,12 @@ def _move(source: str, target: str) -> None:
 
 
 def _copy(source: str, target: str) -> None:
-    """Copies a folder on an object store; the files that say that it is whole come last."""
+    """Copies a folder on an object store: first what says that it is ours, last what says that it is whole."""
     fs, path = filesystem(source)
     into = filesystem(target)[1]
     names = fs.find(path)
+    owner = [name for name in names if posixpath.basename(name) == OWNER]
     markers = [name for name in names if posixpath.basename(name) in MARKERS]
-    for group in ([name for name in names if name not in markers], markers):
+    for group in (owner, [name for name in names if name not in owner + markers], markers):
         if group:
             fs.copy(group, [into + name.removeprefix(path) for name in group])

@@ -44,6 +44,7 @@ def check(spark, url: str, format: str, kind: str, columns: Sequence[str]) -> No
     if format == "parquet":
         lake.check_replaceable(url, kind, columns)
         return
+    lake.check_displaced(url, kind, columns)
     _check_delta(spark, url)
     if lake.exists(url) and sorted(existing := spark.read.format("delta").load(url).columns) != sorted(columns):
         raise UserError(

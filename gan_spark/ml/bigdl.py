@@ -28,6 +28,8 @@ from . import columns
 
 log = logging.getLogger(__name__)
 MODEL = "bigdl_lenet"
+SCORED = "id string, label int, prediction int, log_probabilities array<double>"
+_SCORED = [column.split()[0] for column in SCORED.split(", ")]
 
 
 def jars() -> list[str]:
@@ -330,10 +332,11 @@ def predict(model, frame, shape: tuple[int, int, int], classes: int):
         .zip(scores)
         .map(lambda pair: (*pair[0], int(np.argmax(pair[1])), [float(value) for value in pair[1]]))
     )
-    return predictions.toDF("id string, label int, prediction int, log_probabilities array<double>")
+    return predictions.toDF(SCORED)
 
 
 def lenet(spark, config: Config) -> dict:
     """Trains, then scores."""
+    lake.check_replaceable(lake.predictions_url(config), "predictions", _SCORED)  # before a training is paid for
     trained = train(spark, config)
     return {**trained, **score(spark, config)}

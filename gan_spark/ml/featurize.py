@@ -43,8 +43,8 @@ def _save(pipeline: PipelineModel, target: str) -> None:
     lake.tidy(target)
     staged = lake.staging(target)
     try:
-        pipeline.save(staged)
         lake.claim(staged, "pipeline")
+        pipeline.save(staged)
         lake.check_replaceable(target, "pipeline")
         lake.replace(staged, target)
     finally:

@@ -111,7 +111,8 @@ class Run:
             return
         entries = fs.ls(path, detail=False) if fs.isdir(path) else ["a file"]
         # A file is written under another name first, which a job that was killed leaves.
-        names = {_HALF_WRITTEN.sub(r"\1", posixpath.basename(entry.rstrip("/"))) for entry in entries}
+        entries = [entry.rstrip("/") for entry in entries if entry.rstrip("/") != path.rstrip("/")]
+        names = {_HALF_WRITTEN.sub(r"\1", posixpath.basename(entry)) for entry in entries}
         if strangers := sorted(names - _CONTENTS):
             raise UserError(
                 f"{self.url} is there, and is no run of gan_spark's: found {strangers[0]} in it; name another run"

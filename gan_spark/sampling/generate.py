@@ -41,6 +41,9 @@ def generate(spark, config: Config) -> dict:
             " whole; use tables = 'delta'"
         )
     tables.check(spark, url, config.tables, KIND, COLUMNS)
+    grid = f"{url}.png"
+    if "/" in options.table and not lake.exists(url) and lake.exists(grid):
+        raise UserError(f"generate.table = {options.table!r}: {grid} is there, and no table of which it is the grid")
     requested = inputs(spark, config)
     step = run.checkpoint_step(options.checkpoint)
     rows = requested
@@ -73,7 +76,6 @@ def generate(spark, config: Config) -> dict:
             if written != count:
                 raise RuntimeError(f"{written} rows written for {count} seeds; {url} was left as it was")
             first_rows = _first_rows(table, sources)
-    grid = f"{url}.png"
     lake.write_bytes(grid, images.encode_png(_grid(first_rows, sources, run)))
     if tracker := tracking.tracker(config, run):
         tracker.artifact(grid, "generated")
