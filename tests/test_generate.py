@@ -36,6 +36,7 @@ def pngs(spark, config, partitions):
     }
 
 
+@pytest.mark.slow
 def test_the_same_seed_is_the_same_image_for_any_partitioning_and_in_this_process(spark, run):
     one, seven = pngs(spark, run, 1), pngs(spark, run, 7)
     assert len(one) == 50 and one == seven
