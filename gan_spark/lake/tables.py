@@ -27,6 +27,11 @@ def read(spark, url: str):
     return spark.read.parquet(url)
 
 
+def column_names(schema: str) -> list[str]:
+    """Names of the columns of a schema as Spark reads it from text, "id string, label int"."""
+    return [column.split()[0] for column in schema.split(", ")]
+
+
 def is_delta(url: str) -> bool:
     return lake.exists(lake.join(url, "_delta_log"))
 

@@ -28,8 +28,7 @@ from . import columns
 
 log = logging.getLogger(__name__)
 MODEL = "bigdl_lenet"
-SCORED = "id string, label int, prediction int, log_probabilities array<double>"
-_SCORED = [column.split()[0] for column in SCORED.split(", ")]
+TABLE = "id string, label int, prediction int, log_probabilities array<double>"
 
 
 def jars() -> list[str]:
@@ -332,11 +331,12 @@ def predict(model, frame, shape: tuple[int, int, int], classes: int):
         .zip(scores)
         .map(lambda pair: (*pair[0], int(np.argmax(pair[1])), [float(value) for value in pair[1]]))
     )
-    return predictions.toDF(SCORED)
+    return predictions.toDF(TABLE)
 
 
 def lenet(spark, config: Config) -> dict:
     """Trains, then scores."""
-    lake.check_replaceable(lake.predictions_url(config), "predictions", _SCORED)  # before a training is paid for
+    # Before a training is paid for.
+    lake.check_replaceable(lake.predictions_url(config), "predictions", tables.column_names(TABLE))
     trained = train(spark, config)
     return {**trained, **score(spark, config)}

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 TABLE = (
     "run string, model string, step long, seed long, input string, image binary, height int, width int, channels int"
 )
-COLUMNS, KIND = [column.split()[0] for column in TABLE.split(", ")], "generated images"
+COLUMNS, KIND = tables.column_names(TABLE), "generated images"
 _GRID = 64
 _HANDED_ON, _HANDED_ON_BYTES = 1024, 16 * 2**20  # images, and their pixels, that a task holds before it hands them on
 

@@ -42,7 +42,7 @@ def inpaint(spark, config: Config) -> dict:
     manifest = schema.read_manifest(url)
     rows = _rows_to_fill(spark, options, url).persist()
     table = lake.table_url(config) + "-inpainted"
-    lake.check_replaceable(table, _KIND, [column.split()[0] for column in TABLE.split(", ")])
+    lake.check_replaceable(table, _KIND, tables.column_names(TABLE))
     try:
         chosen = rows.collect()  # a bounded number, `inpaint.images`
         if not chosen:
