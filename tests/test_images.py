@@ -9,11 +9,13 @@ import pytest
 from PIL import Image
 
 from gan_spark.data.images import (
+    FORMATS,
     BadImage,
     convert,
     decode,
     decode_png,
     encode_png,
+    from_struct,
     grid,
     resize,
     to_pixels,
@@ -187,7 +189,7 @@ def huge_png(width: int, height: int) -> bytes:
         (huge_png(10_000, 9_000), "^declares 10000 x 9000 pixels, over the limit of 64 megapixels"),
         (huge_png(50_000, 50_000), "^declares 50000 x 50000 pixels, over the limit of 64 megapixels"),
         (huge_png(2**31 - 1, 2**31 - 1), "^declares 2147483647 x 2147483647 pixels, over the limit of 64 megapixels"),
-        (huge_png(0, 5), "^not an image in a known format"),
+        (huge_png(0, 5), "^a PNG file that is damaged: its header does not state a size"),
     ],
     ids=["empty", "text", "eps", "90 megapixels", "2.5 gigapixels", "the largest png", "no pixels"],
 )
@@ -208,13 +210,15 @@ def test_the_limit_on_pixels_can_be_moved(size, limit):
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.3, 0.6, 0.95])
 def test_a_truncated_file_is_refused(format, share):
     data = encoded(noise(), format)
-    with pytest.raises(BadImage, match="^truncated: |^cannot be decoded: |^not an image in a known format"):
+    with pytest.raises(
+        BadImage, match=f"^an? {format} file that is (truncated|damaged): |^not an image in a known format"
+    ):
         decode(data[: max(1, int(share * len(data)))], 8, 8, 3)
 
 
 def test_a_file_cut_in_its_pixels_is_called_truncated():
     data = encoded(noise(), "JPEG")
-    with pytest.raises(BadImage, match="^truncated: "):
+    with pytest.raises(BadImage, match="^a JPEG file that is truncated: "):
         decode(data[: len(data) // 2], 8, 8, 3)
 
 
@@ -275,3 +279,138 @@ def test_grid(columns, shape, places):
         np.testing.assert_array_equal(sheet[top : top + 4, left : left + 6], image)
         sheet[top : top + 4, left : left + 6] = 255
     assert sheet.min() == 255
+
+
+# --- what a file states beside its pixels -----------------------------------------------
+
+
+def with_chunk(data: bytes, added: bytes) -> bytes:
+    """A PNG file with a chunk after its header."""
+    return data[:33] + added + data[33:]
+
+
+def broken_resolution(orientation: int) -> bytes:
+    """An EXIF block, little-endian: the orientation, and a resolution of -1 / 0."""
+    entries = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0) + struct.pack("<HHII", 0x011A, 10, 1, 38)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + entries + bytes(4) + struct.pack("<ii", -1, 0)
+
+
+def test_a_broken_resolution_does_not_cost_the_image_or_its_orientation():
+    image = decode(encoded(STORED[6](upright()).copy(), "JPEG", quality=95, exif=broken_resolution(6)), 16, 24, 1)
+    for rows, columns in ((slice(0, 6), slice(0, 10)), (slice(10, 16), slice(14, 24))):
+        np.testing.assert_allclose(image[rows, columns, 0].astype(int), upright()[rows, columns].astype(int), atol=10)
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        chunk(b"zTXt", b"note\0\0" + zlib.compress(bytes(2 * 2**20))),
+        chunk(b"tEXt", b"note\0text")[:-4] + b"\0\0\0\0",
+        chunk(b"iCCP", b"profile\0\0no deflate stream"),
+    ],
+    ids=["2 MB of text", "wrong checksum of text", "a profile that is none"],
+)
+def test_metadata_of_a_png_does_not_cost_the_image(added):
+    pixels = noise()
+    np.testing.assert_array_equal(decode(with_chunk(encoded(pixels), added), 32, 32, 3), pixels)
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (with_chunk(encoded(noise()), chunk(b"IDAT", b"no pixels")), "^a PNG file that is damaged: "),
+        (encoded(noise())[:20], "^a PNG file that is truncated: "),
+        (encoded(noise(), "JPEG")[:30] + bytes(300), "^a JPEG file that is (damaged|truncated): "),
+        (b"P6\n-5 4\n255\n" + bytes(60), "^a PPM file that is damaged: "),
+        (encoded(noise(), "BMP").replace(b"\x18\0\0\0", b"\x1e\0\0\0", 1), "^a BMP file of a kind that is not read: "),
+    ],
+    ids=["pixels that are none", "cut in its header", "cut by zeros", "negative size", "30 bits"],
+)
+def test_a_known_format_that_is_damaged_is_called_that(data, message):
+    with pytest.raises(BadImage, match=message):
+        decode(data, 8, 8, 3)
+
+
+@pytest.mark.parametrize("format", ["AVIF", "JPEG2000", "ICO", "TGA"])
+def test_formats_that_pillow_opens_where_it_has_them(format):
+    if format not in FORMATS:
+        pytest.skip(f"this Pillow was built without {format}")
+    image = decode(encoded(Image.new("RGB", (16, 16), COLOUR), format), 16, 16, 3)
+    np.testing.assert_allclose(image.mean((0, 1)), COLOUR, atol=6)
+
+
+def test_bytes_that_only_begin_like_tga_are_no_image():
+    with pytest.raises(BadImage, match="^not an image in a known format"):
+        decode(bytes([0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 24, 0]) + bytes(100), 8, 8, 3)
+
+
+def deep(values, **options) -> bytes:
+    return encoded(Image.fromarray(np.array(values, np.uint16)), **options)
+
+
+def test_the_range_of_grey_with_more_than_8_bits():
+    values = [[0, 1024], [2048, 4095]]
+    data = deep(values)
+    assert decode(data, 2, 2, 1).max() == 16  # as 16 bits they are almost black
+    np.testing.assert_array_equal(decode(data, 2, 2, 1, value_range=(0, 4095))[:, :, 0], [[0, 64], [128, 255]])
+    np.testing.assert_array_equal(decode(data, 2, 2, 1, value_range="file")[:, :, 0], [[0, 64], [128, 255]])
+    np.testing.assert_array_equal(decode(data, 2, 2, 1, value_range=(1024, 2048))[:, :, 0], [[0, 0], [255, 255]])
+
+
+@pytest.mark.parametrize("tag, value", [(281, 4095), (281, 1023)])
+def test_a_tiff_states_its_largest_value(tag, value):
+    data = deep([[0, value]], format="TIFF", tiffinfo={tag: value})
+    np.testing.assert_array_equal(decode(data, 1, 2, 1)[0, :, 0], [0, 255])
+
+
+def twelve_bit_tiff() -> bytes:
+    """2 x 1 pixels of 12 bits, 0 and 4095, packed."""
+    tags = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 122), (277, 1), (278, 1), (279, 3)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4) + b"\0\x0f\xff"
+
+
+def test_a_tiff_of_12_bits_is_not_almost_black():
+    np.testing.assert_array_equal(decode(twelve_bit_tiff(), 1, 2, 1)[0, :, 0], [0, 255])
+
+
+def test_floating_point_needs_a_range():
+    data = encoded(Image.fromarray(np.array([[-1.0, 0.0, 1.0]], np.float32)), "TIFF")
+    with pytest.raises(BadImage, match=r"^floating-point grey: its range is not known; ingest.range = \"file\" or"):
+        decode(data, 1, 3, 1)
+    np.testing.assert_array_equal(decode(data, 1, 3, 1, value_range="file")[0, :, 0], [0, 128, 255])
+    np.testing.assert_array_equal(decode(data, 1, 3, 1, value_range=(0.0, 1.0))[0, :, 0], [0, 0, 255])
+
+
+def keyed_png(bits: int, colour: int, key: bytes, pixels: bytes) -> bytes:
+    """2 x 1 pixels, the first of which is the one that the key calls transparent."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, bits, colour, 0, 0, 0))
+    body = chunk(b"tRNS", key) + chunk(b"IDAT", zlib.compress(b"\0" + pixels)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + body
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        keyed_png(2, 0, b"\0\1", bytes([0b01000000])),
+        keyed_png(8, 0, b"\0\x55", b"\x55\0"),
+        keyed_png(16, 0, b"\x55\x55", b"\x55\x55\0\0"),
+        keyed_png(8, 2, b"\0\1\0\2\0\3", bytes([1, 2, 3, 0, 0, 0])),
+        keyed_png(16, 2, b"\1\1\2\2\3\3", bytes([1, 1, 2, 2, 3, 3, 0, 0, 0, 0, 0, 0])),
+    ],
+    ids=["2-bit grey", "8-bit grey", "16-bit grey", "8-bit RGB", "16-bit RGB"],
+)
+def test_a_transparent_colour_is_white_in_any_depth(data):
+    image = decode(data, 1, 2, 3)
+    assert image[0].tolist() == [[255, 255, 255], [0, 0, 0]]
+
+
+def test_an_image_struct_of_spark():
+    row = {"height": 1, "width": 2, "mode": 16, "data": bytes([30, 60, 200, 3, 2, 1])}
+    np.testing.assert_array_equal(from_struct(row), [[COLOUR, (1, 2, 3)]])
+    assert from_struct({**row, "mode": 0, "data": b"\7\x09"}).tolist() == [[[7], [9]]]
+    clear = {**row, "mode": 24, "data": bytes([30, 60, 200, 255, 0, 0, 0, 0])}
+    np.testing.assert_array_equal(from_struct(clear), [[COLOUR, (255, 255, 255)]])
+    for wrong in ({"mode": 5}, {"height": 0}, {"width": 3}, {"height": -1, "width": -2}):
+        with pytest.raises(BadImage, match="^image struct of "):
+            from_struct({**row, **wrong})
