@@ -3,7 +3,7 @@
 import logging
 
 from . import lake
-from .config import Config, differences, resolved
+from .config import Config, Ingest, differences, resolved
 from .data import ingest, schema
 from .lake import tables
 from .quality import evaluate
@@ -19,7 +19,7 @@ def pipeline(spark, config: Config) -> dict:
     """
     url = lake.dataset_url(config)
     if lake.exists(lake.join(url, schema.MANIFEST)) and not differences(
-        schema.read_manifest(url).ingest, resolved(config.ingest)
+        {**resolved(Ingest()), **schema.read_manifest(url).ingest}, resolved(config.ingest)
     ):
         log.info(
             "pipeline: dataset %s was made with these settings and is used again; jobs/ingest.py makes it anew", url

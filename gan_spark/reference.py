@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import types
 import typing
 from collections.abc import Iterator
 
@@ -41,13 +42,13 @@ def markdown() -> str:
 def _table(cls: type, prefix: str, skip: typing.Container[str] = ()) -> Iterator[str]:
     yield "| key | type | default | allowed | |"
     yield "|---|---|---|---|---|"
-    types = typing.get_type_hints(cls)
+    kinds = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if field.name not in skip:
             default = "required" if field.default is dataclasses.MISSING else f"`{json.dumps(field.default)}`"
             cells = [
                 f"`{prefix}{field.name}`",
-                _type(types[field.name]),
+                _type(kinds[field.name]),
                 default,
                 _allowed(field.metadata),
                 field.metadata.get("help", ""),
@@ -56,6 +57,8 @@ def _table(cls: type, prefix: str, skip: typing.Container[str] = ()) -> Iterator
 
 
 def _type(kind: type) -> str:
+    if isinstance(kind, types.UnionType):
+        return " or ".join(map(_type, typing.get_args(kind)))
     names = {str: "string", int: "integer", float: "number", bool: "true or false"}
     return f"list of {names[typing.get_args(kind)[0]]}s" if typing.get_origin(kind) is tuple else names[kind]
 

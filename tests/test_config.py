@@ -218,3 +218,23 @@ def test_the_reference_has_every_key_with_its_range():
                 if isinstance(value, dict)
                 else f"| `{section}` |" in text
             )
+
+
+def test_a_range_is_a_word_or_two_numbers():
+    assert parse({**BASE, "ingest": {"range": "file"}}).ingest.range == "file"
+    assert parse({**BASE, "ingest": {"range": [0, 4095]}}).ingest.range == (0.0, 4095.0)
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        ("fil", "^ingest.range = 'fil': expected one of 'type', 'file'; did you mean 'file'?"),
+        ([0], r"^ingest.range = \[0.0\]: expected two numbers, the lower first"),
+        ([9, 9], r"^ingest.range = \[9.0, 9.0\]: expected two numbers, the lower first"),
+        ([0, "a"], r"^ingest.range\[1\] = 'a': expected float, got str"),
+        (5, "^ingest.range = 5: expected str, got int"),
+    ],
+)
+def test_another_range_is_refused(value, message):
+    with pytest.raises(UserError, match=message):
+        parse({**BASE, "ingest": {"range": value}})

@@ -16,7 +16,7 @@ from PIL import Image
 from pyspark.sql import functions as F
 
 from gan_spark import lake
-from gan_spark.config import Ingest, UserError, replaced
+from gan_spark.config import Config, Ingest, UserError, parse, replaced
 from gan_spark.data import ingest, schema, sources
 
 CONFIG = Ingest(source="table", height=8, width=8, validation=0.2, test=0.2, planned_workers=2, label_column="label")
@@ -467,3 +467,59 @@ def test_few_images_still_make_four_row_groups_a_worker(spark, old):
     )
     fs, path = lake.filesystem(url)
     assert sum(pq.ParquetFile(name).num_row_groups for name in fs.glob(f"{path}/split=train/*.parquet")) >= 16
+
+
+def write_images(root, **images: list[np.ndarray]) -> None:
+    """PNG files 0.png, 1.png, ... in a folder each."""
+    for folder, pixels in images.items():
+        (root / folder.replace("__", "/")).mkdir(parents=True)
+        for i, image in enumerate(pixels):
+            Image.fromarray(image).save(root / folder.replace("__", "/") / f"{i}.png")
+
+
+def shaded(count: int) -> list[np.ndarray]:
+    return [np.arange(i, i + 64, dtype=np.uint8).reshape(8, 8) for i in range(count)]
+
+
+def folder_config(root, **options) -> Config:
+    ingest_options = {"source": "folder", "path": str(root / "images"), "height": 8, "width": 8, **options}
+    return parse({"run": "r", "dataset": "d", "lake": str(root / "lake"), "ingest": ingest_options})
+
+
+def test_what_a_source_states_as_test_is_never_trained_on(spark, tmp_path):
+    write_images(tmp_path / "images", train__a=shaded(40), train__b=shaded(40), val__a=shaded(3), test__b=shaded(5))
+    answer = ingest.ingest(spark, folder_config(tmp_path, validation=0.3, test=0.3))
+    assert answer["splits"] == {"train": 80, "validation": 3, "test": 5}
+    assert answer["classes"] == {"a": 43, "b": 45}
+    read = spark.read.parquet(answer["dataset"]).select("id", "split").collect()
+    assert all(row["id"].split("/")[0] == {"validation": "val"}.get(row["split"], row["split"]) for row in read)
+
+
+def test_what_a_user_may_not_have_meant_is_told(spark, tmp_path, caplog):
+    caplog.set_level("INFO")
+    write_images(tmp_path / "images", **{"1": shaded(8), "2": [np.full((8, 8), 9, np.uint8)] * 3, "3": []})
+    (tmp_path / "images" / "3" / "notes.txt").write_text("no image")
+    answer = ingest.ingest(spark, folder_config(tmp_path))
+    assert answer["classes"] == {"1": 8, "2": 3, "3": 0}
+    assert "ingest: images by class: 1 8, 2 3" in caplog.messages
+    assert "ingest: 1 classes have no image: 3" in caplog.messages
+    assert "ingest: labels begin at 1: class '1' is label 0 of the dataset" in caplog.messages
+    assert any(message.startswith("ingest: 3 images use under 1/16 of their range") for message in caplog.messages)
+
+
+def test_a_label_zero_that_no_image_has_is_told(spark, tmp_path, caplog):
+    write_images(tmp_path / "images", **{"1": shaded(8), "2": shaded(4)})
+    answer = ingest.ingest(spark, folder_config(tmp_path, classes=["zero", "one", "two"]))
+    assert answer["classes"] == {"zero": 0, "one": 8, "two": 4}
+    assert "ingest: no image has label 0, 'zero': do the source's labels begin at 1?" in caplog.messages
+
+
+def test_the_range_of_deep_files_is_the_configs(spark, tmp_path, caplog):
+    deep = [np.linspace(0, 1000 + i, 64).astype(np.uint16).reshape(8, 8) for i in range(9)]
+    write_images(tmp_path / "images", a=deep)
+    for limits, brightest in (("type", 4), ("file", 255), ([0, 4095], 63)):
+        answer = ingest.ingest(spark, folder_config(tmp_path, range=limits))
+        assert answer["rows"] == 9
+        row = spark.read.parquet(answer["dataset"]).orderBy("id").first()
+        assert max(row["image"][-64:]) in (brightest - 1, brightest)
+    assert sum("use under 1/16 of their range" in message for message in caplog.messages) == 1

@@ -472,3 +472,25 @@ def test_a_store_does_not_mix_a_folder_into_that_of_another_job(store, monkeypat
         and not any(name.endswith("/c") for name in found)
         and ("d/sub/a" in found) == ("d/sub/a" in left)
     )
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("s3a:/bucket/lake", r"^'s3a:/bucket/lake': expected two slashes after the scheme: s3a://, a bucket or host"),
+        ("hdfs:/lake", r"^'hdfs:/lake': expected two slashes after the scheme: hdfs://"),
+        ("s3:bucket/lake", r"^'s3:bucket/lake': expected two slashes after the scheme: s3://"),
+        ("$HOME/lake", r"^'\$HOME/lake': nothing is put in for \$HOME; expected a URL or a path written out"),
+        ("${LAKE}/x", r"^'\$\{LAKE\}/x': nothing is put in for \$\{LAKE\}"),
+        ("~nobody-of-that-name/lake", r"^'~nobody-of-that-name/lake': nothing is put in for ~nobody-of-that-name"),
+    ],
+)
+def test_no_path_becomes_a_folder_of_an_odd_name_in_the_working_directory(path, message):
+    with pytest.raises(UserError, match=message):
+        lake.to_url(path)
+
+
+def test_a_tilde_is_the_users_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert lake.to_url("~/lake") == "file:///home/somebody/lake"
+    assert lake.to_url("data/~x$y:z") == "file://" + os.path.abspath("data/~x$y:z")

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import os
 import tomllib
+import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -51,6 +52,8 @@ def parse(table: dict, model_config: Callable[[str], type] | None = None) -> Con
             f"ingest.validation + ingest.test = {config.ingest.validation + config.ingest.test:g}: expected less than"
             " 1, so that some images are left to train on"
         )
+    if not isinstance(limits := config.ingest.range, str) and (len(limits) != 2 or not limits[0] < limits[1]):
+        raise UserError(f"ingest.range = {list(limits)}: expected two numbers, the lower first")
     for key, size in (
         ("train.batch_size", config.train.batch_size),
         ("evaluate.classifier_batch", config.evaluate.classifier_batch),
@@ -151,21 +154,21 @@ def _override(table: dict, override: str) -> None:
 
 def _build(cls: type, table: dict, where: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    types = typing.get_type_hints(cls)
+    kinds = typing.get_type_hints(cls)
     values = {}
     for key, value in table.items():
         if isinstance(value, _Given):
-            value = value.text if types.get(key) is str else value.value
+            value = value.text if kinds.get(key) is str else value.value
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1)
             hint = f"; did you mean {where}{near[0]}?" if near else ""
             raise UserError(f"{where}{key}: unknown key{hint} (known: {', '.join(fields)})")
-        if dataclasses.is_dataclass(types[key]):
+        if dataclasses.is_dataclass(kinds[key]):
             if not isinstance(value, dict):
                 raise UserError(f"{where}{key} = {value!r}: expected a section [{where}{key}]")
-            values[key] = _build(types[key], value, f"{where}{key}.")
+            values[key] = _build(kinds[key], value, f"{where}{key}.")
         else:
-            values[key] = _checked(f"{where}{key}", value, types[key], fields[key].metadata)
+            values[key] = _checked(f"{where}{key}", value, kinds[key], fields[key].metadata)
     missing = [name for name, field in fields.items() if name not in values and field.default is dataclasses.MISSING]
     if missing:
         raise UserError(f"{where}{missing[0]}: missing; it has no default")
@@ -173,6 +176,9 @@ def _build(cls: type, table: dict, where: str) -> Any:
 
 
 def _checked(name: str, value: Any, kind: Any, limits: typing.Mapping) -> Any:
+    if isinstance(kind, types.UnionType):  # a choice of words, or a list
+        word, many = typing.get_args(kind)
+        return _checked(name, value, *((many, {}) if isinstance(value, (list, tuple)) else (word, limits)))
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
         if not isinstance(value, (list, tuple)):

@@ -28,7 +28,15 @@ class Ingest:
         " of all combinations, for a judge to learn from",
     )
     classes: tuple[str, ...] = option(
-        (), "source 'idx': names of the labels 0, 1, ...; '0' to '9' where none are given"
+        (),
+        "names of the labels 0, 1, ..., where labels are whole numbers; else the labels that there are, in this order;"
+        " where none are given, the labels themselves, sorted (source 'idx': '0' to '9')",
+    )
+    range: str | tuple[float, ...] = option(
+        "type",
+        "values of grey images with more than 8 bits that become black and white: what the type holds, what each file's"
+        " pixels span, or [low, high]",
+        choices=("type", "file"),
     )
     encoding: str = option(
         "auto", "raw pixels, PNG bytes, or PNG from 64 KiB of RGB pixels on", choices=("auto", "raw", "png")
@@ -40,10 +48,17 @@ class Ingest:
     )
     max_file_mb: int = option(64, "larger files are rejected", low=1, high=1024)
     max_megapixels: int = option(64, "images that declare more pixels are rejected unread", low=1, high=1024)
-    id_column: str = option("id", "source 'table': unique string id")
-    image_column: str = option("content", "source 'table': encoded image bytes")
-    label_column: str = option("", "source 'table': class of the image; empty for none")
-    caption_column: str = option("", "source 'table': text about the image, one phrasing a line; empty for none")
+    id_column: str = option("id", "source 'table': unique string id; empty for a hash of the image")
+    image_column: str = option(
+        "content", "source 'table': encoded image bytes, a struct of `bytes` and `path`, or Spark's image struct"
+    )
+    label_column: str = option("", "source 'table': class of the image, text or whole numbers; empty for none")
+    split_column: str = option(
+        "", "source 'table': train, validation or test; empty for what the files' names say, if they do"
+    )
+    caption_column: str = option(
+        "", "source 'table': text about the image, one phrasing a line or an array of them; empty for none"
+    )
     embedding_column: str = option(
         "", "source 'table': array of numbers, an embedding of the image's text or several end to end; empty for none"
     )

@@ -7,6 +7,7 @@ One pass does it all: a task decodes its rows and writes its own Parquet files, 
 driver one line a file. Files of tasks that failed half-way are in no line, and are removed.
 """
 
+import collections
 import contextlib
 import dataclasses
 import datetime
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyspark import TaskContext
 from pyspark.sql import functions as F
@@ -31,8 +33,9 @@ log = logging.getLogger(__name__)
 _FILE_BYTES = 128 * 2**20
 _ROW_GROUP_BYTES = 16 * 2**20
 _ARROW_BYTES = 2**30
-_WRITTEN = "split string, part string, name string, rows long, digest binary"
+_WRITTEN = "split string, part string, name string, rows long, flat long, digest binary"
 _REJECTED = ""  # stands for a split in what tasks report
+_FLAT = 16  # levels of 256: pixels that span fewer use under 1/16 of their range
 _DECODED = {  # `split` may be _REJECTED; `reason` is None for what is not
     "id": pa.string(),
     "image": pa.binary(),
@@ -42,6 +45,7 @@ _DECODED = {  # `split` may be _REJECTED; `reason` is None for what is not
     "split": pa.string(),
     "part": pa.string(),
     "reason": pa.string(),
+    "flat": pa.bool_(),
 }
 
 
@@ -64,6 +68,9 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
     _check_replaceable(spark, url, format)
     lake.tidy(rejects, url)
     manifest = _manifest_to_fill(source, config)
+    if source.splits:  # Nothing is taken from the training images for a split that the source has itself.
+        config = dataclasses.replace(config, **{name: 0.0 for name in source.splits & {"validation", "test"}})
+        log.info("ingest: the source states split %s of its images", ", ".join(sorted(source.splits)))
     files, group_rows = _layout(spark, source, config, manifest)
     log.info("ingest: about %d images to %s in %d files a split", source.count, url, files)
 
@@ -88,10 +95,10 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
             if not counts["train"]:
                 raise UserError(
                     f"no image to train on among {sum(counts.values())}:"
-                    f" {_reasons(spark, staged_rejects) or 'the splits leave none'}"
+                    f" {_reasons(spark, staged_rejects) or 'the splits leave none: ' + _in_words(counts)}"
                 )
         rejected = counts.pop(_REJECTED)
-        _check_counts(spark, staged, counts)
+        by_class = _counts_by_class(spark, staged, counts, manifest.classes)
         manifest = dataclasses.replace(manifest, rows=counts, rejected=rejected, fingerprint=_fingerprint(written))
         schema.write_manifest(staged, manifest)
         lake.write_bytes(lake.join(staged_rejects, lake.SUCCESS), b"")
@@ -100,11 +107,13 @@ def write(spark, source: sources.Source, url: str, config: Ingest, format: str =
     finally:
         lake.remove(staged)
         lake.remove(staged_rejects)
+    _tell(counts, by_class, sum(file["flat"] for file in written))
     return {
         "dataset": url,
         "rows": sum(counts.values()),
         "rejected": rejected,
         "splits": counts,
+        "classes": by_class,
         "rejects": rejects,
         "fingerprint": manifest.fingerprint,
     }
@@ -201,12 +210,43 @@ def _settle(staged: str, staged_rejects: str, written: list) -> None:
             file.flush()
 
 
-def _check_counts(spark, staged: str, counts: dict[str, int]) -> None:
-    """`RuntimeError` where what the tasks say that they wrote is not what is there to be read."""
-    readable = {row["split"]: row["count"] for row in spark.read.parquet(staged).groupBy("split").count().collect()}
+def _counts_by_class(spark, staged: str, counts: dict[str, int], classes: tuple[str, ...]) -> dict[str, int]:
+    """Images by class; `RuntimeError` where what the tasks say that they wrote is not what is there to be read."""
+    keys = ["split", "label"] if classes else ["split"]
+    rows = spark.read.parquet(staged).groupBy(*keys).count().collect()
+    readable, by_class = collections.Counter(), dict.fromkeys(classes, 0)
+    for row in rows:
+        readable[row["split"]] += row["count"]
+        if classes and row["label"] >= 0:
+            by_class[classes[row["label"]]] += row["count"]
     if readable != {split: count for split, count in counts.items() if count}:
         raise RuntimeError(
             f"{counts} rows were written and {readable} are to be read: rows were lost, nothing was replaced"
+        )
+    return by_class
+
+
+def _in_words(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
+
+
+def _tell(counts: dict[str, int], by_class: dict[str, int], flat: int) -> None:
+    """Logs what was written, and what of it a user may not have meant."""
+    log.info("ingest: images by split: %s", _in_words(counts))
+    if by_class:
+        log.info("ingest: images by class: %s", _in_words(dict(list(by_class.items())[:30])))
+    if empty := [name for name, count in by_class.items() if not count]:
+        log.warning("ingest: %d classes have no image: %s", len(empty), ", ".join(empty[:10]))
+    names = list(by_class)
+    if names[:1] == ["1"] and sources.are_numbers(names):
+        log.warning("ingest: labels begin at 1: class '1' is label 0 of the dataset")
+    elif empty[:1] == names[:1] != []:
+        log.warning("ingest: no image has label 0, %r: do the source's labels begin at 1?", names[0])
+    if flat:
+        log.warning(
+            "ingest: %d images use under 1/16 of their range, which makes them almost of one colour; for grey files of"
+            " 16 bits that use fewer, ingest.range says which values are black and white",
+            flat,
         )
 
 
@@ -256,7 +296,7 @@ class _File:
 
     def __init__(self, url: str, schema: pa.Schema, group_rows: int):
         self.url, self.schema, self.group_rows = url, schema, group_rows
-        self.pending, self.pending_rows, self.rows, self.digest, self.writer = [], 0, 0, 0, None
+        self.pending, self.pending_rows, self.rows, self.flat, self.digest, self.writer = [], 0, 0, 0, 0, None
 
     def add(self, table: pa.Table) -> None:
         self.rows += table.num_rows
@@ -334,9 +374,10 @@ def _write(
             keys = list(zip(decoded["split"].to_pylist(), decoded["part"].to_pylist(), strict=True))
             for key in sorted(set(keys)):
                 file = file_of(*key)
-                of_key = pa.array([row_key == key for row_key in keys])
-                rows = decoded.filter(of_key).select(file.schema.names).cast(file.schema)
+                of_key = decoded.filter(pa.array([row_key == key for row_key in keys]))
+                rows = of_key.select(file.schema.names).cast(file.schema)
                 file.add(rows)
+                file.flat += pc.sum(of_key["flat"]).as_py() or 0
                 if key[0] != _REJECTED:
                     file.digest += _digest(rows)
     yield pa.RecordBatch.from_pydict(
@@ -345,6 +386,7 @@ def _write(
             "part": pa.array([part for _, part in files], pa.string()),
             "name": pa.array([file.url.rsplit("/", 1)[1] for file in files.values()], pa.string()),
             "rows": pa.array([file.rows for file in files.values()], pa.int64()),
+            "flat": pa.array([file.flat for file in files.values()], pa.int64()),
             "digest": pa.array([(file.digest % 2**64).to_bytes(8, "big") for file in files.values()], pa.binary()),
         }
     )
@@ -392,7 +434,7 @@ def _decode(
             except images.BadImage as error:
                 reason = str(error)
         if reason is not None:
-            decoded.append((id, None, labels.get(row["label"], -1), row["caption"], None, _REJECTED, "", reason))
+            decoded.append((id, None, labels.get(row["label"], -1), row["caption"], None, _REJECTED, "", reason, False))
     columns = list(zip(*decoded, strict=True)) or [()] * len(_DECODED)
     return pa.table(
         {name: pa.array(values, kind) for (name, kind), values in zip(_DECODED.items(), columns, strict=True)}
@@ -411,7 +453,17 @@ def _decoded_rows(
     split, label = _split(row["id"], row["split"], config), labels.get(row["label"], -1)
     versions = parts.divide(_pixels(row, config), row["id"], label, row["label"], split, config, kept)
     return [
-        (id, _encoded(pixels, manifest.encoding), kept_label, row["caption"], embedding, split, part, None)
+        (
+            id,
+            _encoded(pixels, manifest.encoding),
+            kept_label,
+            row["caption"],
+            embedding,
+            split,
+            part,
+            None,
+            _flat(pixels),
+        )
         for id, part, kept_label, pixels in versions
     ]
 
@@ -471,8 +523,13 @@ def _whole(batch: pa.RecordBatch, config: Ingest, manifest: schema.Manifest, lab
             "label": pa.array([labels.get(name, -1) for name in names], pa.int32()),
             "split": pa.array(splits, pa.string()),
             "part": pa.array([""] * count, pa.string()),
+            "flat": pa.array(np.ptp(stored[:, len(header) :], axis=1) < _FLAT),
         }
     )
+
+
+def _flat(pixels: np.ndarray) -> bool:
+    return int(pixels.max()) - int(pixels.min()) < _FLAT
 
 
 def _encoded(pixels: np.ndarray, encoding: str) -> bytes:
@@ -487,4 +544,4 @@ def _pixels(row: dict, config: Ingest) -> np.ndarray:
             pixels = images.convert(pixels, channels)
         return images.resize(pixels, height, width, config.fit)
     content = row["content"] if row["content"] is not None else sources.folder.read(row["url"], config.max_file_mb)
-    return images.decode(content, height, width, channels, config.fit, config.max_megapixels)
+    return images.decode(content, height, width, channels, config.fit, config.max_megapixels, config.range)

@@ -13,6 +13,7 @@ import fsspec
 from ..config import UserError
 
 _OBJECT_STORES = ("s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "wasb", "wasbs")
+_SCHEMES = (*_OBJECT_STORES, "hdfs", "webhdfs", "viewfs", "file", "dbfs", "http", "https", "ftp")
 
 
 def is_object_store(url: str) -> bool:
@@ -20,13 +21,18 @@ def is_object_store(url: str) -> bool:
 
 
 def to_url(path: str) -> str:
-    """A URL for `path`: local paths become absolute `file://` URLs, URLs stay as they are."""
-    if "://" in path:
+    """A URL for `path`: local paths become absolute `file://` URLs, `~` is the user's home, URLs stay as they are.
+
+    `UserError` for what would become a folder of an odd name in the working directory.
+    """
+    if "://" in path or path.startswith("dbfs:/"):
         return path.rstrip("/")
-    if path.startswith("dbfs:/"):
-        return path.rstrip("/")
-    if path.startswith("file:/"):
-        path = path.removeprefix("file:")
+    path = os.path.expanduser(path.removeprefix("file:") if path.startswith("file:/") else path)
+    scheme, colon, _ = path.partition(":")
+    if colon and scheme in _SCHEMES:
+        raise UserError(f"{path!r}: expected two slashes after the scheme: {scheme}://, a bucket or host, and a path")
+    if path.startswith(("~", "$")):
+        raise UserError(f"{path!r}: nothing is put in for {path.split('/')[0]}; expected a URL or a path written out")
     return "file://" + os.path.abspath(path)
 
 

@@ -1,6 +1,9 @@
 """Tables in the lake: folders of Parquet files that are put in place whole, or Delta tables."""
 
 import contextlib
+import fnmatch
+import posixpath
+import re
 from collections.abc import Iterator, Sequence
 
 from .. import lake
@@ -25,6 +28,38 @@ def read(spark, url: str):
             " that job again"
         )
     return spark.read.parquet(url)
+
+
+def load(spark, *urls: str):
+    """The DataFrame of Parquet files and folders, or of the Delta table, which anybody may have written.
+
+    `UserError` for a folder of a format in which files hold rows that were deleted, where it cannot be read as such.
+    """
+    for url in urls:
+        if root := _root_of(url, "_delta_log"):
+            if root != url:
+                raise UserError(f"{url} lies in the Delta table {root}: name that, or its deleted rows come back")
+            _check_delta(spark, url)
+            return spark.read.format("delta").load(url)
+        for marker, format in ((".hoodie", "Hudi"), ("metadata/*.metadata.json", "Iceberg")):
+            if root := _root_of(url, marker):
+                raise UserError(
+                    f"{url}: {root} is a table of {format}, whose deleted rows are still in its files; name it as it"
+                    " stands in a Spark catalog, or write its rows to a folder of their own"
+                )
+    return spark.read.parquet(*(re.sub(r"([\\{}\[\]*?])", r"\\\1", url) for url in urls))  # as names, not patterns
+
+
+def _root_of(url: str, marker: str) -> str | None:
+    """URL of the folder at `url` or around it that has a file or folder in it by the pattern `marker`."""
+    fs, path = lake.filesystem(url)
+    folder, _, pattern = marker.rpartition("/")
+    while path.strip("/"):
+        place = f"{path}/{folder}".rstrip("/")
+        if fs.isdir(place) and fnmatch.filter(map(posixpath.basename, fs.ls(place, detail=False)), pattern):
+            return url
+        path, url = path.rpartition("/")[0], url.rpartition("/")[0]
+    return None
 
 
 def column_names(schema: str) -> list[str]:

@@ -102,7 +102,7 @@ def _masks(spark, options: Inpaint):
         raise UserError(
             "inpaint.masks is empty: expected a Parquet folder with `id` and `mask` for inpaint.mask = 'table'"
         )
-    table = spark.read.parquet(lake.to_url(options.masks))
+    table = tables.load(spark, lake.to_url(options.masks))
     kinds = dict(table.dtypes)
     if kinds.get("mask") != "binary" or kinds.get("id") != "string":
         raise UserError(

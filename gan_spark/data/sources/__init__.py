@@ -9,10 +9,10 @@ it never holds images (but for the 1,797 packaged digits of 64 bytes).
 from ...config import Ingest, UserError, imported
 from ..downloads import download
 from . import cifar10, digits, folder, idx, shapes, table
-from .rows import Source
+from .rows import Source, are_numbers
 from .table import from_frame
 
-__all__ = ["Source", "download", "from_frame", "open_source"]
+__all__ = ["Source", "are_numbers", "download", "from_frame", "open_source"]
 
 
 def open_source(spark, config: Ingest) -> Source:

@@ -44,7 +44,10 @@ def source(spark, config: Ingest) -> Source:
         raise UserError(f"ingest.path = {config.path!r}: no data_batch_N or test_batch in it")
     has_test = any(name.startswith("test") for _, _, name in batches)
     frame = spark.createDataFrame(batches, "url string, member string, name string").repartition(len(batches), "name")
-    return Source(frame.mapInArrow(functools.partial(_read, has_test), ROW), CLASSES, 10_000 * len(batches))
+    splits = frozenset(("train", "test") if has_test else ())
+    return Source(
+        frame.mapInArrow(functools.partial(_read, has_test), ROW), CLASSES, 10_000 * len(batches), splits=splits
+    )
 
 
 def _read(has_test: bool, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
