@@ -3,7 +3,7 @@
 import logging
 
 from . import lake
-from .config import Config, Ingest, differences, resolved
+from .config import Config, Ingest, check_sections, differences, resolved
 from .data import ingest, schema
 from .lake import tables
 from .quality import evaluate
@@ -17,6 +17,7 @@ def pipeline(spark, config: Config) -> dict:
     """Runs the four steps; a dataset that was ingested with the same settings is used again, and a run goes on where it
     is.
     """
+    check_sections(config, "ingest", "train", "evaluate")
     url = lake.dataset_url(config)
     if lake.exists(lake.join(url, schema.MANIFEST)) and not differences(
         {**resolved(Ingest()), **schema.read_manifest(url).ingest}, resolved(config.ingest)

@@ -1,12 +1,14 @@
 """A wrong config is refused with a message that says what to write instead; a right one survives the round trip."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from conftest import MODEL_CONFIGS, ROOT
 
 from gan_spark import models, reference
-from gan_spark.config import UserError, differences, load, parse, resolved
+from gan_spark.config import UserError, check_sections, differences, load, parse, resolved
 
 BASE = {"run": "r", "dataset": "d"}
 
@@ -46,19 +48,6 @@ BASE = {"run": "r", "dataset": "d"}
             r"^ingest\.source = 'fodler': expected one of 'digits', .*; did you mean 'folder'\?",
         ),
         ({"ingest": {"channels": 2}}, r"^ingest\.channels = 2: expected one of 1, 3"),
-        (
-            {"ingest": {"validation": 0.5, "test": 0.5}},
-            r"^ingest\.validation \+ ingest\.test = 1: expected less than 1",
-        ),
-        ({"train": {"workers": 3}}, r"^train\.batch_size = 64 does not divide by train\.workers = 3"),
-        (
-            {"train": {"workers": 2}, "evaluate": {"classifier_batch": 63}},
-            r"^evaluate\.classifier_batch = 63 does not divide by train\.workers = 2",
-        ),
-        (
-            {"train": {"workers": 2, "launcher": "local"}},
-            r"^train\.workers = 2 with train\.launcher = 'local'.*use launcher 'spark'",
-        ),
         ({"run": "../r"}, r"^run = '\.\./r': expected letters, digits"),
         ({"dataset": ""}, r"^dataset = '': expected letters, digits"),
         (
@@ -85,6 +74,35 @@ def test_a_wrong_value_is_refused(change, message):
         parse({**BASE, **change}, models.config_class)
 
 
+@pytest.mark.parametrize(
+    "change, section, message",
+    [
+        (
+            {"ingest": {"validation": 0.5, "test": 0.5}},
+            "ingest",
+            r"^ingest\.validation \+ ingest\.test = 1: expected less than 1",
+        ),
+        ({"train": {"workers": 3}}, "train", r"^train\.batch_size = 64 does not divide by train\.workers = 3"),
+        (
+            {"train": {"workers": 2}, "evaluate": {"classifier_batch": 63}},
+            "evaluate",
+            r"^evaluate\.classifier_batch = 63 does not divide by train\.workers = 2",
+        ),
+        (
+            {"train": {"workers": 2, "launcher": "local"}},
+            "train",
+            r"^train\.workers = 2 with train\.launcher = 'local'.*use launcher 'spark'",
+        ),
+        ({"train": {"patience": 2}}, "train", r"^train\.patience = 2 with train\.validate_every = 0"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_where_they_are_read(change, section, message):
+    made = parse({**BASE, **change}, models.config_class)
+    with pytest.raises(UserError, match=message):
+        check_sections(made, section)
+    check_sections(made, *({"ingest", "evaluate"} - {section} if section != "train" else {"ingest"}))
+
+
 @pytest.mark.parametrize("key", ["run", "dataset"])
 def test_a_missing_key_is_named(key):
     with pytest.raises(UserError, match=f"^{key}: missing; it has no default"):
@@ -105,6 +123,19 @@ def written(tmp_path):
 def test_bad_toml_is_refused(written, text):
     with pytest.raises(UserError, match=r"^config .*run\.toml: not valid TOML: "):
         load(written(text))
+
+
+def test_toml_is_utf_8_whatever_the_locale(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_bytes('run = "r"\ndataset = "d"\n[generate]\ncaptions = ["ein grünes Dreieck?"]\n'.encode())
+    program = "import sys; from gan_spark.config import load; print(ascii(load(sys.argv[1]).generate.captions[0]))"
+    answer = subprocess.run(
+        [sys.executable, "-c", program, str(path)],
+        capture_output=True,
+        text=True,
+        env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)},
+    )
+    assert answer.stdout == "'ein gr\\xfcnes Dreieck?'\n", answer.stderr
 
 
 @pytest.mark.parametrize("name, reason", [("missing.toml", "No such file"), ("", "Is a directory")])
@@ -237,4 +268,4 @@ def test_a_range_is_a_word_or_two_numbers():
 )
 def test_another_range_is_refused(value, message):
     with pytest.raises(UserError, match=message):
-        parse({**BASE, "ingest": {"range": value}})
+        check_sections(parse({**BASE, "ingest": {"range": value}}), "ingest")

@@ -1,8 +1,8 @@
 """Run configs: the errors, the options, the sections, and the loader that checks them."""
 
-from .errors import NotFetched, UserError
+from .errors import NotFetched, TaskFailure, UserError
 from .imports import imported
-from .loader import differences, leaves, load, parse, replaced, resolved
+from .loader import check_sections, differences, leaves, load, parse, replaced, resolved
 from .names import check_name, check_path
 from .options import option
 from .sections import (
@@ -36,11 +36,13 @@ __all__ = [
     "NotFetched",
     "Predict",
     "Promote",
+    "TaskFailure",
     "Tracking",
     "Train",
     "UserError",
     "check_name",
     "check_path",
+    "check_sections",
     "differences",
     "imported",
     "leaves",

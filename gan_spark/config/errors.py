@@ -1,4 +1,4 @@
-"""The errors that a user can mend."""
+"""The errors that a user can mend, and those that their text tells whole."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class NotFetched(UserError):
     """Weights that Keras could not download; another time it may."""
+
+
+class TaskFailure(Exception):
+    """A failure of tasks or ranks, whose text says all that the driver knows; jobs exit with code 1."""

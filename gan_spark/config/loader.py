@@ -20,13 +20,13 @@ from .sections import Config
 
 
 def load(path: str, overrides: Sequence[str] = (), model_config: Callable[[str], type] | None = None) -> Config:
-    """Reads `path`, applies `key.sub=value` overrides, checks everything.
+    """Reads `path`, applies `key.sub=value` overrides, checks every value; `check_sections` checks them together.
 
     `model_config` gives the Config class for a model's name (`models.config_class`);
     it is passed in so that this module needs no TensorFlow.
     """
     try:
-        table = tomllib.loads(Path(path).read_text())
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"config {path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -40,38 +40,13 @@ def load(path: str, overrides: Sequence[str] = (), model_config: Callable[[str],
 
 
 def parse(table: dict, model_config: Callable[[str], type] | None = None) -> Config:
-    """A checked `Config` from nested dicts; the inverse of `resolved`."""
+    """A `Config` from nested dicts, each value of which is checked; the inverse of `resolved`."""
     table = dict(table)
     model = table.pop("model", None)
     config = _build(Config, table, "")
     for key in ("run", "dataset"):
         check_name(key, getattr(config, key))
     check_path("lake", config.lake, config.lake)
-    if config.ingest.validation + config.ingest.test >= 1:
-        raise UserError(
-            f"ingest.validation + ingest.test = {config.ingest.validation + config.ingest.test:g}: expected less than"
-            " 1, so that some images are left to train on"
-        )
-    if not isinstance(limits := config.ingest.range, str) and (len(limits) != 2 or not limits[0] < limits[1]):
-        raise UserError(f"ingest.range = {list(limits)}: expected two numbers, the lower first")
-    for key, size in (
-        ("train.batch_size", config.train.batch_size),
-        ("evaluate.classifier_batch", config.evaluate.classifier_batch),
-    ):
-        if size % config.train.workers:
-            raise UserError(
-                f"{key} = {size} does not divide by train.workers = {config.train.workers}: each rank takes an equal"
-                " share"
-            )
-    if config.train.launcher == "local" and config.train.workers > 1:
-        raise UserError(
-            f"train.workers = {config.train.workers} with train.launcher = 'local': one process is one worker; use"
-            " launcher 'spark'"
-        )
-    if config.train.patience and not config.train.validate_every:
-        raise UserError(
-            f"train.patience = {config.train.patience} with train.validate_every = 0: expected steps between measures"
-        )
     if model is not None:
         if not isinstance(model, dict) or not isinstance(model.get("name"), str):
             raise UserError("model.name: expected the name of a model as a string")
@@ -79,6 +54,53 @@ def parse(table: dict, model_config: Callable[[str], type] | None = None) -> Con
             raise TypeError("a config with a [model] section is parsed with model_config = models.config_class")
         config = dataclasses.replace(config, model=_build(model_config(model["name"]), model, "model."))
     return config
+
+
+def check_sections(config: Config, *names: str) -> None:
+    """`UserError` where options of these sections do not go together. A job checks the sections that it reads: those
+    of other jobs may be as they like.
+    """
+    for name in names:
+        _CHECKS[name](config)
+
+
+def _check_ingest(config: Config) -> None:
+    held_out = config.ingest.validation + config.ingest.test
+    if held_out >= 1:
+        raise UserError(
+            f"ingest.validation + ingest.test = {held_out:g}: expected less than 1, so that some images are left to"
+            " train on"
+        )
+    if not isinstance(limits := config.ingest.range, str) and (len(limits) != 2 or not limits[0] < limits[1]):
+        raise UserError(f"ingest.range = {list(limits)}: expected two numbers, the lower first")
+
+
+def _check_train(config: Config) -> None:
+    options = config.train
+    _check_shares(config, "train.batch_size", options.batch_size)
+    if options.patience and not options.validate_every:
+        raise UserError(
+            f"train.patience = {options.patience} with train.validate_every = 0: expected steps between measures"
+        )
+
+
+def _check_evaluate(config: Config) -> None:
+    if config.evaluate.features == "lenet":
+        _check_shares(config, "evaluate.classifier_batch", config.evaluate.classifier_batch)
+
+
+_CHECKS = {"ingest": _check_ingest, "train": _check_train, "evaluate": _check_evaluate}
+
+
+def _check_shares(config: Config, key: str, batch: int) -> None:
+    """`UserError` where the ranks cannot share a batch, the value of `key`."""
+    workers = config.train.workers
+    if batch % workers:
+        raise UserError(f"{key} = {batch} does not divide by train.workers = {workers}: each rank takes an equal share")
+    if config.train.launcher == "local" and workers > 1:
+        raise UserError(
+            f"train.workers = {workers} with train.launcher = 'local': one process is one worker; use launcher 'spark'"
+        )
 
 
 def resolved(config: Any) -> dict:

@@ -25,7 +25,7 @@ from pyspark import TaskContext
 from pyspark.sql import functions as F
 
 from .. import lake
-from ..config import Config, Ingest, UserError
+from ..config import Config, Ingest, UserError, check_sections
 from ..lake import tables
 from . import images, parts, reader, schema, sources, splits
 
@@ -51,6 +51,7 @@ _DECODED = {  # `split` may be _REJECTED; `reason` is None for what is not
 
 def ingest(spark, config: Config) -> dict:
     """Reads the config's source into `<lake>/datasets/<dataset>`, replacing what was there."""
+    check_sections(config, "ingest")
     url = lake.dataset_url(config)
     _check_replaceable(spark, url, config.tables)
     lake.tidy(f"{url}.rejected", url)  # Before the source, which may not open.

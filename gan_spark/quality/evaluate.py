@@ -9,7 +9,7 @@ import logging
 from pyspark.sql import functions as F
 
 from .. import features, lake
-from ..config import Config, Evaluate, UserError
+from ..config import Config, Evaluate, UserError, check_sections
 from ..data import schema, splits
 from ..runs import registry, tracking
 from ..runs.store import Run
@@ -159,6 +159,7 @@ def real_dataset(config: Config) -> tuple[Config, schema.Manifest]:
     """The config with the dataset of the real images in place of its own, and their manifest. `UserError` where they
     cannot be compared with.
     """
+    check_sections(config, "evaluate")
     options = config.evaluate
     config = dataclasses.replace(config, dataset=options.dataset or config.dataset)
     url = lake.dataset_url(config)
