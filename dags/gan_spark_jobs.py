@@ -69,5 +69,7 @@ def job(task_id: str, script: str, **overrides: str) -> BaseOperator:
             "PYSPARK_PYTHON": f"{home}/.venv/bin/python",
             "PYSPARK_DRIVER_PYTHON": f"{home}/.venv/bin/python",
             "PYTHONPATH": home,
+            # Java hands on what its encoding has: without this, nothing but ASCII of captions and paths.
+            "LC_ALL": "C.UTF-8",
         },
     )

@@ -357,9 +357,7 @@ IMAGE_CHECKS = {
 
 def ranks_end_alike(name: str) -> None:
     """Both ranks of a Horovod job hold the same state after 3 steps on batches and noise of their own."""
-    from pyspark.sql import SparkSession
-
-    borrowed = SparkSession.getActiveSession() is not None
+    borrowed = job.running_session() is not None
     spark, config = job.session("gan-spark check"), Train(workers=2)
     try:
         ranks.check(spark, config)

@@ -2,10 +2,11 @@
 
 import logging
 import re
+import signal
 import sys
 import traceback
 
-from .config import UserError
+from .config import TaskFailure, UserError
 
 log = logging.getLogger(__name__)
 
@@ -15,14 +16,43 @@ _LAKE_URL = re.compile(r"\b(?:file|dbfs|hdfs|s3a?|gs|wasbs?|abfss?):/[^\s,;'\"`(
 
 
 def report(error: Exception) -> int:
-    """Prints the error to stderr; the exit code: 2 for a `UserError`, else 1, with the traceback above the line."""
+    """Prints the error to stderr; the exit code: 2 for a `UserError`, also one that a task of Spark raised, else 1.
+
+    What failed in a task, in Java or on a rank is one line: a driver's traceback says nothing of it, and the task's own
+    is long. Both are logged at level debug. A defect of the driver itself, which may not come a second time, is told
+    with its traceback.
+    """
     if isinstance(error, UserError):
         log.debug("where the request was refused:", exc_info=error)
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if text := _users_error(error):
+        log.debug("where the task was refused:", exc_info=error)
+        print(f"error: {text}", file=sys.stderr)
+        return 2
+    if isinstance(error, TaskFailure) or type(error).__module__.startswith("py4j.") or _java_stack(error):
+        log.debug("where it failed:", exc_info=error)
+        print(f"error: {summary(error)} (--verbose shows more)", file=sys.stderr)
+        return 1
     traceback.print_exception(error)
     print(f"error: {summary(error)}", file=sys.stderr)
     return 1
+
+
+def stopped(error: BaseException, number: int) -> int:
+    """Prints to stderr that this signal ended the job, with the notes of `error`; the exit code that shells give it."""
+    log.debug("where the signal came:", exc_info=error)
+    reason = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+    print("error: " + "; ".join([reason, *getattr(error, "__notes__", [])]), file=sys.stderr)
+    return 128 + number
+
+
+def _users_error(error: Exception) -> str | None:
+    """The text of the `UserError` that a task raised, which Java hands on as text; None for any other error."""
+    name, _, text = (_last_of_python(_without_frames(_java_stack(error))) or "").partition(": ")
+    module, _, attribute = name.rpartition(".")
+    kind = getattr(sys.modules.get(module), attribute, None)
+    return text.strip() if isinstance(kind, type) and issubclass(kind, UserError) else None
 
 
 def summary(error: Exception) -> str:
@@ -49,15 +79,25 @@ def _last_cause(stack: str) -> str:
 
     An `EOFException` without a text is what remains of a Python worker that died: its cause says so.
     """
-    messages = "\n".join(line for line in stack.splitlines() if not re.match(r"\s+at |\s+\.\.\. \d+ more", line))
-    if errors := _LAST_OF_TRACEBACK.findall(messages):
-        cause = errors[-1]
-    else:
+    messages = _without_frames(stack)
+    cause = _last_of_python(messages)
+    if cause is None:
         causes = [messages.partition("\n")[0], *re.findall(r"^Caused by: (.*)", messages, re.MULTILINE)]
         cause = next((text for text in reversed(causes) if re.search(r": \S", text)), causes[-1])
     urls = [url.rstrip(".:") for url in _LAKE_URL.findall(messages)]
     named = not urls or any(url in cause for url in urls)
     return _without_package(cause.strip()) + ("" if named else f" ({urls[-1]})")
+
+
+def _without_frames(stack: str) -> str:
+    """A stack trace of Java without its frames, which leaves what was said."""
+    return "\n".join(line for line in stack.splitlines() if not re.match(r"\s+at |\s+\.\.\. \d+ more", line))
+
+
+def _last_of_python(messages: str) -> str | None:
+    """The last line of the last traceback of Python; None where there is none."""
+    lines = _LAST_OF_TRACEBACK.findall(messages)
+    return lines[-1] if lines else None
 
 
 def _without_package(text: str) -> str:

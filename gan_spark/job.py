@@ -1,6 +1,10 @@
-"""Jobs, as the scripts in jobs/ and the subcommands of gan-spark run them: arguments, logging, session, result line."""
+"""Jobs, as the scripts in jobs/ and the subcommands of gan-spark run them: arguments, logging, session, signals, result
+line.
+"""
 
 import argparse
+import codecs
+import contextlib
 import dataclasses
 import json
 import logging
@@ -8,13 +12,21 @@ import os
 import pkgutil
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import failures, process
-from .config import load, resolved
+from .config import UserError, check_sections, load, resolved
+
+log = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_CANCELLING = 30  # seconds to wait for Spark's tasks to end, after a signal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,16 +36,31 @@ class Job:
     description: str
     step: str  # of `step(spark, config) -> dict`
     jars: str = ""  # of a function that returns the jars which its session needs
+    sections: tuple[str, ...] = ()  # of the config, whose options it reads together
 
 
 JOBS = {
     "ingest": Job(
-        "Images in the lake -> a Petastorm dataset, with a table of what was rejected.", "gan_spark.data.ingest.ingest"
+        "Images in the lake -> a Petastorm dataset, with a table of what was rejected.",
+        "gan_spark.data.ingest.ingest",
+        sections=("ingest",),
     ),
-    "train": Job("Train a model on a dataset, on any number of Horovod ranks.", "gan_spark.training.driver.train"),
+    "train": Job(
+        "Train a model on a dataset, on any number of Horovod ranks.",
+        "gan_spark.training.driver.train",
+        sections=("train",),
+    ),
     "generate": Job("Write a table of generated images to the lake.", "gan_spark.sampling.generate.generate"),
-    "evaluate": Job("Measure a table of generated images against a dataset.", "gan_spark.quality.evaluate.evaluate"),
-    "pipeline": Job("Ingest, train, generate and evaluate.", "gan_spark.pipeline.pipeline"),
+    "evaluate": Job(
+        "Measure a table of generated images against a dataset.",
+        "gan_spark.quality.evaluate.evaluate",
+        sections=("evaluate",),
+    ),
+    "pipeline": Job(
+        "Ingest, train, generate and evaluate.",
+        "gan_spark.pipeline.pipeline",
+        sections=("ingest", "train", "evaluate"),
+    ),
     "latent": Job(
         "Draw paths between seeds, and sums and differences of classes, in a generator's latent space.",
         "gan_spark.sampling.latent.latent",
@@ -51,6 +78,7 @@ JOBS = {
     "finetune": Job(
         "Fine-tune a network on a dataset with labels, on any number of Horovod ranks, and measure it.",
         "gan_spark.ml.finetune.finetune",
+        sections=("train",),
     ),
     "predict": Job(
         "Classes of an image, or of a folder of them, by a run's classifier.", "gan_spark.ml.predict.predict"
@@ -77,6 +105,7 @@ def script(name: str, argv: list[str] | None = None, prog: str | None = None) ->
         argv,
         jars=lambda: pkgutil.resolve_name(job.jars)() if job.jars else [],
         prog=prog,
+        sections=job.sections,
     )
 
 
@@ -86,10 +115,13 @@ def main(
     argv: list[str] | None = None,
     jars: Callable[[], list[str]] = list,
     prog: str | None = None,
+    sections: Sequence[str] = (),
 ) -> int:
-    """Parses, builds a session with `jars`, calls `step(spark, config)`, prints its result as one JSON line.
+    """Parses, checks `sections` of the config, builds a session with `jars`, calls `step(spark, config)`, prints its
+    result as one JSON line.
 
-    Returns 0 on success, 2 for a wrong config or argument (argparse's own too), 1 for any other failure.
+    Returns 0 on success, 2 for a wrong config or argument (argparse's own too), 1 for any other failure. A process of
+    the job's own, which began without a session, ends by Ctrl-C with 130 and by SIGTERM with 143.
     """
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument(
@@ -109,53 +141,184 @@ def main(
         stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
     logging.getLogger("gan_spark").setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
-    try:
-        process.prepare()
-        from .models import config_class
-
-        config = load(arguments.config, arguments.set, config_class)
-        if arguments.dry_run:
-            print(json.dumps(resolved(config), indent=2))
-            return 0
-        from pyspark.sql import SparkSession
-
-        borrowed = SparkSession.getActiveSession() is not None
-        spark = session(f"{Path(parser.prog.split()[-1]).stem} {config.run}", jars())
+    with _Signals() as signals:
         try:
-            result = step(spark, config)
-        finally:
-            if not borrowed:
-                spark.stop()
-        print(json.dumps(result))
-        return 0
-    except Exception as error:
-        return failures.report(error)
+            process.prepare()
+            _check_text([arguments.config, *arguments.set])
+            from .models import config_class
+
+            config = load(arguments.config, arguments.set, config_class)
+            check_sections(config, *sections)
+            if arguments.dry_run:
+                print(json.dumps(resolved(config), indent=2))
+                return 0
+            borrowed = running_session() is not None
+            spark = session(f"{Path(parser.prog.split()[-1]).stem} {config.run}", jars())
+            signals.take()  # PySpark took SIGINT when it began the session.
+            try:
+                result = step(spark, config)
+            finally:
+                if not borrowed and signals.received is None:
+                    spark.stop()
+            print(json.dumps(result))
+            return 0
+        except BaseException as error:
+            if (number := signals.number(error)) is not None:
+                return failures.stopped(error, number)
+            if not isinstance(error, Exception):
+                raise
+            return failures.report(error)
+
+
+class _Signals:
+    """Ctrl-C and SIGTERM of a process that is the job's own: what Spark does is cancelled, then the job unwinds, so
+    that what it had staged is removed. In another thread than the main one, or beside somebody's session, they stay
+    whose they are.
+    """
+
+    def __init__(self):
+        self.received: int | None = None
+        is_main = threading.current_thread() is threading.main_thread()
+        self._is_own = is_main and ("pyspark" not in sys.modules or running_session() is None)
+
+    def __enter__(self):
+        self._former = {number: signal.getsignal(number) for number in _SIGNALS}
+        self.take()
+        return self
+
+    def __exit__(self, *_):
+        if self._is_own:
+            for number, handler in self._former.items():
+                signal.signal(number, handler)
+
+    def take(self) -> None:
+        if self._is_own:
+            for number in _SIGNALS:
+                signal.signal(number, self._end)
+
+    def number(self, error: BaseException) -> int | None:
+        """The signal that ended the job; None where it is another `error` that did."""
+        if not self._is_own or self.received is not None:
+            return self.received
+        if isinstance(error, KeyboardInterrupt):  # Horovod, while ranks run, takes signals itself.
+            return signal.SIGINT
+        is_term = isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM
+        return signal.SIGTERM if is_term else None
+
+    def _end(self, number: int, _) -> None:
+        if self.received is not None:  # The job is unwinding already; some send it twice.
+            return
+        self.received = number
+        # In a thread of its own: the main thread's connection to Java waits for the answer of what is cancelled.
+        cancelling = threading.Thread(target=_cancel, daemon=True)
+        cancelling.start()
+        cancelling.join(_CANCELLING)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+
+def _cancel() -> None:
+    """Stops Spark, once its tasks have ended: one that still writes would bring back what is removed."""
+    # Not by an import, which the main thread may be in the middle of.
+    context = getattr(getattr(sys.modules.get("pyspark"), "SparkContext", None), "_active_spark_context", None)
+    if getattr(context, "_jsc", None) is None:
+        return
+    with contextlib.suppress(Exception):  # Under spark-submit Java has had the signal too, and may have gone.
+        context.cancelAllJobs()
+        tracker = context._jsc.sc().statusTracker()
+        while any(executor.numRunningTasks() for executor in tracker.getExecutorInfos()):
+            time.sleep(0.1)
+        context.stop()
+
+
+def _check_text(texts: Sequence[str]) -> None:
+    """`UserError` where characters of these arguments were lost on their way.
+
+    Under spark-submit they come by way of Java, which makes of each character that its encoding has not a "?".
+    """
+    lost = [text for text in texts if re.search("[\ufffd\ud800-\udfff]", text)]
+    encoding = sys.getfilesystemencoding()
+    if not lost and _is_submitted() and any("?" in text for text in texts):
+        encoding = _encoding_of_java()
+        if codecs.lookup(encoding).name == "ascii":
+            lost = [text for text in texts if "?" in text]
+    if lost:
+        raise UserError(
+            f"argument {lost[0]!r}: expected text as it was typed, found characters that were lost on their way"
+            f" (encoding {encoding}); set LC_ALL=C.UTF-8 where the job is started, or write the text into the config"
+            " file"
+        )
+
+
+def _encoding_of_java() -> str:
+    """The encoding by which the Java of spark-submit hands arguments on."""
+    from pyspark import SparkContext
+
+    SparkContext._ensure_initialized()  # connects; begins no session
+    return SparkContext._jvm.java.lang.System.getProperty("sun.jnu.encoding")
+
+
+def _is_submitted() -> bool:
+    return "PYSPARK_GATEWAY_PORT" in os.environ
+
+
+def running_session():
+    """The Spark session of this process, whichever thread began it; None where there is none."""
+    from pyspark import SparkContext
+    from pyspark.sql import SparkSession
+
+    # Each thread has an active session of its own; all share one context.
+    if active := SparkSession.getActiveSession():
+        return active
+    return SparkSession.builder.getOrCreate() if SparkContext._active_spark_context is not None else None
 
 
 def session(name: str, jars: list[str] | tuple[str, ...] = ()):
-    """The active Spark session; under spark-submit the one that it configures; else a local one on loopback, with
-    `jars`. Its workers get the settings of `process.prepare`.
+    """The Spark session of this process; under spark-submit the one that it configures; else one on the master that the
+    environment configures, or else a local one on loopback, with `jars`. Its workers get the settings of
+    `process.prepare`.
     """
     from pyspark.sql import SparkSession
 
-    if active := SparkSession.getActiveSession():
-        process.prepare(active)
-        return active
-    builder = SparkSession.builder.appName(name)
-    if "PYSPARK_GATEWAY_PORT" not in os.environ:  # not under spark-submit
-        if conf_folder().exists():
-            os.environ.setdefault("SPARK_CONF_DIR", str(conf_folder()))
-        if home := java_home():
-            os.environ["JAVA_HOME"] = home
-        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-        builder = builder.master("local[*]").config("spark.driver.host", "127.0.0.1")
-        if jars:
-            builder = builder.config("spark.jars", ",".join(jars))
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    spark = builder.getOrCreate()
-    spark.sparkContext.setLogLevel("ERROR")
+    spark = running_session()
+    if spark is None:
+        builder = SparkSession.builder.appName(name)
+        if not _is_submitted():
+            builder = _configured(builder, jars)
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        spark = builder.getOrCreate()
+        spark.sparkContext.setLogLevel("ERROR")
+        log.info("session: Spark %s on master %s", spark.version, spark.sparkContext.master)
     process.prepare(spark)
     return spark
+
+
+def _configured(builder, jars: Sequence[str]):
+    """The builder of a session that no spark-submit configures."""
+    home = os.environ.get("SPARK_HOME")
+    has_own = home is not None and Path(home, "conf", "spark-defaults.conf").exists()
+    if not has_own and conf_folder().exists():
+        os.environ.setdefault("SPARK_CONF_DIR", str(conf_folder()))
+    if java := java_home():
+        os.environ["JAVA_HOME"] = java
+    if jars:
+        builder = builder.config("spark.jars", ",".join(jars))
+    if _master().startswith("local"):
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+        builder = builder.config("spark.driver.host", "127.0.0.1")
+    return builder
+
+
+def _master() -> str:
+    """The master that Spark is about to find in the environment; its own default is local[*]."""
+    words = os.environ.get("PYSPARK_SUBMIT_ARGS", "")
+    if masters := re.findall(r"(?:--master|\bspark\.master)[=\s]+[\"']?([^\s\"']+)", words):
+        return masters[-1]
+    folder = os.environ.get("SPARK_CONF_DIR") or Path(os.environ.get("SPARK_HOME", "/"), "conf")
+    with contextlib.suppress(OSError):
+        text = Path(folder, "spark-defaults.conf").read_text(encoding="utf-8", errors="replace")
+        if masters := re.findall(r"^[ \t]*spark\.master[ \t=:]+(\S+)", text, re.MULTILINE):
+            return masters[-1]
+    return os.environ.get("MASTER", "local[*]")
 
 
 def conf_folder() -> Path:

@@ -5,10 +5,13 @@ digits.
 import contextlib
 import json
 import os
+import runpy
 import shutil
 import subprocess
+import sys
 import threading
 import time
+import types
 
 import psutil
 import pytest
@@ -77,6 +80,31 @@ def airflow(tmp_path_factory):
     assert made.returncode == 0, made.stderr[-2000:]
     call.lake = str(home / "lake")
     return call
+
+
+def test_text_reaches_a_task_as_it_was_typed(monkeypatch):
+    """Java hands on what the encoding of its locale has."""
+    operators = []
+
+    class Variable:
+        get = staticmethod(lambda name, default_var=None: default_var)
+
+    stubs = {
+        "airflow": {},
+        "airflow.models": {"Variable": Variable},
+        "airflow.models.baseoperator": {"BaseOperator": object},
+        "airflow.providers.apache.spark.operators.spark_submit": {
+            "SparkSubmitOperator": lambda **options: operators.append(options)
+        },
+    }
+    for name, attributes in stubs.items():
+        stub = types.ModuleType(name)
+        vars(stub).update(attributes)
+        monkeypatch.setitem(sys.modules, name, stub)
+    tasks = runpy.run_path(str(ROOT / "dags/gan_spark_jobs.py"))
+    tasks["job"]("generate", "generate", generate__label="grün")
+    (options,) = operators
+    assert options["env_vars"]["LC_ALL"] == "C.UTF-8" and "generate.label=grün" in options["application_args"]
 
 
 @pytest.mark.long

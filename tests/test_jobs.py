@@ -7,17 +7,22 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import types
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import ROOT, make_config, write_config
 from pyspark.sql import functions as F
 
 from gan_spark import job
 from gan_spark import lake as lakes
-from gan_spark.data import splits
+from gan_spark.config import NotFetched, UserError
+from gan_spark.data import ingest, splits
 from gan_spark.pipeline import pipeline
-from gan_spark.training import driver
+from gan_spark.quality import evaluate
+from gan_spark.training import driver, ranks
 
 
 @pytest.fixture
@@ -70,7 +75,11 @@ def test_help_says_what_the_job_does(name):
             "no dataset at file:.*/nothing: expected _gan_spark.json there; make it with jobs/ingest.py",
         ),
         ("model.image_size=28", r"ask for images of \(28, 28, 1\); dataset .* holds \(16, 16, 1\)"),
-        ("train.workers=8 train.launcher=spark", "train.workers = 8, but local.* has . task slots"),
+        (
+            "train.workers=8 train.launcher=spark",
+            "train.workers = 8, but local.* has . task slots: .*MASTER=local\\[8\\] in the environment, or spark-submit"
+            " --master local\\[8\\]$",
+        ),
         ("train", "--set train: expected key=value"),
     ],
 )
@@ -90,6 +99,39 @@ def test_missing_and_unknown_arguments_exit_with_2(capsys, toml):
     assert run(capsys, driver.train)[0] == 2
     assert run(capsys, driver.train, "--config", toml, "--sett", "a=b")[0] == 2
     assert run(capsys, driver.train, "--config", "/nowhere.toml")[0] == 2
+
+
+@pytest.mark.parametrize(
+    "names, change, message",
+    [
+        ("ingest train finetune generate promote", "evaluate.classifier_batch=63", None),
+        ("evaluate pipeline", "evaluate.classifier_batch=63", "evaluate.classifier_batch = 63 does not divide"),
+        ("evaluate", "evaluate.classifier_batch=63 evaluate.features=InceptionV3", None),
+        ("ingest generate evaluate", "train.batch_size=15", None),
+        ("train finetune pipeline", "train.batch_size=15", "train.batch_size = 15 does not divide"),
+        ("train evaluate", "ingest.test=0.9", None),
+        ("ingest pipeline", "ingest.test=0.9", "ingest.validation + ingest.test = 1: expected less than 1"),
+    ],
+)
+def test_a_job_is_not_refused_for_options_that_it_does_not_read(capsys, toml, names, change, message):
+    changes = ["train.workers=2", "train.launcher=spark", "ingest.validation=0.1", *change.split()]
+    for name in names.split():
+        code = job.script(name, ["--config", toml, "--dry-run", *(f"--set={change}" for change in changes)])
+        error = capsys.readouterr().err
+        assert (code, message is None or f"error: {message}" in error) == (0 if message is None else 2, True), name
+
+
+def test_a_step_that_is_called_by_itself_checks_what_it_reads_too(spark, tmp_path):
+    made = make_config(str(tmp_path), train={"workers": 2, "launcher": "spark", "batch_size": 15})
+    with pytest.raises(UserError, match="train.batch_size = 15 does not divide"):
+        driver.train(spark, made)
+    odd = make_config(str(tmp_path), train={"workers": 2, "launcher": "spark"}, evaluate={"classifier_batch": 63})
+    for step in (evaluate.evaluate, pipeline):
+        with pytest.raises(UserError, match="evaluate.classifier_batch = 63 does not divide"):
+            step(spark, odd)
+    with pytest.raises(UserError, match="ingest.validation . ingest.test = 1"):
+        ingest.ingest(spark, make_config(str(tmp_path), ingest={"validation": 0.5, "test": 0.5}))
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_unforeseen_failure_exits_with_1_and_its_traceback(capsys, spark, toml):
@@ -113,7 +155,7 @@ def test_a_users_error_is_told_without_a_traceback_but_with_verbose(capsys, spar
     assert any(record.levelno == logging.DEBUG and record.exc_info for record in caplog.records)
 
 
-def test_a_task_that_raises_is_told_by_the_last_line_of_its_python(capsys, spark, toml):
+def test_a_task_that_raises_is_told_by_the_last_line_of_its_python(capsys, spark, toml, caplog):
     def fails(row):
         raise ValueError(f"row {row} is not an image\nand more of that")
 
@@ -124,11 +166,56 @@ def test_a_task_that_raises_is_told_by_the_last_line_of_its_python(capsys, spark
         return spark.range(3, 4).select(F.udf(fails)("id")).collect()
 
     for step in (of_rdd, of_udf):
+        caplog.clear()
         code, out, errors = run(capsys, step, "--config", toml)
         assert (code, out) == (1, [])
-        assert errors.splitlines()[-1] == "error: ValueError: row 3 is not an image"
-        assert "in fails" in errors  # the worker's traceback, which stands in Java's message
-        assert "in of_" in errors
+        assert errors.splitlines()[-1] == "error: ValueError: row 3 is not an image (--verbose shows more)"
+        assert "Traceback" not in errors and "in fails" not in caplog.text
+        code, _, errors = run(capsys, step, "--config", toml, "--verbose")
+        assert code == 1 and errors.splitlines()[-1].startswith("error: ValueError: row 3 is not an image")
+        assert "in fails" in caplog.text  # the worker's traceback, which stands in Java's message
+        assert "in of_" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [UserError, NotFetched])
+def test_a_users_error_in_a_task_is_one(capsys, spark, toml, kind):
+    def refuses(*_):
+        raise kind("captions = ['?']: expected text, found none: write some")
+
+    def refuses_batches(batches):
+        for _ in batches:
+            refuses()
+        yield from ()
+
+    def refuses_series(series: pd.Series) -> pd.Series:
+        return refuses(series)
+
+    def of_rdd(spark, config):
+        spark.sparkContext.parallelize([3], 1).map(refuses).collect()
+
+    def of_udf(spark, config):
+        spark.range(3, 4).select(F.udf(refuses)("id")).collect()
+
+    def of_pandas_udf(spark, config):
+        spark.range(3, 4).select(F.pandas_udf(refuses_series, "long")("id")).collect()
+
+    def of_map_in_arrow(spark, config):
+        spark.range(3, 4).mapInArrow(refuses_batches, "id long").write.format("noop").mode("overwrite").save()
+
+    for step in (of_rdd, of_udf, of_pandas_udf, of_map_in_arrow):
+        code, out, errors = run(capsys, step, "--config", toml)
+        lines = [line for line in errors.splitlines() if "INFO" not in line]
+        assert (code, out, lines) == (2, [], ["error: captions = ['?']: expected text, found none: write some"])
+
+
+def test_a_rank_that_fails_is_told_in_one_line(capsys, spark, toml):
+    def fails(spark, config):
+        raise ranks.RankFailure("run r: 1 attempts failed, the last one: rank 0: ValueError: odd")
+
+    code, _, errors = run(capsys, fails, "--config", toml)
+    line = "error: RankFailure: run r: 1 attempts failed, the last one: rank 0: ValueError: odd (--verbose shows more)"
+    assert code == 1 and errors.splitlines()[-1] == line and "Traceback" not in errors
 
 
 def test_a_python_worker_that_dies_is_told_so(capsys, spark, toml):
@@ -182,7 +269,7 @@ def test_a_session_that_has_stopped_can_still_say_what_failed(digits, toml, tmp_
         "    splits.frame(spark, lake.dataset_url(config), 'train').collect()\n"
         "sys.exit(job.main(reads, 'Read a dataset.'))\n"
     )
-    arguments = [sys.executable, str(script), "--config", toml, "--set", f"lake={lake}"]
+    arguments = [sys.executable, str(script), "--config", toml, "--set", f"lake={lake}", "--verbose"]
     answer = subprocess.run(arguments, capture_output=True, text=True)
     line = answer.stderr.strip().splitlines()[-1]
     assert answer.returncode == 1 and answer.stdout == "" and "in reads" in answer.stderr
@@ -258,3 +345,139 @@ def test_a_java_that_is_too_new_is_not_used(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.delenv("JAVA_HOME", raising=False)
     assert job.java_home() is not None
+
+
+# --- the session -----------------------------------------------------------------------
+
+
+def test_a_session_that_another_thread_began_is_used_and_stays(capsys, spark, toml):
+    codes, applications = [], []
+
+    def step(session, config):
+        applications.append(session.sparkContext.applicationId)
+        return {}
+
+    thread = threading.Thread(target=lambda: codes.append(job.main(step, "A job.", ["--config", toml])))
+    thread.start()
+    thread.join()
+    assert (codes, applications) == ([0], [spark.sparkContext.applicationId])
+    assert spark.range(3).count() == 3  # it was not stopped
+
+
+MASTER = """
+import json, logging
+from gan_spark import job
+logging.basicConfig(level=logging.WARNING)
+logging.getLogger("gan_spark").setLevel(logging.INFO)
+spark = job.session("master")
+print(json.dumps([spark.sparkContext.master, spark.sparkContext.defaultParallelism]))
+"""
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """That of a process of its own, which begins its own session."""
+    others = ("SPARK_", "PYSPARK_", "MASTER", "LC_", "LANG")
+    return {key: value for key, value in os.environ.items() if not key.startswith(others)} | variables
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["defaults", "MASTER"])
+def test_the_master_that_the_environment_configures_counts(tmp_path, how):
+    (tmp_path / "spark-defaults.conf").write_text("# spark.master local[9]\nspark.master  local[3]\n")
+    variables = {"SPARK_CONF_DIR": str(tmp_path)} if how == "defaults" else {"MASTER": "local[3]"}
+    answer = subprocess.run(
+        [sys.executable, "-c", MASTER], capture_output=True, text=True, cwd=ROOT, env=environment(**variables)
+    )
+    assert answer.stdout.splitlines()[-1:] == ['["local[3]", 3]'], answer.stderr
+    assert re.search(r"session: Spark \S+ on master local\[3\]", answer.stderr)
+
+
+@pytest.mark.parametrize(
+    "variables, text, master, is_local",
+    [
+        ({}, "", "local[*]", True),
+        ({}, "spark.driver.memory 1g\n  spark.master\tspark://host:7077\n", "spark://host:7077", False),
+        ({}, "spark.master=yarn", "yarn", False),
+        ({}, "#spark.master yarn\nspark.masters yarn\n", "local[*]", True),
+        ({"MASTER": "yarn"}, "", "yarn", False),
+        ({"MASTER": "yarn"}, "spark.master local[2]", "local[2]", True),
+        ({"PYSPARK_SUBMIT_ARGS": "--master k8s://https://host pyspark-shell"}, "", "k8s://https://host", False),
+        ({"PYSPARK_SUBMIT_ARGS": "--conf spark.master=yarn pyspark-shell"}, "spark.master local", "yarn", False),
+    ],
+)
+def test_only_a_local_session_is_bound_to_loopback(monkeypatch, tmp_path, variables, text, master, is_local):
+    class Builder(dict):
+        def config(self, key, value):
+            return Builder({**self, key: value})
+
+        def master(self, master):
+            raise AssertionError("Spark finds the master by itself")
+
+    for name in ("MASTER", "PYSPARK_SUBMIT_ARGS", "SPARK_LOCAL_IP", "SPARK_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JAVA_HOME", os.environ.get("JAVA_HOME", ""))
+    monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
+    (tmp_path / "spark-defaults.conf").write_text(text)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    builder = job._configured(Builder(), ["a.jar"])
+    assert job._master() == master
+    assert builder == {"spark.jars": "a.jar", **({"spark.driver.host": "127.0.0.1"} if is_local else {})}
+    assert (os.environ.pop("SPARK_LOCAL_IP", None) == "127.0.0.1") == is_local
+
+
+@pytest.mark.parametrize("has_defaults", [True, False])
+def test_the_defaults_of_a_spark_home_come_before_ours(monkeypatch, tmp_path, has_defaults):
+    (tmp_path / "conf").mkdir()
+    if has_defaults:
+        (tmp_path / "conf/spark-defaults.conf").write_text("spark.master yarn")
+    for name in ("MASTER", "PYSPARK_SUBMIT_ARGS", "SPARK_CONF_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JAVA_HOME", os.environ.get("JAVA_HOME", ""))
+    monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+    monkeypatch.setenv("SPARK_HOME", str(tmp_path))
+    job._configured(types.SimpleNamespace(config=lambda *_: None), [])
+    assert job._master() == ("yarn" if has_defaults else "local[*]")
+    assert os.environ.pop("SPARK_CONF_DIR", None) == (None if has_defaults else str(ROOT / "conf"))
+
+
+# --- text ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_text_that_spark_submit_loses_is_refused_and_other_text_arrives(tmp_path, toml):
+    import pyspark
+
+    path = tmp_path / "text.toml"
+    path.write_text(Path(toml).read_text().replace("captions = []", 'captions = ["grünes Dreieck?"]'), "utf-8")
+    home = os.path.dirname(pyspark.__file__)
+
+    def submit(locale: str, *arguments: str) -> tuple[int, str]:
+        answer = subprocess.run(
+            [f"{home}/bin/spark-submit", str(ROOT / "jobs/generate.py"), "--config", path, *arguments, "--dry-run"],
+            capture_output=True,
+            encoding="utf-8",
+            env=environment(
+                LC_ALL=locale,
+                SPARK_HOME=home,
+                PYSPARK_PYTHON=sys.executable,
+                JAVA_HOME=job.java_home() or os.environ.get("JAVA_HOME", ""),
+            ),
+        )
+        return answer.returncode, answer.stdout + answer.stderr
+
+    override = ["--set", "generate.captions=['ein grünes Dreieck']"]
+    code, out = submit("C", *override)
+    assert code == 2
+    (line,) = [line for line in out.splitlines() if line.startswith("error: ")]
+    assert "Dreieck" in line and "set LC_ALL=C.UTF-8" in line
+    code, out = submit("C", "--set", "train.steps=7")
+    assert code == 0 and r'"gr\u00fcnes Dreieck?"' in out
+    code, out = submit("C.UTF-8", *override, "--set", "generate.label=why?")
+    assert code == 0 and r'"ein gr\u00fcnes Dreieck"' in out and '"label": "why?"' in out
+
+
+@pytest.mark.parametrize("text", ["a\udcfcb", "a\ufffdb"])
+def test_text_that_is_no_text_is_refused(capsys, toml, text):
+    code, _, errors = run(capsys, driver.train, "--config", toml, "--set", f"generate.label={text}")
+    assert code == 2 and "found characters that were lost on their way" in errors and "LC_ALL=C.UTF-8" in errors

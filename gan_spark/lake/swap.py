@@ -47,7 +47,7 @@ def replace_all(moves: dict[str, str]) -> None:
         for staged, url in moves.items():
             placed.append(url)
             _move(staged, url)
-    except Exception as error:
+    except BaseException as error:  # a signal that ends the job, too
         taken = isinstance(error, _Taken)
         if taken:
             (placed or away).pop()
