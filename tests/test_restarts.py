@@ -10,10 +10,10 @@ from conftest import MODEL_CONFIGS, make_config
 
 from gan_spark import lake as lakes
 from gan_spark import models, process
-from gan_spark.config import Train, UserError, parse
+from gan_spark.config import TaskFailure, Train, UserError, parse
 from gan_spark.runs import loading
 from gan_spark.runs.store import Run
-from gan_spark.training import driver, ranks
+from gan_spark.training import driver, progress, ranks
 
 
 def ends(monkeypatch, *ways) -> list:
@@ -73,6 +73,28 @@ def no_network(run, job):
     raise ranks.NoNetwork("no route")
 
 
+def a_rank_that_died_at_once(run, job):
+    raise ranks.RankFailure("exit code 1")
+
+
+def a_rank_that_raised_before_its_first_step(run, job):
+    run.append_metrics({"event": "error", "owner": job["owner"], "error": "rank 1: OSError: no disk"})
+    raise ranks.RankFailure("a rank failed")
+
+
+def ctrl_c(run, job):
+    raise KeyboardInterrupt
+
+
+def sigterm(run, job):
+    raise SystemExit(143)
+
+
+def sigterm_after_the_first_step(run, job):
+    run.append_metrics({"event": "start"})
+    sigterm(run, job)
+
+
 @pytest.mark.parametrize(
     "way, stays",
     [
@@ -82,15 +104,82 @@ def no_network(run, job):
         (another_user_error, False),
         (a_user_error_of_a_rank, False),
         (a_user_error_of_a_rank_that_began, True),
-        (no_network, True),
+        (no_network, False),
+        (a_rank_that_died_at_once, False),
+        (a_rank_that_raised_before_its_first_step, False),
+        (ctrl_c, False),
+        (sigterm, False),
+        (sigterm_after_the_first_step, True),
     ],
 )
 def test_only_a_run_that_never_began_is_removed(spark, lake, digits, monkeypatch, way, stays):
-    config = make_config(lake, run=way.__name__.replace("_", "-"))
+    config = make_config(lake, run=way.__name__.replace("_", "-"), train={"restarts": 0})
     begun = ends(monkeypatch, way)
-    with pytest.raises((UserError, ranks.NoNetwork), match="^(no slots|the dataset was replaced|no route)$"):
+    with pytest.raises(
+        (UserError, TaskFailure, KeyboardInterrupt, SystemExit),
+        match="^(no slots|the dataset was replaced|no route|.* could not start, .*|.*no disk|143|)$",
+    ):
         driver.train(spark, config)
     assert len(begun) == 1 and lakes.exists(Run.of(config).url) == stays
+
+
+def test_a_signal_before_the_run_is_claimed_leaves_nothing(spark, lake, digits, monkeypatch):
+    config, write_json = make_config(lake, run="unclaimed"), lakes.write_json
+
+    def interrupted(url, value):
+        write_json(url, value)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lakes, "write_json", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        driver.train(spark, config)
+    assert not lakes.exists(Run.of(config).url)
+
+
+def test_ranks_that_cannot_start_are_not_started_again(spark, lake, digits, monkeypatch):
+    config = make_config(lake, run="no-start", train={"restarts": 2})
+    begun = ends(monkeypatch, *[a_rank_that_died_at_once] * 3)
+    with pytest.raises(
+        driver.TrainingStopped, match="no-start: the ranks could not start, and are not started again: exit code 1"
+    ):
+        driver.train(spark, config)
+    assert len(begun) == 1
+
+
+def test_ranks_that_cannot_start_after_others_have_trained_are_started_again(spark, lake, digits, monkeypatch):
+    def trains_and_dies(run, job):
+        run.append_metrics({"event": "start", "owner": job["owner"]})
+        raise ranks.RankFailure("killed")
+
+    config = make_config(lake, run="starts-again", train={"restarts": 2})
+    begun = ends(monkeypatch, trains_and_dies, a_rank_that_died_at_once, a_rank_that_died_at_once)
+    with pytest.raises(ranks.RankFailure, match="3 attempts failed"):
+        driver.train(spark, config)
+    assert len(begun) == 3
+
+
+def test_where_training_goes_on_is_told(spark, lake, digits, monkeypatch, caplog):
+    config, bars = make_config(lake, run="goes-on", train={"steps": 6}), []
+
+    def interrupted(run, job):
+        raise KeyboardInterrupt
+
+    class Bar(progress.Progress):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            bars.append((self.bar.initial, self.bar.n))
+
+    Run.of(config).start({"config": {}})
+    monkeypatch.setattr(Run, "check", lambda *arguments: None)
+    monkeypatch.setattr(driver, "Progress", Bar)
+    checkpoint_of(Run.of(config), 4)
+    ends(monkeypatch, interrupted)
+    caplog.set_level("INFO", "gan_spark")
+    with pytest.raises(KeyboardInterrupt) as stop:
+        driver.train(spark, config)
+    assert any(message.endswith("goes-on, which goes on from step 4") for message in caplog.messages)
+    assert bars == [(4, 4)]
+    assert stop.value.__notes__ == ["the run goes-on is at step 4; the same command goes on"]
 
 
 def test_a_run_that_was_there_before_stays_where_it_gets_no_slots(spark, lake, digits, monkeypatch):

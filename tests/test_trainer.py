@@ -20,7 +20,7 @@ from conftest import (
     write_config,
 )
 
-from gan_spark import check, models, process
+from gan_spark import check, job, models, process
 from gan_spark import lake as lakes
 from gan_spark.config import Train, UserError
 from gan_spark.data import images, schema
@@ -294,6 +294,50 @@ def test_an_error_on_a_rank_is_named_after_the_last_attempt(spark, lake, digits)
         driver.train(spark, config)
 
 
+def refuses(team: process.Team, job: dict):
+    from gan_spark.training import loop
+
+    def raises(team, job):
+        raise UserError("the dataset was replaced")
+
+    loop._train_rank = raises
+    return loop.work(team, job)
+
+
+def test_a_users_error_on_a_rank_is_one_line_and_exit_code_2(spark, lake, digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(driver, "work", refuses)
+    config = make_config(lake, run="refuses", train={"launcher": "spark", "workers": 1, "restarts": 2})
+    code = job.main(driver.train, "A job.", ["--config", write_config(tmp_path, config)])
+    errors = capsys.readouterr().err
+    assert code == 2 and errors.splitlines()[-1] == "error: the dataset was replaced" and "Traceback" not in errors
+    assert not lakes.exists(Run.of(config).url)
+
+
+def dies(team: process.Team, job: dict):
+    os._exit(3)
+
+
+def test_ranks_that_cannot_start_are_started_once_and_leave_no_run(spark, lake, digits, monkeypatch, caplog):
+    monkeypatch.setattr(driver, "work", dies)
+    config = make_config(lake, run="cannot-start", train={"launcher": "spark", "workers": 1, "restarts": 2})
+    with pytest.raises(driver.TrainingStopped, match="the ranks could not start, and are not started again: .*code: 3"):
+        driver.train(spark, config)
+    assert "attempt 2 of" not in caplog.text and not lakes.exists(Run.of(config).url)
+
+
+def test_a_rank_that_cannot_import_what_it_runs_says_so(spark, tmp_path, monkeypatch):
+    (tmp_path / "here_alone.py").write_text("def function(team, argument):\n    return 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import here_alone
+
+    with pytest.raises(
+        UserError,
+        match="^rank 0 cannot import what it runs .ModuleNotFoundError: No module named 'here_alone', in .*python.*"
+        "install it for the Python of every executor$",
+    ):
+        ranks.run(spark, here_alone.function, None, Train(workers=1))
+
+
 # --- death -----------------------------------------------------------------------------
 
 
@@ -343,14 +387,18 @@ def wait_for(condition, what: str, seconds: float = 120):
 def test_sigterm_ends_the_job_instead_of_starting_it_again(lake, digits, tmp_path):
     """What a scheduler sends to stop a job."""
     config = make_config(lake, run="told-to-stop")
-    job = subprocess.Popen(
+    begun = subprocess.Popen(
         train_command(tmp_path, lake, config.run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     wait_for(Run.of(config).checkpoints, "checkpoint")
-    job.send_signal(signal.SIGTERM)
-    output, errors = job.communicate(timeout=60)
-    assert job.returncode == 128 + signal.SIGTERM, errors
+    begun.send_signal(signal.SIGTERM)
+    output, errors = begun.communicate(timeout=60)
+    assert begun.returncode == 128 + signal.SIGTERM, errors
     assert output == "" and "attempt 1 of" not in errors
+    step = Run.of(config).checkpoints()[-1]
+    assert errors.splitlines()[-1] == (
+        f"error: stopped by SIGTERM; the run told-to-stop is at step {step}; the same command goes on"
+    )
 
 
 def test_a_killed_driver_and_then_a_killed_rank_lose_nothing_but_time(lake, digits, tmp_path):

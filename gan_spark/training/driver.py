@@ -7,7 +7,7 @@ import logging
 import time
 
 from .. import lake, models
-from ..config import Config, Train, UserError, resolved
+from ..config import Config, TaskFailure, Train, UserError, check_sections, resolved
 from ..data import reader, schema
 from ..runs import tracking
 from ..runs.loading import used_runs
@@ -21,12 +21,13 @@ from .progress import Progress
 log = logging.getLogger(__name__)
 
 
-class TrainingStopped(Exception):
+class TrainingStopped(TaskFailure):
     """Training cannot go on, and starting again would not help."""
 
 
 def train(spark, config: Config) -> dict:
     """Trains `config.model` on `config.dataset` up to `config.train.steps`, resuming where the run has a checkpoint."""
+    check_sections(config, "train")
     url = _checked_dataset(spark, config)
     run = Run.of(config)
     record = _checked_record(config, run, url)
@@ -75,30 +76,46 @@ def _checked_record(config: Config, run: Run, url: str) -> dict:
 
 def _with_restarts(spark, config: Config, run: Run, record: dict, job: dict, tracker) -> tuple[list[dict], int, float]:
     """(The ranks' results, how many attempts failed before, when the last one began)."""
-    attempts, is_new = config.train.restarts + 1, not lake.exists(run.url)
+    is_new = not lake.exists(run.url)
+    try:
+        return _attempts(spark, config, run, record, job, tracker)
+    except BaseException as error:
+        if is_new:
+            _remove_if_never_begun(run, job.get("owner"))
+        if isinstance(error, (KeyboardInterrupt, SystemExit)) and (steps := run.checkpoints()):
+            error.add_note(f"the run {config.run} is at step {steps[-1]}; the same command goes on")
+        raise
+
+
+def _attempts(spark, config: Config, run: Run, record: dict, job: dict, tracker) -> tuple[list[dict], int, float]:
+    """`_with_restarts`, whatever is left of a run that never began."""
+    attempts, has_worked = config.train.restarts + 1, False
     for attempt in range(attempts):
         job |= {"attempt": attempt, "owner": run.start(record)}
-        log.info("train: %s on %d workers, run %s", config.model.name, config.train.workers, run.url)
+        steps = run.checkpoints()
+        start = steps[-1] if steps else 0
+        going_on = f", which goes on from step {start}" if start else ""
+        log.info("train: %s on %d workers, run %s%s", config.model.name, config.train.workers, run.url, going_on)
         began = time.time()
         try:
-            return _attempt(spark, config, run, job, tracker), attempt, began
-        except UserError:
-            if is_new and attempt == 0:
-                _remove_if_never_begun(run, job["owner"])
-            raise
+            return _attempt(spark, config, run, job, tracker, start), attempt, began
         except ranks.RankFailure as failure:
             seconds = time.time() - began
             log.warning("train: attempt %d of %d failed after %.0f s: %s", attempt + 1, attempts, seconds, failure)
+            has_worked = has_worked or any(line.get("owner") == job["owner"] for line in run.metrics())
+            if not has_worked:
+                message = f"run {run.url}: the ranks could not start, and are not started again: {failure}"
+                raise TrainingStopped(message) from failure
             if attempt + 1 == attempts:
                 message = f"run {run.url}: {attempts} attempts failed, the last one: {failure}"
                 raise ranks.RankFailure(message) from failure
     raise AssertionError("an attempt returns or raises")
 
 
-def _attempt(spark, config: Config, run: Run, job: dict, tracker) -> list[dict]:
+def _attempt(spark, config: Config, run: Run, job: dict, tracker, start: int) -> list[dict]:
     """The ranks' results. Raises `RankFailure` with its reason where another attempt may go better."""
     try:
-        with Progress(run, config, tracker):
+        with Progress(run, config, tracker, start):
             return ranks.run(spark, work, job, config.train)
     except ranks.RankFailure as failure:
         if not run.is_owner(job["owner"]):
@@ -151,9 +168,9 @@ def _absolute(model):
     )
 
 
-def _remove_if_never_begun(run: Run, owner: str) -> None:
-    """Leaves no trace of a run whose ranks did not get as far as their steps, so that another config may have its name;
-    what is there may be another job's by now.
+def _remove_if_never_begun(run: Run, owner: str | None) -> None:
+    """Leaves no trace of a run that has not made a step, so that another config may have its name; what is there may be
+    another job's by now. Without an `owner`, this job did not get as far as claiming the run.
     """
     if (
         run.is_owner(owner)

@@ -17,6 +17,7 @@ class Diary:
         self.options = job["config"]["train"]
         self.start = self.logged = start
         self.began = self.mark = self.opened = time.time()
+        self.has_begun = False
 
     def __enter__(self):
         if self.leads:
@@ -24,25 +25,31 @@ class Diary:
 
             self.temporary = tempfile.TemporaryDirectory()
             self.writer = tf.summary.create_file_writer(self.temporary.name)
-            self.note("start")
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
         if self.leads:
+            if kind is None and not self.has_begun:  # There was no step left to make.
+                self._note_start()
             self.writer.close()
             self.run.put_events(self.temporary.name)
             self.temporary.cleanup()
 
     def begin(self) -> None:
+        """The first step is made: from here on the run has begun, and its name is taken."""
+        self.has_begun = True
+        if self.leads:
+            self._note_start()
         self.began = self.mark = time.time()
         self.logged = self.start + 1
 
-    def note(self, event: str) -> None:
+    def _note_start(self) -> None:
         self.run.append_metrics(
             {
-                "event": event,
+                "event": "start",
                 "step": self.start,
                 "attempt": self.job["attempt"],
+                "owner": self.job["owner"],
                 "workers": self.options["workers"],
                 "time": _now(),
             }

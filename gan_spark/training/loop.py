@@ -26,9 +26,11 @@ def work(team: Team, job: dict) -> dict:
         # The driver sees only that a rank has failed; this is how it learns why.
         run = Run.of(parse(job["config"], models.config_class))
         line = {"event": "error", "rank": team.rank, "attempt": job["attempt"], "owner": job["owner"]}
-        # What is wrong with the config or the data, no restart mends.
+        # What is wrong with the config, the data or what is installed, no restart mends.
         if isinstance(error, UserError) and not isinstance(error, NotFetched):
             line["wrong"] = str(error)
+        elif isinstance(error, ImportError):
+            line["wrong"] = f"rank {team.rank} cannot import what it runs ({type(error).__name__}: {error})"
         run.append_metrics({**line, "error": f"rank {team.rank}: {type(error).__name__}: {error}"[:2000]})
         raise
 

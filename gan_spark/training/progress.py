@@ -19,13 +19,14 @@ class Progress(threading.Thread):
     Horovod hands on their output late.
     """
 
-    def __init__(self, run: Run, config: Config, tracker: Tracker | None = None):
+    def __init__(self, run: Run, config: Config, tracker: Tracker | None = None, start: int = 0):
         super().__init__(daemon=True)
         self.tracker = tracker
         self.run_, self.done, self.offset = run, threading.Event(), run.watch(0)[1]
         tty = sys.stderr.isatty()
         self.bar = tqdm(
             total=config.train.steps,
+            initial=start,
             unit="step",
             desc=config.run,
             ncols=150,

@@ -1,21 +1,23 @@
 """Ranks of a training: a function run in this process, or as `horovod.spark.run` tasks."""
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import os
 import pickle
 import signal
 import socket
+import sys
 import uuid
 from collections.abc import Callable
 
 from .. import lake, process
-from ..config import Train, UserError
+from ..config import TaskFailure, Train, UserError
 from ..process import Team
 
 
-class RankFailure(Exception):
+class RankFailure(TaskFailure):
     """A rank died or raised; the job can start again from its last checkpoint."""
 
 
@@ -23,7 +25,7 @@ class NoSlots(UserError):
     """Too few task slots came free for the ranks; none of them has begun."""
 
 
-class NoNetwork(Exception):
+class NoNetwork(TaskFailure):
     """The ranks have their slots and cannot reach each other."""
 
 
@@ -41,11 +43,14 @@ def check(spark, config: Train) -> None:
     context = spark.sparkContext
     if context.getConf().get("spark.dynamicAllocation.enabled", "false").lower() == "true":
         raise UserError("spark.dynamicAllocation.enabled = true: all ranks must run at once; set it to false")
-    slots = context.defaultParallelism // int(context.getConf().get("spark.task.cpus", "1"))
+    cpus = int(context.getConf().get("spark.task.cpus", "1"))
+    slots = context.defaultParallelism // cpus
     if context.master.startswith("local") and config.workers > slots:
+        master = f"local[{config.workers * cpus}]"
         raise UserError(
             f"train.workers = {config.workers}, but {context.master} has {slots} task slots: every rank needs one; use"
-            " fewer workers or more slots"
+            f" fewer workers, or ask for more slots than cores: MASTER={master} in the environment, or spark-submit"
+            f" --master {master}"
         )
     if problem := _horovod_problem():
         raise UserError(f'train.launcher = "{config.launcher}": {problem}; build it anew: {BUILD}')
@@ -113,7 +118,8 @@ def _reach(probe: str, files: list[str], index: int) -> tuple[str, str | None]:
 def run(spark, function: Callable, argument, config: Train) -> list:
     """`function(team, argument)` on every rank; results in rank order.
 
-    Raises `RankFailure` where a rank fails, `NoSlots` where too few slots came free in time, and `NoNetwork`.
+    Raises `RankFailure` where a rank fails, `NoSlots` where too few slots came free in time, `NoNetwork`, and
+    `UserError` where a rank cannot import what it runs.
     """
     if config.launcher == "local":
         return [function(Team(), argument)]
@@ -124,7 +130,7 @@ def run(spark, function: Callable, argument, config: Train) -> list:
     local = spark.sparkContext.master.startswith("local")
     try:
         with _signals_end_the_job():
-            return horovod.spark.run(
+            results = horovod.spark.run(
                 _on_rank,
                 args=(cloudpickle.dumps((function, argument)),),
                 num_proc=config.workers,
@@ -137,8 +143,8 @@ def run(spark, function: Callable, argument, config: Train) -> list:
         if "Timed out waiting for Spark tasks to start" in str(error):
             raise NoSlots(
                 f"train.workers = {config.workers}: not that many free task slots in train.start_timeout ="
-                f" {config.start_timeout} s; use fewer workers, give the application more cores, or wait for the"
-                " cluster to be free"
+                f" {config.start_timeout} s; use fewer workers, give the application more cores (spark.cores.max, or"
+                " spark.executor.instances and spark.executor.cores), or wait for the cluster to be free"
             ) from error
         raise NoNetwork(
             f"train.workers = {config.workers}: all ranks have a task slot, but did not reach each other in"
@@ -148,6 +154,21 @@ def run(spark, function: Callable, argument, config: Train) -> list:
         ) from error
     except Exception as error:
         raise RankFailure(str(error)) from error
+    for rank, result in enumerate(results):
+        if isinstance(result, _NotImported):
+            raise UserError(
+                f"rank {rank} cannot import what it runs ({result.error}, in {result.python}): install it for the"
+                " Python of every executor"
+            )
+    return results
+
+
+@dataclasses.dataclass(frozen=True)
+class _NotImported:
+    """What a rank returns in place of a result where an import fails, as it does on all of them."""
+
+    error: str
+    python: str
 
 
 @contextlib.contextmanager
@@ -181,10 +202,13 @@ def _on_rank(job: bytes):
     # Milliseconds between Horovod's looks for work. At its own 1 a rank of one thread lost a quarter of its
     # time to them (1 ms: 531 images/s; 2: 713; 5: 740; two ranks of DCGAN on two cores).
     os.environ.setdefault("HOROVOD_CYCLE_TIME", "2")
-    import horovod.tensorflow as hvd
+    try:
+        import horovod.tensorflow as hvd
 
+        function, argument = pickle.loads(job)
+    except ImportError as error:
+        return _NotImported(f"{type(error).__name__}: {error}", sys.executable)
     hvd.init()
-    function, argument = pickle.loads(job)
 
     def broadcast(variables):
         hvd.broadcast_variables(variables, root_rank=0)
