@@ -16,6 +16,7 @@ class TrainedModel(tf.Module):
     Config: type  # frozen dataclass with at least `name`, `image_size` and `channels`
     batches_per_step = 1  # WGAN-GP: n_critic; DiscoGAN: 1 + generator_steps
     monitored = ""  # the value of `held_out` by which checkpoints are compared; higher is better
+    cross_entropy = ""  # the scalar of `train_step` that is the discriminator's; near 0 it is never wrong
 
     @classmethod
     def reads(cls, config) -> tuple[str, ...]:

@@ -93,6 +93,7 @@ def discriminator(config: Config) -> tf.keras.Model:
 
 class CGAN(GenerativeModel):
     Config = Config
+    cross_entropy = "d_loss"
 
     @classmethod
     def reads(cls, config):

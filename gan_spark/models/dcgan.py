@@ -143,6 +143,7 @@ def discriminator(config: Config, reduce=list, features: bool = False) -> tf.ker
 
 class DCGAN(GenerativeModel):
     Config = Config
+    cross_entropy = "d_loss"
 
     def __init__(self, config, reduce=list, seed=0):
         super().__init__(config, reduce, seed)

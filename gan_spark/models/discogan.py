@@ -67,6 +67,7 @@ def discriminator(config: Config, name: str) -> tf.keras.Model:
 
 class DiscoGAN(GenerativeModel):
     Config = Config
+    cross_entropy = "d_loss"
 
     @classmethod
     def reads(cls, config):

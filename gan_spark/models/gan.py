@@ -52,6 +52,7 @@ def discriminator(config: Config) -> tf.keras.Model:
 
 class GAN(GenerativeModel):
     Config = Config
+    cross_entropy = "d_loss"
 
     def __init__(self, config, reduce=list, seed=0):
         super().__init__(config, reduce, seed)

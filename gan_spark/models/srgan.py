@@ -109,6 +109,7 @@ class SRGAN(GenerativeModel):
         self.optimize("g", tf.keras.optimizers.Adam(config.rate, config.beta1), self.generator.trainable_variables)
         if config.adversarial != "none":
             self.discriminator = discriminator(config)
+            self.cross_entropy = "" if config.adversarial == "least_squares" else "d_loss"
             self.optimize(
                 "d", tf.keras.optimizers.Adam(config.rate, config.beta1), self.discriminator.trainable_variables
             )

@@ -90,6 +90,8 @@ def joint_network(config) -> tf.keras.Model:
 class StackGAN(GenerativeModel):
     """One stage; a subclass has its `network`, what that starts from (`start`), and the `encoder` of texts."""
 
+    cross_entropy = "d_loss"
+
     @classmethod
     def reads(cls, config):
         return ("image", *cls.takes(config))

@@ -2,7 +2,11 @@
 
 
 class Monitor:
-    """Signs of a collapse, each told once: a discriminator that is never wrong, and images that become alike."""
+    """Signs of a collapse, each told once: a discriminator that is never wrong, and images that become alike.
+
+    The first is read off a cross-entropy alone, which the model names: a critic's loss may be negative, and squared
+    errors still pull at images that a discriminator is sure about.
+    """
 
     LOW_LOSS, TIMES, FALL = 0.05, 3, 1 / 3
     DISCRIMINATOR_AIDS = (
@@ -16,12 +20,13 @@ class Monitor:
     )
     VARIETY_AIDS = ("minibatch", "feature_matching", "historical_averaging", "discriminator_rate", "gamma")
 
-    def __init__(self, config):
-        self.config, self.low, self.highest, self.warned = config, 0, 0.0, set()
+    def __init__(self, model):
+        self.config, self.cross_entropy = model.config, model.cross_entropy
+        self.low, self.highest, self.warned = 0, 0.0, set()
 
     def losses(self, step: int, scalars: dict[str, float]) -> str | None:
-        """A warning where `d_loss` was under LOW_LOSS for TIMES logs in a row."""
-        self.low = self.low + 1 if scalars.get("d_loss", 1.0) < self.LOW_LOSS else 0
+        """A warning where the discriminator's cross-entropy was under LOW_LOSS for TIMES logs in a row."""
+        self.low = self.low + 1 if scalars.get(self.cross_entropy, 1.0) < self.LOW_LOSS else 0
         if self.low < self.TIMES:
             return None
         return self._warn_once(

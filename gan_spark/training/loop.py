@@ -47,7 +47,7 @@ def _train_rank(team: Team, job: dict) -> dict:
     share = options.batch_size // team.size
     stream, step_function = _stream(team, job, config, start), _step_function(model)
     preview, held_out = tf.function(model.preview), tf.function(model.held_out, reduce_retracing=True)
-    monitor, best = Monitor(config.model), Best(run, options, model.monitored, start)
+    monitor, best = Monitor(model), Best(run, options, model.monitored, start)
     scalars, stopped, fixed = {}, None, None
     with Diary(run, job, team, start) as diary:
         for step in range(start + 1, start + 1 if best.is_stale(start) else options.steps + 1):
