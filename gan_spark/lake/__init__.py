@@ -14,7 +14,7 @@ from .files import (
     write_json,
 )
 from .layout import dataset_url, model_url, pipeline_url, predictions_url, report_url, run_url, table_url
-from .ownership import check_displaced, check_replaceable, claim
+from .ownership import check_displaced, check_file, check_replaceable, claim, write_figures, write_picture
 from .swap import (
     MANIFEST,
     MARKERS,
@@ -34,6 +34,7 @@ __all__ = [
     "OWNER",
     "SUCCESS",
     "check_displaced",
+    "check_file",
     "check_replaceable",
     "claim",
     "dataset_url",
@@ -59,5 +60,7 @@ __all__ = [
     "tidy",
     "to_url",
     "write_bytes",
+    "write_figures",
     "write_json",
+    "write_picture",
 ]

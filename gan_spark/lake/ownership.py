@@ -1,16 +1,19 @@
-"""Ownership of folders in the lake: nothing is replaced that this project cannot prove it made.
+"""Ownership of what is in the lake: nothing is replaced that this project cannot prove it made.
 
 A folder that a job makes holds `OWNER`, which says what the folder is and, of a table, its columns. It is written
-before anything else, so that what a dead job leaves behind can be told from what a user put there.
+before anything else, so that what a dead job leaves behind can be told from what a user put there. A file beside the
+folders says itself who made it: a page in a meta tag, JSON in a key, a picture in a chunk of text.
 """
 
+import io
 import json
 import posixpath
 import re
+import zlib
 from collections.abc import Sequence
 
 from ..config import UserError
-from .files import exists, filesystem, is_object_store, join, read_bytes, write_json
+from .files import exists, filesystem, is_object_store, join, read_bytes, write_bytes, write_json
 from .swap import MANIFEST, OWNER, displaced, journal
 
 # Names of files that Spark, Petastorm and this project write into such folders.
@@ -18,6 +21,14 @@ _OURS = re.compile(
     rf"part-[\w.-]+|_SUCCESS|_(started|committed)_\w+|_(common_)?metadata|{re.escape(MANIFEST)}|{re.escape(OWNER)}"
     rf"|\.[\w.-]+\.crc|\.({re.escape(MANIFEST)}|{re.escape(OWNER)}|_SUCCESS)\.[0-9a-f]{{8}}"
 )
+
+_META = b'<meta name="generator" content="gan_spark">'
+_TEXT = b"tEXtSoftware\0gan_spark"
+_CHUNK = (len(_TEXT) - 4).to_bytes(4, "big") + _TEXT + zlib.crc32(_TEXT).to_bytes(4, "big")
+_HEADER = 33  # bytes of a PNG's signature and first chunk
+# What a former version, which wrote none of these, put into every such file.
+_FORMER_PAGE = b"<details><summary>Config, data, code and figures</summary><table>"
+_FORMER_KEYS = {"evaluation": {"fid", "kid", "precision", "recall", "table"}, "reading": {"seen", "heldout", "reader"}}
 
 
 def claim(url: str, kind: str, columns: Sequence[str] = ()) -> None:
@@ -40,6 +51,64 @@ def check_replaceable(url: str, kind: str, columns: Sequence[str] = ()) -> None:
 def check_displaced(url: str, kind: str, columns: Sequence[str] = ()) -> None:
     """`check_replaceable` of what is kept beside `url` alone."""
     _check(displaced(url), kind, columns)
+
+
+def check_file(url: str, kind: str) -> None:
+    """`UserError` where the file at `url` was not made as a `kind`: "page", "picture", "evaluation" or "reading".
+
+    To be called before any work.
+    """
+    fs, path = filesystem(url)
+    if not fs.exists(path):
+        return
+    if problem := "a folder" if fs.isdir(path) else None if _is_made(read_bytes(url), kind) else "another file":
+        raise UserError(
+            f"{url} is there, and is not replaced: expected nothing or {kind} that gan_spark made, found {problem};"
+            " name another run or table, or move it away yourself"
+        )
+
+
+def write_picture(url: str, png: bytes) -> None:
+    """Writes a PNG to `url`, where nothing but a picture that this project made is replaced."""
+    check_file(url, "picture")
+    write_bytes(url, png[:_HEADER] + _CHUNK + png[_HEADER:])
+
+
+def write_figures(url: str, figures: dict, kind: str) -> None:
+    """Writes JSON to `url`, where nothing but a `kind` that this project made is replaced."""
+    check_file(url, kind)
+    write_json(url, {"made_by": "gan_spark", **figures})
+
+
+def _is_made(data: bytes, kind: str) -> bool:
+    if kind == "page":
+        return _META in data[:512] or _FORMER_PAGE in data
+    if kind == "picture":
+        return _CHUNK in data[: _HEADER + len(_CHUNK)] or _is_former_picture(data)
+    try:
+        figures = json.loads(data)
+    except ValueError:
+        return False
+    if not isinstance(figures, dict):
+        return False
+    return figures.get("made_by") == "gan_spark" or figures.keys() >= _FORMER_KEYS[kind]
+
+
+def _is_former_picture(data: bytes) -> bool:
+    """Whether a PNG is a grid as a former version wrote it: no chunk but pixels at zlib's first level, and white all
+    around.
+    """
+    if data[_HEADER + 4 : _HEADER + 10] != b"IDAT\x78\x01":
+        return False
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            pixels = np.asarray(image)
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False
+    return all((edge == 255).all() for edge in (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:]))
 
 
 def _check(place: str, kind: str, columns: Sequence[str]) -> None:

@@ -30,6 +30,7 @@ def attributes(spark, config: Config) -> dict:
         raise UserError(
             "evaluate.reader is empty: expected the run of an attributes model; train it with jobs/train.py"
         )
+    lake.check_file(f"{url}.attributes.json", "reading")
     run = Run.named(config.lake, config.evaluate.reader)
     record, steps = run.record(), run.checkpoints()
     model = record["config"]["model"]
@@ -76,7 +77,7 @@ def attributes(spark, config: Config) -> dict:
         "step": first_row["step"],
         "reader": run.url,
     }
-    lake.write_json(f"{url}.attributes.json", report)
+    lake.write_figures(f"{url}.attributes.json", report, "reading")
     return {**report, "report": f"{url}.attributes.json"}
 
 

@@ -35,6 +35,9 @@ def dream(spark, config: Config) -> dict:
     """
     options, url = config.dream, lake.dataset_url(config)
     manifest = schema.read_manifest(url)
+    table = lake.table_url(config) + "-dream"
+    lake.check_replaceable(table, "dreams", tables.column_names(TABLE))
+    lake.check_file(f"{table}.png", "picture")
     if not options.layers:
         raise UserError("dream.layers is empty: no layer is named that should be driven up")
     source = _source(config)
@@ -49,7 +52,6 @@ def dream(spark, config: Config) -> dict:
     partitions = min(options.images, spark.sparkContext.defaultParallelism)
     dataset = splits.frame(spark, url, options.split).select("id", "image")
     rows = splits.lowest_hashes(dataset, options.images).repartition(partitions)
-    table = lake.table_url(config) + "-dream"
     with tables.replacing(
         rows.mapInPandas(functools.partial(_dream, source, options, manifest), TABLE), table, "dreams"
     ) as written:
@@ -57,7 +59,7 @@ def dream(spark, config: Config) -> dict:
         means = written.selectExpr(
             "avg(objective_before) as before", "avg(objective_after) as after", "count(*) as count"
         ).first()
-    lake.write_bytes(f"{table}.png", images.encode_png(_grid(first_rows, rows, manifest)))
+    lake.write_picture(f"{table}.png", images.encode_png(_grid(first_rows, rows, manifest)))
     return {
         "images": means["count"],
         "table": table,

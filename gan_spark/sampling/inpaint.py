@@ -43,6 +43,7 @@ def inpaint(spark, config: Config) -> dict:
     rows = _rows_to_fill(spark, options, url).persist()
     table = lake.table_url(config) + "-inpainted"
     lake.check_replaceable(table, _KIND, tables.column_names(TABLE))
+    lake.check_file(f"{table}.png", "picture")
     try:
         chosen = rows.collect()  # a bounded number, `inpaint.images`
         if not chosen:
@@ -70,7 +71,7 @@ def inpaint(spark, config: Config) -> dict:
                 np.where(hole, nearest[i], originals[i]),
                 images.decode_png(shown[row["id"]]["image"]),
             ]
-    lake.write_bytes(f"{table}.png", images.encode_png(images.grid(np.stack(sheet).astype(np.uint8), 10)))
+    lake.write_picture(f"{table}.png", images.encode_png(images.grid(np.stack(sheet).astype(np.uint8), 10)))
     return {"table": table, "grid": f"{table}.png", "run": run.url, "step": step, **figures}
 
 

@@ -22,6 +22,9 @@ def latent(spark, config: Config) -> dict:
     """
     config = registry.promoted(config)
     options, run, url = config.latent, Run.of(config), lake.table_url(config)
+    pictures = {"paths": f"{url}.paths.png"} | ({"arithmetic": f"{url}.arithmetic.png"} if options.arithmetic else {})
+    for picture in pictures.values():
+        lake.check_file(picture, "picture")
     record = run.record()
     step = run.checkpoint_step(config.generate.checkpoint)
     model = loading.load_model(run.url, step, record)
@@ -34,8 +37,8 @@ def latent(spark, config: Config) -> dict:
     seeds = np.arange(2 * options.paths) + config.generate.first_seed
     ends = model.latents(seeds, model.config.latent).numpy().reshape(options.paths, 2, -1)
     paths = np.concatenate([between(*pair, options.steps) for pair in ends])
-    result = {"run": run.url, "step": step, "paths": f"{url}.paths.png"}
-    lake.write_bytes(
+    result = {"run": run.url, "step": step, **pictures}
+    lake.write_picture(
         result["paths"], images.encode_png(images.grid(images.to_pixels(model.decode(paths)), options.steps))
     )
     if options.arithmetic:
@@ -45,16 +48,13 @@ def latent(spark, config: Config) -> dict:
         sheet = np.concatenate(
             [np.concatenate([class_latents, mean[None]]) for class_latents, mean in zip(latents, means, strict=True)]
         )
-        result |= {
-            "arithmetic": f"{url}.arithmetic.png",
-            "seeds": dict(zip(options.arithmetic, seeds_by_class, strict=True)),
-        }
+        result["seeds"] = dict(zip(options.arithmetic, seeds_by_class, strict=True))
         near = (
             np.random.default_rng(0).uniform(-0.25, 0.25, [options.exemplars, model.config.latent]).astype(np.float32)
         )
         sums = means[0] - means[1] + means[2] + np.concatenate([near, np.zeros_like(near[:1])])
         pixels = images.to_pixels(model.decode(np.concatenate([sheet, sums])))
-        lake.write_bytes(result["arithmetic"], images.encode_png(images.grid(pixels, options.exemplars + 1)))
+        lake.write_picture(result["arithmetic"], images.encode_png(images.grid(pixels, options.exemplars + 1)))
     return result
 
 
