@@ -169,9 +169,13 @@ def _show(arguments) -> None:
 
 
 def _promote(arguments) -> None:
+    from .quality import caveats
     from .runs import registry
 
-    _print(registry.promote(arguments.lake, arguments.run, arguments.model, arguments.if_better), arguments.json)
+    answer = registry.promote(arguments.lake, arguments.run, arguments.model, arguments.if_better)
+    if arguments.if_better:
+        caveats.warn_of_promotion(arguments.lake, answer)
+    _print(answer, arguments.json)
 
 
 def _rollback(arguments) -> None:

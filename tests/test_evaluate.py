@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -13,7 +14,7 @@ from gan_spark import lake as lakes
 from gan_spark.config import Train, UserError, replaced
 from gan_spark.data import images, schema
 from gan_spark.lake import tables
-from gan_spark.quality import evaluate, measures, promote, statistics
+from gan_spark.quality import caveats, evaluate, measures, promote, statistics
 from gan_spark.quality.statistics import Moments
 from gan_spark.runs import catalogue, registry
 from gan_spark.runs.store import Run
@@ -332,6 +333,68 @@ def test_the_promoted_version_is_measured_again_to_be_compared(spark, lake, meas
     )
     assert answer["fid"] == fid and answer["promoted"] is (fid < before["fid"]) and answer["before"] == 1
     assert lakes.exists(f"{lakes.to_url(lake)}/generated/compared-promoted")
+
+
+def test_too_few_images_are_refused_before_a_classifier_is_trained(spark, measured, monkeypatch):
+    few = replaced(
+        measured[0], generate={"images": 3, "table": "few"}, evaluate={"classifier_steps": 7, "classifier_batch": 32}
+    )
+    generate.generate(spark, few)
+    monkeypatch.setattr(driver, "train", lambda spark, config: pytest.fail("a classifier was paid for"))
+    with pytest.raises(UserError, match="neighbours = 3 with 3 generated images: .* more images than neighbours; gen"):
+        evaluate.evaluate(spark, few)
+
+
+def test_fewer_images_than_asked_for_and_than_features_are_told(spark, measured, caplog):
+    config = replaced(measured[0], evaluate={"sample": 1000, "kid_subset_size": 500})
+    result = evaluate.evaluate(spark, config)
+    real = result["real_images"]
+    assert result["caveats"] == [
+        f"evaluate.sample = 1000: KID, precision and recall are of {real} real and 90 generated images, fewer than"
+        " asked for",
+        "evaluate.kid_subset_size = 500: KID's subsets are of 90 images, fewer than asked for and all of a side, so"
+        " that its deviation is too small",
+        f"FID of {real} real and 90 generated images by 128 features: with no more images than features it is too"
+        " high, and compares only with that of as many images",
+    ]
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"evaluate: {sentence}" for sentence in result["caveats"]
+    ]
+    assert lakes.read_json(result["report"])["caveats"] == result["caveats"]
+    assert measured[1]["caveats"] == result["caveats"][2:] and measured[1]["distinguishable"] is True
+
+
+@pytest.mark.parametrize("fid, floor, expected", [(24.66, 24.23, False), (2.0, 24.0, False), (40.0, 24.23, True)])
+def test_a_fid_is_distinguishable_above_its_floor_alone(fid, floor, expected):
+    assert caveats.is_distinguishable(fid, floor) is expected
+    assert caveats.is_distinguishable(fid, None) is None
+
+
+def test_a_fid_at_its_floor_is_not_called_good(spark, lake, digits, measured, caplog):
+    """Real images in the place of generated ones: nothing could be better, and nothing is shown by so few."""
+    config = replaced(
+        dataclasses.replace(measured[0], run="flawless"),
+        generate={"table": f"{lake}/elsewhere/flawless"},
+        promote={"model": "flawless"},
+    )
+    run, manifest = Run.of(config), schema.read_manifest(digits)
+    shutil.copytree(f"{lake}/runs/measured", f"{lake}/runs/flawless")
+    stored = spark.read.parquet(digits).where("split = 'train'").limit(300).toPandas()["image"]
+    made = spark.read.parquet(lakes.table_url(measured[0])).first().asDict()
+    pngs = [images.encode_png(pixels) for pixels in schema.unpack(stored, manifest.shape, manifest.encoding)]
+    rows = [{**made, "run": run.url, "seed": seed, "image": bytearray(png)} for seed, png in enumerate(pngs)]
+    with tables.replacing(spark.createDataFrame(rows, generate.TABLE), lakes.table_url(config), generate.KIND):
+        pass
+    result = evaluate.evaluate(spark, config)
+    assert result["distinguishable"] is False and result["fid"] < 1.1 * result["fid_floor"]
+    (sentence,) = [sentence for sentence in result["caveats"] if "cannot be told" in sentence]
+    assert sentence == (
+        f"FID {result['fid']:.2f} cannot be told from that of real images against real ones, {result['fid_floor']:.2f},"
+        f" with {result['real_images']} real and 300 generated images: more images are needed to call it good"
+    )
+    caplog.clear()
+    assert promote.promote_run(spark, config)["promoted"]
+    assert f"promote: version 1 of model 'flawless': {sentence}" in caplog.text
 
 
 def test_inception_takes_weights_from_a_file(spark, lake, measured, tmp_path):

@@ -1,22 +1,25 @@
 """Nothing of the user's is ever removed: whatever replaces a folder proves first that this project made it."""
 
+import io
 import os
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, make_config
+from PIL import Image
 
 from gan_spark import lake as lakes
 from gan_spark.config import UserError, parse
-from gan_spark.data import ingest
+from gan_spark.data import images, ingest
 from gan_spark.lake import tables
 from gan_spark.ml import featurize
-from gan_spark.quality import report
+from gan_spark.quality import attributes, evaluate, report
 from gan_spark.runs import catalogue, registry
 from gan_spark.runs.store import Run
-from gan_spark.sampling import generate
+from gan_spark.sampling import dream, generate, latent
 from gan_spark.training import driver
 
 # Every call that removes or replaces something in the lake, by file, with what shows that it is ours.
@@ -154,9 +157,91 @@ def test_a_table_of_before_is_ours_by_its_columns(spark, tmp_path):
 def test_a_table_outside_the_lake_leaves_a_picture_of_its_name_alone(spark, trained, tmp_path):
     (tmp_path / "cats.png").write_text("mine")
     table = {"images": 4, "table": str(tmp_path / "cats")}
-    with pytest.raises(UserError, match="cats.png is there, and no table of which it is the grid"):
+    with pytest.raises(UserError, match="cats.png is there, and is not replaced: expected nothing or picture"):
         generate.generate(spark, make_config(trained.lake, "gan", run="owner", generate=table))
     assert (tmp_path / "cats.png").read_text() == "mine" and not (tmp_path / "cats").exists()
+
+
+FILES = {
+    "reports/mine.html": report.report,
+    "generated/mine.quality.json": evaluate.evaluate,
+    "generated/mine.attributes.json": attributes.attributes,
+    "generated/mine.png": generate.generate,
+    "generated/mine.paths.png": latent.latent,
+    "generated/mine.arithmetic.png": latent.latent,
+}
+
+
+@pytest.mark.parametrize("place", FILES)
+def test_a_strangers_file_beside_tables_is_left_alone_before_any_work(spark, tmp_path, place):
+    """There is not even a run: it is the first thing that is looked at."""
+    path = tmp_path / place
+    path.parent.mkdir()
+    path.write_text('{"notes": "mine"}')
+    config = make_config(str(tmp_path), "gan", "mine", evaluate={"reader": "r"}, latent={"arithmetic": ("1", "2", "3")})
+    with pytest.raises(
+        UserError, match=f"{path.name} is there, and is not replaced: .* found another file; name anoth"
+    ):
+        FILES[place](spark, config)
+    assert path.read_text() == '{"notes": "mine"}'
+
+
+@pytest.mark.slow
+def test_a_strangers_picture_beside_dreams_is_left_alone(spark, lake, digits):
+    path = Path(lake) / "generated" / "dreamt-dream.png"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    with pytest.raises(UserError, match="dreamt-dream.png is there, and is not replaced"):
+        dream.dream(spark, make_config(lake, "gan", "dreamt", dream={"network": "nosuch"}))
+    assert path.read_text() == "mine"
+
+
+def test_what_gan_spark_drew_it_replaces_now_and_of_before(tmp_path):
+    url, pixels = f"file://{tmp_path}/grid.png", np.random.default_rng(0).integers(0, 256, [4, 8, 8, 3], np.uint8)
+    png = images.encode_png(images.grid(pixels))
+    lakes.write_bytes(url, png)  # as a former version did
+    for _ in range(2):
+        lakes.write_picture(url, png)
+    with Image.open(tmp_path / "grid.png") as image:
+        assert image.text == {"Software": "gan_spark"}
+    for theirs in (images.encode_png(pixels[0]), _compressed(images.grid(pixels), 6)):
+        (tmp_path / "grid.png").write_bytes(theirs)
+        with pytest.raises(UserError, match="grid.png is there, and is not replaced"):
+            lakes.write_picture(url, png)
+
+
+def _compressed(pixels: np.ndarray, level: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG", compress_level=level)
+    return out.getvalue()
+
+
+def test_what_gan_spark_measured_it_replaces_now_and_of_before(tmp_path):
+    url = f"file://{tmp_path}/table.quality.json"
+    former = {"fid": 1.0, "kid": 0.0, "precision": 1.0, "recall": 1.0, "table": "t"}
+    lakes.write_json(url, former)
+    for _ in range(2):
+        lakes.write_figures(url, {"figure": 1}, "evaluation")
+    assert lakes.read_json(url) == {"made_by": "gan_spark", "figure": 1}
+    for theirs in ('{"fid": 1.0}', "[1]", "no JSON"):
+        (tmp_path / "table.quality.json").write_text(theirs)
+        with pytest.raises(UserError, match="expected nothing or evaluation that gan_spark made"):
+            lakes.write_figures(url, former, "evaluation")
+
+
+def test_a_page_of_gan_spark_is_replaced_now_and_of_before(tmp_path):
+    import jinja2
+
+    text = (ROOT / "gan_spark" / "quality" / "report.html").read_text()
+    meta = '<meta name="generator" content="gan_spark">\n'
+    page = jinja2.Environment().from_string(text).render(title="t", subtitle="s", cards=[], sections=[], lineage=[])
+    assert meta in page
+    for ours in (page, page.replace(meta, "")):
+        (tmp_path / "page.html").write_text(ours)
+        lakes.check_file(f"file://{tmp_path}/page.html", "page")
+    (tmp_path / "page.html").write_text("<title>mine</title>")
+    with pytest.raises(UserError, match="page.html is there, and is not replaced"):
+        lakes.check_file(f"file://{tmp_path}/page.html", "page")
 
 
 def test_a_removal_that_dies_leaves_what_can_still_be_told_as_ours(spark, tmp_path, monkeypatch):

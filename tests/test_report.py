@@ -1,6 +1,7 @@
 """The page about a run: what is on it, and how it looks in a real browser."""
 
 import base64
+import html
 import re
 import shutil
 import subprocess
@@ -63,6 +64,20 @@ def test_the_page_says_what_was_measured_and_where_it_came_from(config, page):
         "<td>9</td>",
     ):
         assert text in html, text
+
+
+def test_the_page_says_what_its_figures_cannot(config, page):
+    quality = lakes.read_json(lakes.table_url(config) + ".quality.json")
+    assert len(quality["caveats"]) >= 2
+    for caveat in quality["caveats"]:
+        assert f"<li>{caveat}</li>" in html.unescape(page[0])
+
+
+def test_a_fid_at_its_floor_is_marked_beside_it():
+    figures = {"fid": 24.66, "fid_floor": 24.23, "kid": 0.0, "kid_deviation": 0.0, "precision": 1.0, "recall": 1.0}
+    notes = {told: next(report._cards({**figures, "distinguishable": told}))[2] for told in (True, False, None)}
+    assert notes[False] == "floor 24.23: two halves of the real images, from which it cannot be told"
+    assert notes[True] == notes[None] == "floor 24.23: two halves of the real images"
 
 
 def test_it_needs_nothing_from_elsewhere(page):

@@ -1,5 +1,5 @@
 """Feature networks: what a quality measure looks at images through."""
 
-from .networks import Network, check, function, network
+from .networks import Network, check, check_settings, function, network
 
-__all__ = ["Network", "check", "function", "network"]
+__all__ = ["Network", "check", "check_settings", "function", "network"]

@@ -1,12 +1,13 @@
 """Feature networks: what a quality measure looks at images through."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from .. import lake, process
-from ..config import Config, UserError
+from .. import lake, models, process
+from ..config import Config, Evaluate, UserError
 from ..data import images, schema
 from ..runs import loading
 from .classifier import trained_lenet
@@ -51,22 +52,36 @@ def network(spark, config: Config) -> Network:
 
 def check(config: Config, manifest: schema.Manifest) -> None:
     """`UserError` where the network that `config.evaluate` names cannot be had for the dataset."""
-    options, url = config.evaluate, lake.dataset_url(config)
+    options, dataset = config.evaluate, f"dataset {lake.dataset_url(config)}"
+    check_settings(options, manifest.height, manifest.width, f"{dataset} holds")
+    if options.features == "lenet" and len(manifest.classes) < _limits("classes")["low"]:
+        raise UserError(
+            f"evaluate.features = 'lenet': {dataset} has {'one class' if manifest.classes else 'no labels'} to train"
+            " it on; use 'InceptionV3'"
+        )
+
+
+def check_settings(options: Evaluate, height: int, width: int, holder: str) -> None:
+    """`UserError` where the network that the options name cannot be had for images of that size; `holder`, with its
+    verb, has them.
+    """
     if options.features == "lenet":
-        if not manifest.classes:
+        limits = _limits("image_size")
+        if height != width or not limits["low"] <= height <= limits["high"]:
             raise UserError(
-                f"evaluate.features = 'lenet': dataset {url} has no labels to train it on; use 'InceptionV3'"
-            )
-        if manifest.height != manifest.width:
-            raise UserError(
-                f"evaluate.features = 'lenet': expected square images, dataset {url} holds {manifest.height} x"
-                f" {manifest.width}"
+                f"evaluate.features = 'lenet': expected square images of {limits['low']} to {limits['high']} pixels a"
+                f" side, {holder} {height} x {width}"
             )
     elif options.weights != "imagenet" and not lake.exists(lake.to_url(options.weights)):
         raise UserError(
             f"evaluate.weights = {options.weights!r}: no such file; expected 'imagenet' or a Keras weights file (.h5)"
             " of InceptionV3"
         )
+
+
+def _limits(name: str) -> Mapping[str, Any]:
+    """Limits of an option of the lenet's config."""
+    return next(field.metadata for field in dataclasses.fields(models.find("lenet").Config) if field.name == name)
 
 
 def function(network: Network):

@@ -8,13 +8,23 @@ import logging
 
 from pyspark.sql import functions as F
 
-from .. import features, lake
+from .. import features, lake, models
 from ..config import Config, Evaluate, UserError, check_sections
 from ..data import schema, splits
 from ..runs import registry, tracking
 from ..runs.store import Run
 from ..sampling import generate
-from .measures import class_agreement, feature_moments, held_out_means, kid, pair_errors, paired, precision_recall
+from . import caveats
+from .measures import (
+    class_agreement,
+    feature_moments,
+    held_out_means,
+    kid,
+    pair_errors,
+    paired,
+    precision_recall,
+    sampled_rows,
+)
 from .statistics import frechet_distance, inception_score
 
 log = logging.getLogger(__name__)
@@ -27,6 +37,7 @@ def evaluate(spark, config: Config) -> dict:
     config = registry.promoted(config)
     options = config.evaluate
     fake_url = lake.table_url(config)
+    check_files(config)
     config, manifest = real_dataset(config)
     real_url = lake.dataset_url(config)
     fake_frame = generate.images_of(spark, config).selectExpr(
@@ -36,14 +47,13 @@ def evaluate(spark, config: Config) -> dict:
     run, step = first_row["run"], first_row["step"]
     if options.part:
         fake_frame = _translated(spark, fake_frame, run, options.part, fake_url)
-    if (first_row["height"], first_row["width"], first_row["channels"]) != manifest.shape:
-        raise UserError(
-            f"table {fake_url} holds images of {(first_row['height'], first_row['width'], first_row['channels'])},"
-            f" dataset {real_url} of {manifest.shape}"
-        )
+    shape = first_row["height"], first_row["width"], first_row["channels"]
+    _check_shape(f"table {fake_url} holds", shape, real_url, manifest)
+    real_frame = splits.frame(spark, real_url, options.split, options.part)
+    # Before a classifier is paid for.
+    sentences = _samples_told(real_frame, fake_frame, options)
     network = features.network(spark, config)
     log.info("evaluate: %s against %s, split %s, with %s", fake_url, real_url, options.split, network.name)
-    real_frame = splits.frame(spark, real_url, options.split, options.part)
     result = {
         **_feature_figures(spark, real_frame, fake_frame, network, manifest, options),
         **_class_figures(real_frame, fake_frame, network, manifest, options.batch_size),
@@ -51,6 +61,7 @@ def evaluate(spark, config: Config) -> dict:
     }
     held_out = held_out_means(real_frame, run, step, manifest, options.batch_size)
     result |= {f"held_out_{name}": value for name, value in held_out.items()}
+    sentences += _told(caveats.of_fid(result))
     report = {
         **{key: round(value, 6) if isinstance(value, float) else value for key, value in result.items()},
         "table": fake_url,
@@ -61,21 +72,44 @@ def evaluate(spark, config: Config) -> dict:
         "run": run,
         "step": step,
         "evaluated": datetime.datetime.now(datetime.UTC).isoformat(),
+        "caveats": sentences,
     }
-    return {**report, "report": _written(config, report, fake_url)}
+    return {**report, "report": _written(config, report)}
 
 
-def _written(config: Config, report: dict, table_url: str) -> str:
-    """Writes the report beside the table, where the registry looks and to the tracking server; its URL."""
-    url = f"{table_url}.quality.json"
-    lake.write_json(url, report)
-    generated = lake.join(lake.to_url(config.lake), "generated")
-    if table_url.rpartition("/")[0] != generated:  # The registry looks there.
+def _report_urls(config: Config) -> list[str]:
+    """Where the config's report is written: beside the table, and where the registry looks."""
+    table_url, generated = lake.table_url(config), lake.join(lake.to_url(config.lake), "generated")
+    urls = [f"{table_url}.quality.json"]
+    if table_url.rpartition("/")[0] != generated:
         name = f"{config.run}-{hashlib.sha256(table_url.encode()).hexdigest()[:8]}.quality.json"
-        lake.write_json(lake.join(generated, name), report)
+        urls.append(lake.join(generated, name))
+    return urls
+
+
+def _written(config: Config, report: dict) -> str:
+    """Writes the report to its places and to the tracking server; its URL."""
+    urls = _report_urls(config)
+    for url in urls:
+        lake.write_figures(url, report, "evaluation")
     if tracker := tracking.tracker(config, Run(report["run"])):
-        tracker.quality(report, url)
-    return url
+        tracker.quality(report, urls[0])
+    return urls[0]
+
+
+def _samples_told(real_frame, fake_frame, options: Evaluate) -> list[str]:
+    """The caveats of the samples, which are logged; `UserError` where they are too small to be measured."""
+    frames = (real_frame, fake_frame)
+    counts = tuple(frame.count() for frame in frames)
+    sampled = tuple(frame.where(sampled_rows(frame, options.sample)).count() for frame in frames)
+    caveats.check_images(options, real=sampled[0], generated=sampled[1])
+    return _told(caveats.of_samples(counts, sampled, options))
+
+
+def _told(sentences: list[str]) -> list[str]:
+    for sentence in sentences:
+        log.warning("evaluate: %s", sentence)
+    return sentences
 
 
 def _feature_figures(
@@ -87,9 +121,12 @@ def _feature_figures(
         for frame, encoding in ((real_frame, manifest.encoding), (fake_frame, "png"))
     )
     halves, samples = [real["half0"], real["half1"]], (real_sample, fake_sample)
+    fid = frechet_distance(real["all"], fake["all"])
+    floor = frechet_distance(*halves) if min(half.count for half in halves) > 1 else None
     return {
-        "fid": frechet_distance(real["all"], fake["all"]),
-        "fid_floor": frechet_distance(*halves) if min(half.count for half in halves) > 1 else None,
+        "fid": fid,
+        "fid_floor": floor,
+        "distinguishable": caveats.is_distinguishable(fid, floor),
         "fid_self": frechet_distance(real["all"], real["all"]),
         "score": inception_score(fake["probabilities"], fake["entropy"]),
         "score_real": inception_score(real["probabilities"], real["entropy"]),
@@ -98,6 +135,7 @@ def _feature_figures(
         "real_images": real["all"].count,
         "generated_images": fake["all"].count,
         "features": network.name,
+        "feature_dimensions": len(real["all"].mean),
     }
 
 
@@ -140,7 +178,7 @@ def _translated(spark, fake_frame, run: str, part: str, url: str):
     directions.
     """
     record = Run(run).record()
-    if "a" not in generate.taken_by(record):
+    if "a" not in generate.taken_by_run(record):
         return fake_frame
     dataset, source = record["dataset"]["url"], "b" if part == "a" else "a"
     ids = spark.read.parquet(
@@ -172,3 +210,42 @@ def real_dataset(config: Config) -> tuple[Config, schema.Manifest]:
         )
     features.check(config, manifest)
     return config, manifest
+
+
+def check_files(config: Config) -> None:
+    """`UserError` where something else than an evaluation is where the config's would be written."""
+    for url in _report_urls(config):
+        lake.check_file(url, "evaluation")
+
+
+def check_settings(config: Config, model) -> None:
+    """`UserError` where what section [evaluate] asks for cannot be had of images that a model of this config makes:
+    what is known before the config's dataset is there.
+    """
+    options, takes = config.evaluate, generate.taken_by(config.run, model)
+    check_files(config)
+    caveats.check_images(options, generated=config.generate.images)
+    if "a" in takes and options.part and options.part == config.generate.part and not config.generate.append:
+        raise UserError(
+            f"evaluate.part = {options.part!r} with generate.part = {options.part!r}: expected the other one, as images"
+            " are made from those of one part to be like those of the other"
+        )
+    if options.dataset in ("", config.dataset):
+        features.check_settings(options, model.image_size, model.image_size, "the model's are")
+
+
+def check_dataset(spark, config: Config, model) -> None:
+    """`UserError` where there is no dataset with which images that a model of this config makes can be compared."""
+    options = config.evaluate
+    config, manifest = real_dataset(config)
+    url = lake.dataset_url(config)
+    if model.name in models.MODELS:  # One from outside may make images of another size.
+        shape = (model.image_size, model.image_size, model.channels)
+        _check_shape("model.image_size and model.channels make", shape, url, manifest)
+    splits.frame(spark, url, options.split, options.part)
+    caveats.check_images(options, real=manifest.rows[options.split])
+
+
+def _check_shape(maker: str, shape: tuple, url: str, manifest: schema.Manifest) -> None:
+    if shape != manifest.shape:
+        raise UserError(f"{maker} images of {shape}, dataset {url} of {manifest.shape}")

@@ -13,7 +13,6 @@ import numpy as np
 from pyspark.sql import functions as F
 
 from .. import features, models
-from ..config import UserError
 from ..data import images, schema, splits
 from ..runs import loading
 from ..runs.store import Run
@@ -35,26 +34,31 @@ def feature_moments(
             half = np.array([schema.split_of(f"half of {row['id']}", 0.0, 0.5) == "test" for row in chunk])
             entropy = np.sum(probability * np.log(np.clip(probability, 1e-300, None)), axis=1, keepdims=True)
             batch = {"half0": feature[~half], "half1": feature[half], "probabilities": probability, "entropy": entropy}
-            sampled = np.array([row["sampled"] for row in chunk])
+            chosen = np.array([row["sampled"] for row in chunk])
             total = _merge(total, {name: Moments.of(values) for name, values in batch.items() if len(values)})
             total = _merge(
                 total,
                 {
                     "sample": Sample(
-                        [row["id"] for row in chunk if row["sampled"]], [feature[sampled].astype(np.float32)]
+                        [row["id"] for row in chunk if row["sampled"]], [feature[chosen].astype(np.float32)]
                     )
                 },
             )
         yield total
 
-    share = sample / frame.count()
-    highest = 2**63 - 1 if share >= 1 else int(2**64 * share) - 2**63
-    rows = frame.select("id", "image", (F.xxhash64("id") <= F.lit(highest)).alias("sampled"))
+    rows = frame.select("id", "image", sampled_rows(frame, sample).alias("sampled"))
     total = _merged(rows.rdd.mapPartitions(partial), _merge)
     halves = [total[name] for name in ("half0", "half1") if name in total]
     empty = Moments(0, halves[0].mean, np.zeros_like(halves[0].scatter))
-    sampled = total.pop("sample").in_order()
-    return {"half0": empty, "half1": empty, **total, "all": functools.reduce(Moments.merge, halves)}, sampled
+    features_of_sample = total.pop("sample").in_order()
+    return {"half0": empty, "half1": empty, **total, "all": functools.reduce(Moments.merge, halves)}, features_of_sample
+
+
+def sampled_rows(frame, sample: int):
+    """Column: whether an image of the frame is one of the about `sample` whose ids hash lowest."""
+    share = sample / frame.count()
+    highest = 2**63 - 1 if share >= 1 else int(2**64 * share) - 2**63
+    return F.xxhash64("id") <= F.lit(highest)
 
 
 def _merged(values, merge: Callable):
@@ -94,13 +98,8 @@ def kid(spark, real: np.ndarray, fake: np.ndarray, subsets: int, size: int) -> d
 
 def precision_recall(spark, real: np.ndarray, fake: np.ndarray, neighbours: int) -> dict[str, float]:
     """Improved precision and recall (arXiv 1904.06991): the share of each side that lies inside the other's
-    k-nearest-neighbour balls.
+    k-nearest-neighbour balls. Both are of more than k images.
     """
-    if min(len(real), len(fake)) <= neighbours:
-        raise UserError(
-            f"evaluate.neighbours = {neighbours} with {min(len(real), len(fake))} images: expected more images than"
-            " neighbours"
-        )
     shared = spark.sparkContext.broadcast((real.astype(np.float64), fake.astype(np.float64)))
     blocks = [(side, start) for side in (0, 1) for start in range(0, len((real, fake)[side]), 500)]
     slices = max(2, spark.sparkContext.defaultParallelism)

@@ -4,9 +4,10 @@ import dataclasses
 import logging
 
 from ..config import Config, replaced
-from ..runs import registry
+from ..runs import loading, registry
+from ..runs.store import Run
 from ..sampling import generate
-from . import evaluate
+from . import caveats, evaluate
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +18,13 @@ def promote_run(spark, config: Config) -> dict:
 
     So it is after every ingest of new images, which are another measure.
     """
+    answer = _promoted(spark, config)
+    if config.promote.only_if_better:
+        caveats.warn_of_promotion(config.lake, answer)
+    return answer
+
+
+def _promoted(spark, config: Config) -> dict:
     arguments = config.lake, config.run, config.promote.model, config.promote.only_if_better
     try:
         return registry.promote(*arguments)
@@ -25,6 +33,9 @@ def promote_run(spark, config: Config) -> dict:
     version = registry.current(config.lake, config.promote.model)
     options = {"model": "", "checkpoint": version["step"], "table": f"{config.promote.model}-promoted", "append": False}
     version_config = dataclasses.replace(replaced(config, generate=options), run=version["run"])
+    model = loading.model_config(Run.of(version_config).record()["config"]["model"])
+    evaluate.check_settings(version_config, model)  # Before images are made.
+    evaluate.check_dataset(spark, version_config, model)
     generate.generate(spark, version_config)
     evaluate.evaluate(spark, version_config)
     return registry.promote(*arguments)

@@ -29,7 +29,8 @@ def report(spark, config: Config) -> dict:
     import jinja2
 
     config = registry.promoted(config)
-    run, table = Run.of(config), lake.table_url(config)
+    run, table, url = Run.of(config), lake.table_url(config), lake.report_url(config)
+    lake.check_file(url, "page")
     record = run.record()
     generated = generate.images_of(spark, config)
     quality = lake.read_json(f"{table}.quality.json") if lake.exists(f"{table}.quality.json") else {}
@@ -49,7 +50,6 @@ def report(spark, config: Config) -> dict:
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         resources.files("gan_spark.quality").joinpath("report.html").read_text()
     )
-    url = lake.report_url(config)
     steps = f"{lines[-1]['step']:,} steps" if lines else "not trained"
     html = page.render(
         title=config.run,
@@ -58,9 +58,11 @@ def report(spark, config: Config) -> dict:
             f" {record['created'][:10]}"
         ),
         cards=list(_cards(quality)),
+        caveats=quality.get("caveats", []),
         sections=[{"text": "", "rows": [], "pictures": [], **section} for section in sections],
         lineage=list(leaves(catalogue.lineage(config.lake, config.run))),
     )
+    lake.check_file(url, "page")  # Drawing took a while.
     lake.write_bytes(url, html.encode())
     return {"report": url, "run": run.url, "table": table, "bytes": len(html.encode())}
 
@@ -114,6 +116,7 @@ def _cards(quality: dict) -> Iterator[tuple[str, str, str]]:
         f"{quality['fid']:.2f}",
         (
             f"floor {quality['fid_floor']:.2f}: two halves of the real images"
+            + (", from which it cannot be told" if quality.get("distinguishable") is False else "")
             if quality.get("fid_floor") is not None
             else ""
         ),

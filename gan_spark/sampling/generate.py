@@ -9,7 +9,7 @@ and every forward pass has the same shape and one thread, since both can change 
 import functools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -35,15 +35,8 @@ def generate(spark, config: Config) -> dict:
     """Writes `config.generate.images` images of the run to its table, and a grid of the first 64 beside it."""
     config = registry.promoted(config)
     options, run, url = config.generate, Run.of(config), lake.table_url(config)
-    if options.append and config.tables != "delta":
-        raise UserError(
-            "generate.append = true with tables = 'parquet': a folder of Parquet files cannot be added to and stay"
-            " whole; use tables = 'delta'"
-        )
-    tables.check(spark, url, config.tables, KIND, COLUMNS)
+    check_table(spark, config)
     grid = f"{url}.png"
-    if "/" in options.table and not lake.exists(url) and lake.exists(grid):
-        raise UserError(f"generate.table = {options.table!r}: {grid} is there, and no table of which it is the grid")
     requested = inputs(spark, config)
     step = run.checkpoint_step(options.checkpoint)
     rows = requested
@@ -76,10 +69,22 @@ def generate(spark, config: Config) -> dict:
             if written != count:
                 raise RuntimeError(f"{written} rows written for {count} seeds; {url} was left as it was")
             first_rows = _first_rows(table, sources)
-    lake.write_bytes(grid, images.encode_png(_grid(first_rows, sources, run)))
+    lake.write_picture(grid, images.encode_png(_grid(first_rows, sources, run)))
     if tracker := tracking.tracker(config, run):
         tracker.artifact(grid, "generated")
     return {"images": count, "table": url, "grid": grid, "run": run.url, "step": step}
+
+
+def check_table(spark, config: Config) -> None:
+    """`UserError` where the config's table, or its grid, cannot be written."""
+    url = lake.table_url(config)
+    if config.generate.append and config.tables != "delta":
+        raise UserError(
+            "generate.append = true with tables = 'parquet': a folder of Parquet files cannot be added to and stay"
+            " whole; use tables = 'delta'"
+        )
+    tables.check(spark, url, config.tables, KIND, COLUMNS)
+    lake.check_file(f"{url}.png", "picture")
 
 
 def _of_step(table, run_url: str, step: int):
@@ -137,30 +142,35 @@ def inputs(spark, config: Config):
     lowest, with the hash as their seed.
     """
     options, record = config.generate, Run.of(config).record()
-    takes = taken_by(record)
+    model, dataset = loading.model_config(record["config"]["model"]), record["dataset"]
+    takes = taken_by(config.run, model)
+    check_settings(config, model)
+    check_dataset(spark, config, model, dataset["url"], dataset.get("classes", []))
     # A task loads the model, and fills its last batch up.
     partitions = options.partitions or min(
         spark.sparkContext.defaultParallelism, math.ceil(options.images / options.batch_size)
     )
-    _check_options(options, takes, record)
     seeds = spark.range(options.first_seed, options.first_seed + options.images, 1, partitions).withColumnRenamed(
         "id", "seed"
     )
     if not takes:
         return seeds.withColumn("input", F.lit(None).cast("string"))
     if takes == ("label",):
-        return _labelled(seeds, options, record["dataset"]["classes"])
-    if options.captions and takes == ("caption",):
+        return _labelled(seeds, options, dataset["classes"])
+    if options.captions:
         rows = [
             (options.first_seed + i, text, text)
             for i, text in enumerate(options.captions * -(-options.images // len(options.captions)))
         ][: options.images]
         return spark.createDataFrame(rows, "seed long, input string, caption string").repartition(partitions)
-    return _dataset_rows(spark, options, takes, record["dataset"]["url"]).repartition(partitions)
+    return _dataset_rows(spark, options, takes, dataset["url"]).repartition(partitions)
 
 
-def _check_options(options: Generate, takes: tuple[str, ...], record: dict) -> None:
-    """`UserError` where an option is set that is for models which take something else."""
+def check_settings(config: Config, model) -> None:
+    """`UserError` where section [generate] asks a run with a model of this config for what it does not make: what is
+    known without its dataset.
+    """
+    options, takes = config.generate, taken_by(config.run, model)
     for name, value, fits in (
         ("label", options.label, takes == ("label",)),
         ("captions", options.captions, takes == ("caption",)),
@@ -168,15 +178,29 @@ def _check_options(options: Generate, takes: tuple[str, ...], record: dict) -> N
     ):
         if value and not fits:
             raise UserError(
-                f"generate.{name} = {value!r}: model {record['config']['model']['name']!r} of run"
-                f" {record['config']['run']!r} takes {', '.join(takes) or 'seeds alone'}; leave it out"
+                f"generate.{name} = {value!r}: model {model.name!r} of run {config.run!r} takes"
+                f" {', '.join(takes) or 'seeds alone'}; leave it out"
             )
+    if "a" in takes and not options.part:
+        raise UserError(f"generate.part is empty: expected the domain to start from, one of {', '.join(takes)}")
+
+
+def check_dataset(spark, config: Config, model, url: str, classes: Sequence[str]) -> None:
+    """`UserError` where the dataset at `url`, with these classes, has not what section [generate] names of it for a
+    model of this config.
+    """
+    options, takes = config.generate, taken_by(config.run, model)
+    if options.label and options.label not in classes:
+        raise UserError(f"generate.label = {options.label!r}: expected one of {', '.join(classes)}")
+    if takes in ((), ("label",)) or options.captions:
+        return
+    if options.part and options.part not in (parts := schema.read_manifest(url).parts):
+        raise UserError(f"generate.part = {options.part!r}: dataset {url} has {', '.join(parts) or 'no parts'}")
+    splits.frame(spark, url, options.split, options.part)
 
 
 def _labelled(seeds, options: Generate, classes: list[str]):
     """The seeds with the label that `generate.label` names, or with every label in turn."""
-    if options.label and options.label not in classes:
-        raise UserError(f"generate.label = {options.label!r}: expected one of {', '.join(classes)}")
     label = F.lit(classes.index(options.label)) if options.label else F.col("seed") % len(classes)
     class_name = F.element_at(F.array(*map(F.lit, classes)), F.col("label") + 1)
     return seeds.withColumn("label", label.cast("int")).withColumn("input", class_name)
@@ -185,23 +209,25 @@ def _labelled(seeds, options: Generate, classes: list[str]):
 def _dataset_rows(spark, options: Generate, takes: tuple[str, ...], url: str):
     """Rows of inputs from rows of the dataset at `url`."""
     manifest, part = schema.read_manifest(url), options.part
-    if part and part not in manifest.parts:
-        raise UserError(f"generate.part = {part!r}: dataset {url} has {', '.join(manifest.parts) or 'no parts'}")
-    if not part and set(takes) <= set(manifest.parts):
-        raise UserError(f"generate.part is empty: expected the domain to start from, one of {', '.join(takes)}")
     chosen = splits.lowest_hashes(splits.frame(spark, url, options.split, part), options.images)
     columns = [name for name in splits.columns(manifest) if name in takes or (name == "image" and part in takes)]
     text = F.col("caption") if takes == ("caption",) else F.col("id")
     return chosen.select("seed", text.alias("input"), *columns)
 
 
-def taken_by(record: dict) -> tuple[str, ...]:
-    """What the run's model takes besides a seed; `UserError` where it does not generate images."""
-    table = record["config"]["model"]
-    model = models.find(table["name"])
-    if not issubclass(model, models.GenerativeModel):
-        raise UserError(f"run {record['config']['run']!r}: model {table['name']!r} does not generate images")
-    return model.takes(loading.model_config(table))
+def taken_by(run: str, model) -> tuple[str, ...]:
+    """What the model of this config takes besides a seed; `UserError`, which names its run, where it does not generate
+    images.
+    """
+    model_class = models.find(model.name)
+    if not issubclass(model_class, models.GenerativeModel):
+        raise UserError(f"run {run!r}: model {model.name!r} does not generate images")
+    return model_class.takes(model)
+
+
+def taken_by_run(record: dict) -> tuple[str, ...]:
+    """`taken_by` of the run with this record."""
+    return taken_by(record["config"]["run"], loading.model_config(record["config"]["model"]))
 
 
 def generated(rows, run: Run, options: Generate, step: int | None = None):
@@ -211,7 +237,7 @@ def generated(rows, run: Run, options: Generate, step: int | None = None):
     The checkpoint is `step`, or is chosen now, so that all tasks, and all retries, use the same one.
     """
     record = run.record()
-    takes = taken_by(record)
+    takes = taken_by_run(record)
     step = step or run.checkpoint_step(options.checkpoint)
     model_names = {"image": options.part or "image"}
     missing = [
@@ -237,7 +263,7 @@ def _generate(
 
     model = loading.load_model(url, step, record)
     sample = loading.compiled(model.generate)
-    takes = taken_by(record)
+    takes = taken_by_run(record)
     manifest, seeds, sources, pngs, shape = None, [], [], [], None
 
     def table() -> pd.DataFrame:
