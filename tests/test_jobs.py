@@ -18,10 +18,11 @@ from pyspark.sql import functions as F
 
 from gan_spark import job
 from gan_spark import lake as lakes
-from gan_spark.config import NotFetched, UserError
+from gan_spark.config import NotFetched, UserError, replaced
 from gan_spark.data import ingest, splits
 from gan_spark.pipeline import pipeline
 from gan_spark.quality import evaluate
+from gan_spark.sampling import generate
 from gan_spark.training import driver, ranks
 
 
@@ -326,6 +327,77 @@ def test_a_pipeline_that_could_not_be_evaluated_is_told_so_before_it_trains(caps
     )
     assert code == 2 and "no dataset at" in errors and "/nothing: expected" in errors
     assert not os.path.exists(f"{lake}/runs/early")
+
+
+@pytest.mark.parametrize(
+    "model, changes, message",
+    [
+        ("dcgan", {"generate": {"label": "3"}}, "generate.label = '3': model 'dcgan' of run 'early' takes seeds alone"),
+        ("dcgan", {"generate": {"captions": ("a cat",)}}, "generate.captions = .*: model 'dcgan' .* leave it out"),
+        ("dcgan", {"generate": {"part": "a"}}, "generate.part = 'a': model 'dcgan' .* leave it out"),
+        ("dcgan", {"generate": {"checkpoint": 3}}, "generate.checkpoint = 3: run 'early' will have those at 2, 4"),
+        ("dcgan", {"generate": {"append": True}}, "generate.append = true with tables = 'parquet'"),
+        ("dcgan", {"generate": {"model": "nobody"}}, "generate.model = 'nobody': no version of it is promoted"),
+        ("dcgan", {"generate": {"images": 3}}, "evaluate.neighbours = 3 with 3 generated images: expected more"),
+        (
+            "dcgan",
+            {"ingest": {"height": 32}},
+            r"ask for images of \(16, 16, 1\); section \[ingest\] makes \(32, 16, 1\)",
+        ),
+        ("dcgan", {"evaluate": {"dataset": "nothing"}}, "no dataset at .*/nothing: expected"),
+        ("dcgan", {"train": {"validate_every": 2}}, "model 'dcgan' has nothing that is measured on held-out images"),
+        (
+            "dcgan",
+            {"evaluate": {"features": "InceptionV3", "weights": "/nowhere/w.h5"}},
+            "evaluate.weights = '/nowhere/w.h5': no such file",
+        ),
+        ("lenet", {}, "run 'early': model 'lenet' does not generate images"),
+        ("cyclegan", {}, "model 'cyclegan' reads a, b; ingest.parts = '': ingest with ingest.parts"),
+        ("cyclegan", {"ingest": {"parts": "edges"}}, "generate.part is empty: expected the domain to start from"),
+        (
+            "cyclegan",
+            {"ingest": {"parts": "edges"}, "generate": {"part": "a"}, "evaluate": {"part": "a"}},
+            "evaluate.part = 'a' with generate.part = 'a': expected the other one",
+        ),
+        ("cgan", {"ingest": {"parts": "labels", "labels": 20}}, "model 'cgan' reads labels; .* images without one"),
+        ("stackgan2", {"ingest": {"height": 64, "width": 64}, "model": {"stage1": "nobody"}}, "no run at .*/nobody"),
+        (
+            "gan",
+            {"ingest": {"height": 4, "width": 4}, "model": {"image_size": 4}},
+            "evaluate.features = 'lenet': expected square images of 8 to 1024 pixels a side, the model's are 4 x 4",
+        ),
+    ],
+)
+def test_what_a_step_of_the_pipeline_would_refuse_is_told_before_the_first(spark, tmp_path, model, changes, message):
+    with pytest.raises(UserError, match=message):
+        pipeline(spark, replaced(make_config(str(tmp_path), model, "early"), **changes))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"generate": {"label": "nosuch"}}, "generate.label = 'nosuch': expected one of 0, 1, 2"),
+        ({"evaluate": {"part": "a"}}, "evaluate.part = 'a': dataset .* has no parts"),
+    ],
+)
+def test_what_hangs_on_the_dataset_is_told_before_the_training(spark, digits, lake, monkeypatch, changes, message):
+    monkeypatch.setattr(driver, "train", lambda spark, config: pytest.fail("a training was paid for"))
+    with pytest.raises(UserError, match=message):
+        pipeline(spark, replaced(make_config(lake, "cgan", "early"), **changes))
+
+
+def test_the_pipeline_and_its_steps_refuse_in_the_same_words(spark, digits, lake):
+    """As they call the same checks; here the one of a run that is there with another config."""
+    config = make_config(lake, "gan", "same-words", train={"steps": 2})
+    driver.train(spark, config)
+    config = replaced(config, train={"seed": 7})
+    for step in (pipeline, driver.train):
+        with pytest.raises(UserError, match="same-words exists with another config; .*config.train.seed: was 0, is 7"):
+            step(spark, config)
+    for step in (pipeline, generate.generate):
+        with pytest.raises(UserError, match="generate.part = 'a': model 'gan' of run 'same-words' takes seeds alone"):
+            step(spark, replaced(config, train={"seed": 0}, generate={"part": "a"}))
 
 
 def test_java_is_the_packaged_one_where_the_machine_has_none_that_fits(monkeypatch, tmp_path):

@@ -1,19 +1,86 @@
-"""Whether a model's images, classes and streams are the dataset's."""
+"""Checks of a training before it starts: its settings, and whether a model's images, classes and streams are the
+dataset's.
+"""
 
-from .. import models
-from ..config import Config, UserError
-from ..data import schema
+from .. import lake, models
+from ..config import Config, Train, UserError, resolved
+from ..data import parts, schema
+from ..runs.loading import used_runs
+from ..runs.store import Run
+from . import ranks
+
+
+def check_settings(spark, config: Config) -> None:
+    """`UserError` where the model or the session is not what section [train] asks for: what is known without the
+    dataset.
+    """
+    if config.model is None:
+        raise UserError("the config has no [model] section: name one, for instance model.name = 'dcgan'")
+    ranks.check(spark, config.train)
+    if config.train.validate_every and not models.find(config.model.name).monitored:
+        raise UserError(
+            f"train.validate_every = {config.train.validate_every}: model {config.model.name!r} has nothing that is"
+            " measured on held-out images"
+        )
+
+
+def check_ingest(config: Config) -> None:
+    """`UserError` where the model cannot be trained on the dataset that section [ingest] makes: what is known without
+    it.
+    """
+    options, columns = config.ingest, parts.names(config.ingest)
+    _check_images(config.model, (options.height, options.width, options.channels), "section [ingest] makes")
+    _check_all_labelled(config.model, columns, "a dataset that is ingested")
+    reads = models.find(config.model.name).reads(config.model)
+    missing = [name for name in reads if _HOW.get(name, "").startswith("ingest.parts") and name not in columns]
+    if missing:
+        raise UserError(
+            f"model {config.model.name!r} reads {', '.join(missing)}; ingest.parts = {options.parts!r}: ingest with"
+            f" {_HOW[missing[0]]}"
+        )
+
+
+def settings(config: Config) -> dict:
+    """What of the config a run's record holds, as it must not change."""
+    return {"model": resolved(config.model), "train": resolved(config.train), "uses": used_runs(config)}
+
+
+def check_run(config: Config) -> None:
+    """`UserError` where the config's run is there with other settings, or is something else than a run."""
+    run = Run.of(config)
+    record = {"config": {"run": config.run, **settings(config)}, "dataset": {}}
+    if lake.exists(run.path("config.json")):
+        record["dataset"] = run.record()["dataset"]
+    run.check(record, defaults(config))
+
+
+def defaults(config: Config) -> dict:
+    """Settings that stand for those which there were not when a run was started."""
+    return {"model": resolved(type(config.model)()), "train": resolved(Train())}
+
+
+def check_checkpoint(config: Config, step: int) -> None:
+    """`UserError` where the run will have no checkpoint at `step` once it is trained, 0 being its newest."""
+    options = config.train
+    if not step or (options.validate_every and step <= options.steps):  # Which is best, nobody knows before.
+        return
+    run = Run.of(config)
+    present = run.checkpoints()
+    start = present[-1] if present else 0
+    every = options.checkpoint_every
+    to_come = [due for due in (*range(every, options.steps, every), options.steps) if due > start]
+    steps = sorted({*present, *to_come})[-options.keep :] if to_come else present
+    if step not in steps and step != (run.best() or {}).get("step"):
+        raise UserError(
+            f"generate.checkpoint = {step}: run {config.run!r} will have those at {', '.join(map(str, steps))}"
+            f" (train.steps = {options.steps}, train.checkpoint_every = {every}, train.keep = {options.keep})"
+        )
 
 
 def check_model(config: Config, manifest: schema.Manifest, url: str) -> None:
     """`UserError` where the model's images or classes are not the dataset's."""
     model = config.model
-    expected = (model.image_size, model.image_size, model.channels)
-    if manifest.shape != expected:
-        raise UserError(
-            f"model.image_size and model.channels ask for images of {expected}; dataset {url} holds {manifest.shape}:"
-            " change the model or ingest at that size"
-        )
+    _check_images(model, manifest.shape, f"dataset {url} holds")
     columns = {
         "image",
         *manifest.parts,
@@ -21,11 +88,7 @@ def check_model(config: Config, manifest: schema.Manifest, url: str) -> None:
         *(["caption"] if manifest.captioned else []),
         *(["embedding"] if manifest.embedding else []),
     }
-    if "unlabelled" in manifest.parts and "label" in models.find(model.name).reads(model):
-        raise UserError(
-            f"model {model.name!r} reads labels; dataset {url} was ingested with ingest.parts = 'labels' and has images"
-            " without one: use a dataset with all labels"
-        )
+    _check_all_labelled(model, manifest.parts, f"dataset {url} that was ingested")
     missing = [name for name in models.find(model.name).reads(model) if name not in columns]
     if missing:
         raise UserError(
@@ -35,6 +98,23 @@ def check_model(config: Config, manifest: schema.Manifest, url: str) -> None:
     classes = getattr(model, "classes", None)
     if classes is not None and classes != len(manifest.classes):
         raise UserError(f"model.classes = {classes}; dataset {url} has {len(manifest.classes)} classes")
+
+
+def _check_images(model, shape: tuple[int, int, int], holder: str) -> None:
+    expected = (model.image_size, model.image_size, model.channels)
+    if shape != expected:
+        raise UserError(
+            f"model.image_size and model.channels ask for images of {expected}; {holder} {shape}: change the model or"
+            " ingest at that size"
+        )
+
+
+def _check_all_labelled(model, parts_there: tuple[str, ...], holder: str) -> None:
+    if "unlabelled" in parts_there and "label" in models.find(model.name).reads(model):
+        raise UserError(
+            f"model {model.name!r} reads labels; {holder} with ingest.parts = 'labels' has images without one: use a"
+            " dataset with all labels"
+        )
 
 
 _HOW = {

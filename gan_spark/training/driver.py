@@ -6,15 +6,14 @@ import dataclasses
 import logging
 import time
 
-from .. import lake, models
-from ..config import Config, TaskFailure, Train, UserError, check_sections, resolved
+from .. import lake
+from ..config import Config, TaskFailure, UserError, check_sections, resolved
 from ..data import reader, schema
 from ..runs import tracking
-from ..runs.loading import used_runs
 from ..runs.record import describe
 from ..runs.store import Run
 from . import ranks
-from .checks import check_model, parts_of
+from .checks import check_model, check_settings, defaults, parts_of, settings
 from .loop import work
 from .progress import Progress
 
@@ -48,29 +47,21 @@ def train(spark, config: Config) -> dict:
 
 def _checked_dataset(spark, config: Config) -> str:
     """URL of the dataset to train on; `UserError` where the model, the session or the dataset do not fit each other."""
-    if config.model is None:
-        raise UserError("the config has no [model] section: name one, for instance model.name = 'dcgan'")
+    check_settings(spark, config)
     url = lake.dataset_url(config)
     manifest = schema.read_manifest(url)
     check_model(config, manifest, url)
-    ranks.check(spark, config.train)
     for part in parts_of(config.model, manifest) or ("",):
         reader.check_shards(url, config.train.split, config.train.workers, part)
     if config.train.validate_every:
-        if not models.find(config.model.name).monitored:
-            raise UserError(
-                f"train.validate_every = {config.train.validate_every}: model {config.model.name!r} has nothing that is"
-                " measured on held-out images"
-            )
         reader.check_shards(url, "validation", 1)
     return url
 
 
 def _checked_record(config: Config, run: Run, url: str) -> dict:
     """The run's record; `UserError` where the run was started with another one."""
-    settings = {"model": resolved(config.model), "train": resolved(config.train), "uses": used_runs(config)}
-    record = describe(config, url, schema.read_manifest(url), settings)
-    run.check(record, {"model": resolved(type(config.model)()), "train": resolved(Train())})
+    record = describe(config, url, schema.read_manifest(url), settings(config))
+    run.check(record, defaults(config))
     return record
 
 
