@@ -221,12 +221,12 @@ def test_what_gan_spark_measured_it_replaces_now_and_of_before(tmp_path):
     former = {"fid": 1.0, "kid": 0.0, "precision": 1.0, "recall": 1.0, "table": "t"}
     lakes.write_json(url, former)
     for _ in range(2):
-        lakes.write_figures(url, {"figure": 1}, "evaluation")
+        lakes.write_figures(str(tmp_path), url, {"figure": 1}, "evaluation")
     assert lakes.read_json(url) == {"made_by": "gan_spark", "figure": 1}
     for theirs in ('{"fid": 1.0}', "[1]", "no JSON"):
         (tmp_path / "table.quality.json").write_text(theirs)
         with pytest.raises(UserError, match="expected nothing or evaluation that gan_spark made"):
-            lakes.write_figures(url, former, "evaluation")
+            lakes.write_figures(str(tmp_path), url, former, "evaluation")
 
 
 def test_a_page_of_gan_spark_is_replaced_now_and_of_before(tmp_path):

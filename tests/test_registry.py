@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -208,6 +209,28 @@ def test_the_job_refuses_where_the_run_was_not_measured_as_the_config_says(root,
         monkeypatch.setattr(module, name, lambda spark, config: None)
     with pytest.raises(UserError, match="split 'train' and 'test'"):
         promote.promote_run(None, make_config(root, run="better", promote={"model": "digits"}))
+
+
+def test_fids_of_a_lake_that_was_moved_are_compared_where_it_is(root, tmp_path_factory):
+    """Those of the registry and of the reports, whether this version or one before wrote them."""
+
+    def of_dataset(lake: str, name: str, fid: float, step: int) -> None:
+        add_quality(lake, name, fid, step, dataset=f"file://{lake}/datasets/digits")
+
+    of_dataset(root, "first", 20.0, 10)
+    registry.promote(root, "first", "former")
+    promoted = lakes.join(lakes.to_url(root), "models", "former.json")
+    lakes.write_json(promoted, registry.read(root, "former"))  # with URLs
+    registry.promote(root, "first", "digits")
+    assert root not in lakes.read_bytes(promoted.replace("former", "digits")).decode()
+    place = tmp_path_factory.mktemp("moved") / "lake"
+    shutil.move(root, place)
+    (place / "datasets" / "digits").mkdir(parents=True)
+    of_dataset(str(place), "better", 15.0, 12)
+    for name in ("digits", "former"):
+        assert registry.promote(str(place), "better", name, better=True)["promoted"] is True
+        assert registry.rollback(str(place), name)["run"] == "first"
+    assert catalogue.lineage(str(place), "first")["dataset"] == f"file://{place}/datasets/digits"
 
 
 def test_promoting_twice_changes_nothing(root):

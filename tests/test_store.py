@@ -91,6 +91,26 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run, damage, caplog)
         newest(run, 10)
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_checkpoint_that_a_training_removes_while_it_is_read_gives_way_to_a_newer_one(run, monkeypatch, caplog, keep):
+    for step in (5, 10):
+        save(run, step, keep)
+    fetch = Run._fetch
+
+    def overtaken(run, step, temporary):
+        if step == 10:
+            monkeypatch.setattr(Run, "_fetch", fetch)
+            for later in (15, 20):
+                save(run, later, keep, b"later")
+        return fetch(run, step, temporary)
+
+    monkeypatch.setattr(Run, "_fetch", overtaken)
+    assert newest(run) == (20, b"later.index") and "damaged" not in caplog.text
+    monkeypatch.setattr(Run, "_fetch", lambda run, step, temporary: lake.remove(run.path("checkpoints")) or "gone")
+    with pytest.raises(UserError, match=r"no checkpoint at step 20 \(there are: none\)"):
+        newest(run, 20)
+
+
 def test_what_is_saved_after_going_back_takes_the_place_of_later_checkpoints(run):
     """Step 2000 is damaged, so training went on from before it, and its checkpoint must not count as the newest."""
     save(run, 2000, keep=1)

@@ -42,7 +42,7 @@ def trained_lenet(spark, config: Config, manifest: schema.Manifest) -> Run:
             driver.train(spark, own_config)
             record = trained.record()
             record["config"]["run"] = classifier.run
-            lake.write_json(trained.path("config.json"), record)
+            trained.write_record(record)
             if not _is_trained(run, steps):
                 run.check_is_run()
                 lake.replace(trained.url, run.url)

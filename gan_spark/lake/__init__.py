@@ -15,6 +15,16 @@ from .files import (
 )
 from .layout import dataset_url, model_url, pipeline_url, predictions_url, report_url, run_url, table_url
 from .ownership import check_displaced, check_file, check_replaceable, claim, write_figures, write_picture
+from .references import (
+    absolute,
+    canonical,
+    former_root,
+    read_record,
+    reference,
+    relative,
+    spellings,
+    write_record,
+)
 from .swap import (
     MANIFEST,
     MARKERS,
@@ -33,6 +43,8 @@ __all__ = [
     "MARKERS",
     "OWNER",
     "SUCCESS",
+    "absolute",
+    "canonical",
     "check_displaced",
     "check_file",
     "check_replaceable",
@@ -41,6 +53,7 @@ __all__ = [
     "displaced",
     "exists",
     "filesystem",
+    "former_root",
     "is_object_store",
     "join",
     "model_url",
@@ -49,12 +62,16 @@ __all__ = [
     "predictions_url",
     "read_bytes",
     "read_json",
+    "read_record",
     "recover",
+    "reference",
+    "relative",
     "remove",
     "replace",
     "replace_all",
     "report_url",
     "run_url",
+    "spellings",
     "staging",
     "table_url",
     "tidy",
@@ -63,4 +80,5 @@ __all__ = [
     "write_figures",
     "write_json",
     "write_picture",
+    "write_record",
 ]

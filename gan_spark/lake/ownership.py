@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from ..config import UserError
 from .files import exists, filesystem, is_object_store, join, read_bytes, write_bytes, write_json
+from .references import write_record
 from .swap import MANIFEST, OWNER, displaced, journal
 
 # Names of files that Spark, Petastorm and this project write into such folders.
@@ -74,10 +75,10 @@ def write_picture(url: str, png: bytes) -> None:
     write_bytes(url, png[:_HEADER] + _CHUNK + png[_HEADER:])
 
 
-def write_figures(url: str, figures: dict, kind: str) -> None:
-    """Writes JSON to `url`, where nothing but a `kind` that this project made is replaced."""
+def write_figures(root: str, url: str, figures: dict, kind: str) -> None:
+    """Writes JSON of the lake at `root` to `url`, where nothing but a `kind` that this project made is replaced."""
     check_file(url, kind)
-    write_json(url, {"made_by": "gan_spark", **figures})
+    write_record(root, url, {"made_by": "gan_spark", **figures})
 
 
 def _is_made(data: bytes, kind: str) -> bool:

@@ -77,7 +77,7 @@ def attributes(spark, config: Config) -> dict:
         "step": first_row["step"],
         "reader": run.url,
     }
-    lake.write_figures(f"{url}.attributes.json", report, "reading")
+    lake.write_figures(config.lake, f"{url}.attributes.json", report, "reading")
     return {**report, "report": f"{url}.attributes.json"}
 
 

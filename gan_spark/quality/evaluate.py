@@ -54,12 +54,13 @@ def evaluate(spark, config: Config) -> dict:
     sentences = _samples_told(real_frame, fake_frame, options)
     network = features.network(spark, config)
     log.info("evaluate: %s against %s, split %s, with %s", fake_url, real_url, options.split, network.name)
+    # First, as a training may remove the checkpoint meanwhile.
+    held_out = held_out_means(real_frame, run, step, manifest, options.batch_size)
     result = {
         **_feature_figures(spark, real_frame, fake_frame, network, manifest, options),
         **_class_figures(real_frame, fake_frame, network, manifest, options.batch_size),
         **(_pair_figures(real_frame, fake_frame, network, manifest, options) if options.part else {}),
     }
-    held_out = held_out_means(real_frame, run, step, manifest, options.batch_size)
     result |= {f"held_out_{name}": value for name, value in held_out.items()}
     sentences += _told(caveats.of_fid(result))
     report = {
@@ -91,7 +92,7 @@ def _written(config: Config, report: dict) -> str:
     """Writes the report to its places and to the tracking server; its URL."""
     urls = _report_urls(config)
     for url in urls:
-        lake.write_figures(url, report, "evaluation")
+        lake.write_figures(config.lake, url, report, "evaluation")
     if tracker := tracking.tracker(config, Run(report["run"])):
         tracker.quality(report, urls[0])
     return urls[0]

@@ -33,7 +33,8 @@ def report(spark, config: Config) -> dict:
     lake.check_file(url, "page")
     record = run.record()
     generated = generate.images_of(spark, config)
-    quality = lake.read_json(f"{table}.quality.json") if lake.exists(f"{table}.quality.json") else {}
+    measured = f"{table}.quality.json"
+    quality = lake.read_record(config.lake, measured) if lake.exists(measured) else {}
     if (quality.get("run"), quality.get("step")) != tuple(generated.select("run", "step").first()):
         quality = {}  # of other images in the table
     lines = [line for line in run.metrics() if "scalars" in line]

@@ -1,8 +1,10 @@
 """Record of a run, config.json: what must not change when it is resumed, its dataset, the versions."""
 
+import dataclasses
 import datetime
 import platform
 
+from .. import lake
 from ..config import Config
 from ..data import schema
 from ..version import code_version
@@ -14,7 +16,7 @@ def describe(config: Config, url: str, manifest: schema.Manifest, settings: dict
     import tensorflow as tf
 
     return {
-        "config": {"run": config.run, **settings},
+        "config": {"run": config.run, **settings, "model": settings["model"] | _files(config, settings["model"])},
         "dataset": {
             "url": url,
             "fingerprint": manifest.fingerprint,
@@ -29,3 +31,13 @@ def describe(config: Config, url: str, manifest: schema.Manifest, settings: dict
         },
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _files(config: Config, model: dict) -> dict[str, str]:
+    """URLs of the files in the lake that the model's table names, by its keys: a path would be of the folder that a job
+    is started in.
+    """
+    fields = dataclasses.fields(config.model) if config.model else ()
+    paths = {field.name: model.get(field.name) for field in fields if field.metadata.get("file")}
+    urls = {name: lake.to_url(path) for name, path in paths.items() if path not in (None, "", "imagenet")}
+    return {name: url for name, url in urls.items() if lake.relative(config.lake, url) != url}

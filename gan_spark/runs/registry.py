@@ -29,7 +29,9 @@ def names(url: str) -> list[str]:
 def evaluations(root: str) -> dict[str, list[dict]]:
     """Reports of `evaluate` by run's name, in the order of their steps and of when they were made."""
     folder = lake.join(lake.to_url(root), "generated")
-    reports = [lake.read_json(lake.join(folder, name)) for name in names(folder) if name.endswith(".quality.json")]
+    reports = [
+        lake.read_record(root, lake.join(folder, name)) for name in names(folder) if name.endswith(".quality.json")
+    ]
     by_run = {}
     for report in sorted(reports, key=lambda report: (report["step"], report.get("evaluated", ""))):
         by_run.setdefault(report["run"].rsplit("/", 1)[1], []).append(report)
@@ -52,7 +54,7 @@ def read(root: str, name: str) -> dict:
     are None where none was measured.
     """
     url = lake.model_url(root, name)
-    return lake.read_json(url) if lake.exists(url) else {"versions": [], "promoted": 0, "history": []}
+    return lake.read_record(root, url) if lake.exists(url) else {"versions": [], "promoted": 0, "history": []}
 
 
 def current(root: str, name: str) -> dict | None:
@@ -103,7 +105,7 @@ def promote(root: str, run_name: str, name: str = "default", better: bool = Fals
     if wins and registry["promoted"] != version["version"]:
         registry["promoted"] = version["version"]
         registry["history"].append({"version": version["version"], "at": _now()})
-    lake.write_json(lake.model_url(root, name), registry)
+    lake.write_record(root, lake.model_url(root, name), registry)
     return {
         "model": name,
         **{key: version[key] for key in ("version", "run", "step", "fid")},
@@ -175,7 +177,7 @@ def rollback(root: str, name: str = "default") -> dict:
     version = _promoted(registry)
     if version is None:
         raise UserError(f"model {name!r}: version {registry['promoted']} of its history is not registered")
-    lake.write_json(lake.model_url(root, name), registry)
+    lake.write_record(root, lake.model_url(root, name), registry)
     return {"model": name, **version}
 
 

@@ -21,6 +21,7 @@ import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import cast
 
 from .. import lake
@@ -48,6 +49,7 @@ RESUMABLE = (
     ),
     "config.lenet.epochs",
     "dataset.fit",  # What it makes of the images, the fingerprint tells.
+    "dataset.url",  # Wherever a copy of it is, the fingerprint tells whether it is the same.
 )
 # What a run holds at its first level.
 _CONTENTS = {
@@ -78,31 +80,62 @@ class Run:
     def path(self, *parts: str) -> str:
         return lake.join(self.url, *parts)
 
+    @property
+    def root(self) -> str:
+        """URL of the lake that the run is in."""
+        return self.url.rsplit("/", 2)[0]
+
+    def names(self) -> list[str]:
+        """What stands for the run in tables: the reference that its lake has, and URLs of now and of before the lake
+        was moved, as former versions wrote them.
+        """
+        former = lake.former_root(self._read("config.json") or {})
+        places = [self.url, *([lake.join(former, *self.url.rsplit("/", 2)[1:])] if former else [])]
+        return [lake.relative(self.root, self.url), *(url for place in places for url in lake.spellings(place))]
+
     # --- identity ---
 
     def record(self) -> dict:
         """The record of the run, config.json; `UserError` where there is no such run."""
-        record = self._read("config.json")
+        record = self._record()
         if record is None:
-            raise UserError(f"no run at {self.url}: expected config.json there; train it with jobs/train.py")
+            raise UserError(
+                f"no run at {self.url}: expected config.json there; train it with jobs/train.py, or name it where its"
+                " lake is now"
+            )
         return record
+
+    def write_record(self, record: dict) -> None:
+        lake.write_record(self.root, self.path("config.json"), record)
+
+    def _record(self) -> dict | None:
+        record = self._read("config.json")
+        return None if record is None else lake.absolute(self.root, record)
 
     def check(self, record: dict, defaults: dict[str, dict]) -> None:
         """Refuses to resume a run that was started with another config or dataset, listing the differences.
 
         `defaults`, by section of the config, stand for options that there were not when the run was started.
         """
-        former = self._read("config.json")
+        former = self._record()
         if former is None:
             self.check_is_run()
             return
         former["config"] |= {name: {**values, **former["config"].get(name, {})} for name, values in defaults.items()}
         keys = ("config", "dataset")
+        self._name_alike(former["config"].get("model") or {}, record["config"].get("model") or {})
         changed = differences({key: former.get(key) for key in keys}, {key: record[key] for key in keys}, RESUMABLE)
         if changed:
             raise UserError(
                 f"run {self.url} exists with another config; name another run, or restore these: " + "; ".join(changed)
             )
+
+    def _name_alike(self, former: dict, model: dict) -> None:
+        """Gives the files of the lake that a former version's record names by their paths the URLs that `model` has."""
+        for name, url in model.items():
+            path = former.get(name)
+            if isinstance(url, str) and isinstance(path, str) and lake.absolute(self.root, lake.to_url(path)) == url:
+                former[name] = url
 
     def check_is_run(self) -> None:
         """`UserError` where something else than a run is at its URL."""
@@ -120,9 +153,14 @@ class Run:
             )
 
     def start(self, record: dict) -> str:
-        """Writes config.json if it is not there, and claims the run; returns the token of its new owner."""
-        if self._read("config.json") is None:
-            lake.write_json(self.path("config.json"), record)
+        """Writes config.json if it is not there, or to say where the run's dataset is now, and claims the run; returns
+        the token of its new owner.
+        """
+        former, url = self._record(), record.get("dataset", {}).get("url")
+        if former is None:
+            self.write_record(record)
+        elif url and former.get("dataset", {}).get("url") != url:
+            self.write_record({**former, "dataset": {**former.get("dataset", {}), "url": url}})
         token = uuid.uuid4().hex
         lake.write_json(self.path("owner.json"), {"token": token})
         return token
@@ -208,10 +246,22 @@ class Run:
 
     def checkpoint_step(self, step: int = 0) -> int:
         """Step of checkpoint `step`, or for 0 of the newest whole one; `UserError` where there is none."""
+        with self._whole_checkpoint(step) as (step, _):
+            return step
+
+    def read_checkpoint(self, step: int = 0) -> tuple[int, dict[str, bytes]]:
+        """(Step, files by name) of checkpoint `step`, or for 0 of the newest whole one; `UserError` where there is
+        none.
+        """
+        with self._whole_checkpoint(step) as (step, prefix):
+            return step, {path.name: path.read_bytes() for path in sorted(Path(prefix).parent.iterdir())}
+
+    @contextlib.contextmanager
+    def _whole_checkpoint(self, step: int) -> Iterator[tuple[int, str]]:
         with self.checkpoint(step) as checkpoint:
             if checkpoint is None:
                 raise UserError(f"run {self.url}: no whole checkpoint yet; train it first")
-            return checkpoint[0]
+            yield checkpoint
 
     def save_best(self, best: dict) -> None:
         lake.write_json(self.path("best.json"), best)
@@ -219,23 +269,31 @@ class Run:
     @contextlib.contextmanager
     def checkpoint(self, step: int = 0) -> Iterator[tuple[int, str] | None]:
         """(step, local prefix) of checkpoint `step`, or of the newest whole one for 0; None where there is none."""
-        steps = self.checkpoints()
+        steps, tried = self.checkpoints(), []
         if step and step not in steps:
-            raise UserError(
-                f"run {self.url}: no checkpoint at step {step} (there are: {', '.join(map(str, steps)) or 'none'})"
-            )
+            raise self._no_checkpoint(step, steps)
         with tempfile.TemporaryDirectory() as temporary:
-            for candidate in [step] if step else reversed(steps):
+            while untried := [candidate for candidate in ([step] if step else steps) if candidate not in tried]:
+                candidate = untried[-1]
+                tried.append(candidate)
                 problem = self._fetch(candidate, temporary)
                 if problem is None:
                     yield candidate, os.path.join(temporary, "checkpoint")
                     return
-                log.warning(
-                    "run %s: checkpoint at step %d is damaged (%s) and is passed over", self.url, candidate, problem
-                )
+                steps = self.checkpoints()  # A training may have removed it while it was read, and saved a newer one.
+                if candidate in steps:
+                    log.warning(
+                        "run %s: checkpoint at step %d is damaged (%s) and is passed over", self.url, candidate, problem
+                    )
                 if step:
-                    raise UserError(f"run {self.url}: checkpoint at step {step} is damaged: {problem}")
+                    damaged = UserError(f"run {self.url}: checkpoint at step {step} is damaged: {problem}")
+                    raise damaged if step in steps else self._no_checkpoint(step, steps)
             yield None
+
+    def _no_checkpoint(self, step: int, steps: list[int]) -> UserError:
+        return UserError(
+            f"run {self.url}: no checkpoint at step {step} (there are: {', '.join(map(str, steps)) or 'none'})"
+        )
 
     def _checkpoint(self, step: int) -> str:
         return self.path("checkpoints", f"step-{step:08d}")

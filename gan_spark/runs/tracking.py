@@ -96,9 +96,10 @@ class Tracker:
                 if experiment
                 else self.client.create_experiment(config.tracking.experiment, config.tracking.artifacts or None)
             )
-            runs = self.client.search_runs([experiment_id], f"tags.`{TAG}` = '{run.url}'")
+            queries = (f"tags.`{TAG}` = '{url}'" for url in (run.url, *lake.spellings(run.url)))
+            found = next(filter(None, (self.client.search_runs([experiment_id], query) for query in queries)), None)
             self.id = (
-                runs[0] if runs else self.client.create_run(experiment_id, run_name=config.run, tags={TAG: run.url})
+                found[0] if found else self.client.create_run(experiment_id, run_name=config.run, tags={TAG: run.url})
             ).info.run_id
         except MlflowException as error:
             raise UserError(f"tracking.uri = {config.tracking.uri!r}: {error}") from error
