@@ -9,6 +9,7 @@ from pyspark.ml import PipelineModel
 
 from gan_spark import config, models
 from gan_spark.data import images, reader, schema
+from gan_spark.lake import tables
 from gan_spark.runs import catalogue, registry
 from gan_spark.runs.store import Run
 from gan_spark.sampling import generate
@@ -52,6 +53,28 @@ def test_a_run_of_before_generates_the_images_of_before_and_goes_on(spark, forme
     rows = spark.read.parquet(made["table"]).collect()
     assert {str(row["seed"]): images.decode_png(row["image"]).tolist() for row in rows} == EXPECTED["images"]
     assert driver.train(spark, former_config(former, train={"steps": 6}))["steps"] == 6
+
+
+@pytest.fixture
+def moved(tmp_path) -> str:
+    """A copy of that lake as it is: there is none any more at `file:///former-lake`, which URLs in its files are of."""
+    shutil.copytree(FORMER / "lake", tmp_path / "lake")
+    return str(tmp_path / "lake")
+
+
+def test_a_lake_of_before_that_was_moved_opens_where_it_is(spark, moved):
+    config = former_config(moved, generate={"images": 8})
+    url = generate.generate(spark, config)["table"]
+    rows = spark.read.parquet(url)
+    assert {str(row["seed"]): images.decode_png(row["image"]).tolist() for row in rows.collect()} == EXPECTED["images"]
+    written = [
+        row.asDict() | {"run": "file:///former-lake/runs/gan"} for row in rows.collect()
+    ]  # as versions before did
+    with tables.replacing(spark.createDataFrame(written, rows.schema), url, generate.KIND):
+        pass
+    assert {row["run"] for row in generate.images_of(spark, config).collect()} == {f"file://{moved}/runs/gan"}
+    assert catalogue.lineage(moved, "gan")["dataset"] == f"file://{moved}/datasets/digits"
+    assert driver.train(spark, former_config(moved, train={"steps": 6}))["steps"] == 6
 
 
 def test_a_registry_of_before_is_read_and_written(former):

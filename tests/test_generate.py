@@ -1,6 +1,8 @@
 """One seed is one image, whatever the partitioning and wherever it is made."""
 
+import contextlib
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from gan_spark.data import images
 from gan_spark.lake import tables
 from gan_spark.runs import loading
 from gan_spark.runs.store import Run
-from gan_spark.sampling import generate
+from gan_spark.sampling import dream, generate, inpaint, latent
 from gan_spark.training import driver
 
 
@@ -57,8 +59,9 @@ def test_the_table_says_where_each_image_is_from(spark, run):
     assert result["images"] == len(rows) == 50
     assert [row["seed"] for row in rows] == list(range(7, 57))
     assert {(row["run"], row["model"], row["step"], row["height"], row["width"], row["channels"]) for row in rows} == {
-        (Run.of(run).url, run.model.name, 4, 16, 16, 1)
+        (f"lake:/runs/{run.run}", run.model.name, 4, 16, 16, 1)  # of the lake that the table is in
     }
+    assert {row["run"] for row in generate.images_of(spark, run).collect()} == {Run.of(run).url}
     assert images.decode_png(rows[0]["image"]).shape == (16, 16, 1)
     assert images.decode_png(lakes.read_bytes(result["grid"])).shape == (7 * 18 + 2, 8 * 18 + 2, 1)
 
@@ -68,6 +71,62 @@ def test_generate_refuses_a_run_or_a_checkpoint_that_is_not_there(spark, lake, r
         generate.generate(spark, make_config(lake, run="never-trained"))
     with pytest.raises(UserError, match=r"no checkpoint at step 3 \(there are: 2, 4\)"):
         generate.generate(spark, make_config(lake, run=run.run, generate={"checkpoint": 3}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", ["no", "another"])
+def test_all_tasks_load_the_checkpoint_that_was_chosen_whatever_a_training_makes_of_it(spark, lake, digits, other):
+    """It may be removed, or saved anew with other weights by a run that had gone back before it."""
+    config, another = (
+        make_config(lake, run=f"{name}-{other}", train={"steps": 2, "seed": seed}, generate={"batch_size": 4})
+        for seed, name in enumerate(("chosen", "saved-anew"))
+    )
+    driver.train(spark, config)
+    run = Run.of(config)
+    local = loading.load_model(run.url, 2, run.record()).generate({}, tf.range(4, dtype=tf.int64))
+    frame = generate.generated(spark.range(4).withColumnRenamed("id", "seed"), run, config.generate)
+    shutil.rmtree(lakes.filesystem(run.path("checkpoints"))[1])
+    if other == "another":
+        driver.train(spark, another)
+        shutil.copytree(*(lakes.filesystem(each.path("checkpoints"))[1] for each in (Run.of(another), run)))
+    pixels = {row["seed"]: images.decode_png(row["image"]) for row in frame.collect()}
+    np.testing.assert_allclose(
+        np.stack([pixels[seed] for seed in range(4)]).astype(int), images.to_pixels(local).astype(int), atol=1
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "job, model",
+    [(generate.generate, "dcgan"), (inpaint.inpaint, "dcgan"), (latent.latent, "dcgan"), (dream.dream, "lenet")],
+)
+def test_a_checkpoint_that_a_training_removes_meanwhile_serves_the_job_to_its_end(
+    spark, lake, digits, monkeypatch, job, model
+):
+    name = f"goes-on-{job.__name__}"
+    config = make_config(
+        lake,
+        model,
+        run=name,
+        train={"steps": 1},
+        generate={"images": 6, "batch_size": 4},
+        inpaint={"images": 3, "iterations": 1, "draws": 4, "starts": 1},
+        latent={"paths": 2, "steps": 3},
+        dream={"network": "run", "run": name, "layers": ("conv2",), "octaves": 1, "iterations": 1, "images": 3},
+    )
+    driver.train(spark, config)
+    whole, chosen = Run.checkpoint, []
+
+    @contextlib.contextmanager
+    def removed_afterwards(run, step=0):
+        with whole(run, step) as checkpoint:
+            yield checkpoint
+        chosen.append(checkpoint[0])
+        lakes.remove(run.path("checkpoints"))
+
+    monkeypatch.setattr(Run, "checkpoint", removed_afterwards)
+    result = job(spark, config)
+    assert chosen == [1] and lakes.exists(result.get("grid") or result["paths"])
 
 
 @pytest.mark.parametrize("option, value", [("label", "3"), ("captions", ("a red circle",)), ("part", "a")])

@@ -39,6 +39,7 @@ def attributes(spark, config: Config) -> dict:
             f"evaluate.reader = {config.evaluate.reader!r}: expected the run of an attributes model with a whole"
             f" checkpoint, found {model['name']} at {steps or 'no step'}"
         )
+    checkpoint = loading.read_checkpoint(spark, run)
     table = generate.images_of(spark, config).select("run", "step", "input", "image", "height", "width", "channels")
     first_row = table.first()
     expected = (model["image_size"], model["image_size"], model["channels"])
@@ -55,7 +56,7 @@ def attributes(spark, config: Config) -> dict:
             f"table {url}: its input {vague_captions[0]!r} says nothing of {', '.join(unsaid(vague_captions[0]))};"
             " expected captions that name all five attributes, as those of source 'shapes' do"
         )
-    read = functools.partial(_read, run.url, steps[-1], record, config.evaluate.batch_size)
+    read = functools.partial(_read, checkpoint, config.evaluate.batch_size)
     counts = (
         table.select("input", "image")
         .rdd.mapPartitions(read)
@@ -71,7 +72,7 @@ def attributes(spark, config: Config) -> dict:
         }
     report = {
         **result,
-        "real": _real(spark, run, steps[-1], record, config.evaluate.batch_size),
+        "real": _real(spark, checkpoint, config.evaluate.batch_size),
         "table": url,
         "run": first_row["run"],
         "step": first_row["step"],
@@ -81,15 +82,15 @@ def attributes(spark, config: Config) -> dict:
     return {**report, "report": f"{url}.attributes.json"}
 
 
-def _real(spark, run: Run, step: int, record: dict, batch_size: int) -> dict:
+def _real(spark, checkpoint: loading.Checkpoint, batch_size: int) -> dict:
     """The reader's own accuracies on pictures of the test split of its dataset."""
-    manifest = schema.read_manifest(record["dataset"]["url"])
-    frame = splits.frame(spark, record["dataset"]["url"], "test")
+    url = checkpoint.record["dataset"]["url"]
+    manifest, frame = schema.read_manifest(url), splits.frame(spark, url, "test")
     frames = {kind: frame.where(frame["id"].startswith(f"{kind}/")) for kind in KINDS}
     return {
         kind: {
             name: round(value, 4)
-            for name, value in measures.held_out_means(rows, run.url, step, manifest, batch_size).items()
+            for name, value in measures.checkpoint_means(rows, checkpoint, manifest, batch_size).items()
         }
         for kind, rows in frames.items()
     }
@@ -114,9 +115,9 @@ def matches(caption: str, indices: np.ndarray) -> np.ndarray:
     )
 
 
-def _read(url: str, step: int, record: dict, batch_size: int, rows: Iterator) -> Iterator[dict[str, np.ndarray]]:
+def _read(checkpoint: loading.Checkpoint, batch_size: int, rows: Iterator) -> Iterator[dict[str, np.ndarray]]:
     """Counts of images, of those with all attributes right, and of those with each right, by kind."""
-    read = loading.compiled(loading.load_model(url, step, record).read)
+    read = loading.compiled(loading.carried_model(checkpoint).read)
     counts = {kind: np.zeros(2 + len(shapes.ATTRIBUTES), np.int64) for kind in KINDS}
     for chunk in splits.chunks(rows, batch_size):
         answers = read(images.to_unit(np.stack([images.decode_png(row["image"]) for row in chunk]))).numpy()

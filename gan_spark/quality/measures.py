@@ -173,11 +173,21 @@ def pair_errors(pairs, manifest: schema.Manifest) -> dict[str, float]:
 
 def held_out_means(frame, run_url: str, step: int, manifest: schema.Manifest, batch_size: int) -> dict[str, float]:
     """Means over all images of the values that the run's model computes on held-out images, if it does."""
-    record = Run(run_url).record()
-    if models.find(record["config"]["model"]["name"]).held_out is models.GenerativeModel.held_out:
+    run = Run(run_url)
+    if models.find(run.record()["config"]["model"]["name"]).held_out is models.GenerativeModel.held_out:
         return {}
+    checkpoint = loading.read_checkpoint(frame.sparkSession, run, step)
+    means = checkpoint_means(frame, checkpoint, manifest, batch_size)
+    checkpoint.files.destroy()
+    return means
+
+
+def checkpoint_means(
+    frame, checkpoint: loading.Checkpoint, manifest: schema.Manifest, batch_size: int
+) -> dict[str, float]:
+    """`held_out_means` of a checkpoint that has been read."""
     columns = splits.columns(manifest)
-    run_classes = record["dataset"].get("classes", [])
+    run_classes = checkpoint.record["dataset"].get("classes", [])
     # The run's own indices of these classes; -1 for those it does not know, and for images without one, whose index is
     # the last.
     places = np.array(
@@ -187,7 +197,7 @@ def held_out_means(frame, run_url: str, step: int, manifest: schema.Manifest, ba
     def partial(rows: Iterator) -> Iterator[tuple[int, dict[str, float]]]:
         import tensorflow as tf
 
-        compute = loading.compiled(loading.load_model(run_url, step, record).held_out)
+        compute = loading.compiled(loading.carried_model(checkpoint).held_out)
         count, sums = 0, {}
         for chunk in splits.chunks(rows, batch_size):
             batch = splits.unpack({name: [row[name] for row in chunk] for name in columns}, manifest)

@@ -2,6 +2,10 @@
 
 import dataclasses
 import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
 
 from .. import lake, models, process
 from ..config import Config, UserError, parse
@@ -73,18 +77,59 @@ def model_config(table: dict):
 
 def restore(model, run: Run, step: int = 0) -> int:
     """Loads checkpoint `step` (0: the newest whole one) into `model`; returns its step, 0 where there is none."""
-    import tensorflow as tf
-
     with run.checkpoint(step) as checkpoint:
         if checkpoint is None:
             return 0
         step, prefix = checkpoint
-        tf.train.Checkpoint(model=model).read(prefix).assert_existing_objects_matched()
+        _read(model, prefix)
     return step
+
+
+def _read(model, prefix: str) -> None:
+    import tensorflow as tf
+
+    tf.train.Checkpoint(model=model).read(prefix).assert_existing_objects_matched()
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A run's checkpoint as a driver has read it, small enough to travel in a task's closure.
+
+    Whatever a training does to the run meanwhile, all tasks and all retries load this one.
+    """
+
+    url: str  # of the run
+    step: int
+    record: dict
+    digest: str
+    files: Any  # a broadcast of their bytes by name
+
+
+def read_checkpoint(spark, run: Run, step: int = 0) -> Checkpoint:
+    """Checkpoint `step` of the run, or for 0 the newest whole one; `UserError` where there is none."""
+    record = run.record()
+    step, files = run.read_checkpoint(step)
+    digest = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()
+    return Checkpoint(run.url, step, record, digest, spark.sparkContext.broadcast(files))
+
+
+def carried_model(checkpoint: Checkpoint):
+    """The model of a checkpoint that a driver has read, as `load_model` gives it."""
+
+    def fill(model) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, data in checkpoint.files.value.items():
+                Path(folder, name).write_bytes(data)
+            _read(model, os.path.join(folder, "checkpoint"))
+
+    return _kept(checkpoint.url, checkpoint.step, checkpoint.record, checkpoint.digest, fill)
 
 
 def load_model(url: str, step: int, record: dict):
     """The model of the run at `url` at a checkpoint, to sample from or look through; kept by `process.cached`.
+
+    It is read from the lake, where a training may have removed it (`train.keep`); jobs whose tasks come later begin
+    with `read_checkpoint`.
 
     In a task of Spark TensorFlow gets one thread, and there one seed is one image to the bit, whatever the task. On a
     driver it keeps the threads that it has. Images of dcgan, vae and wgan_gp came out the same to the bit with 1, 2 and
@@ -94,17 +139,20 @@ def load_model(url: str, step: int, record: dict):
     A model outside of the package must have been named by the user (`models.find`). In a task that holds, since the
     driver has looked the record's model up before it started the task.
     """
+    return _kept(url, step, record, "", lambda model: restore(model, Run(url), step))
 
+
+def _kept(url: str, step: int, record: dict, digest: str, fill):
     def load():
         process.limit_task_threads()
         table = record["config"]["model"]
         if process.in_task():
             models.config_class(table["name"])
         model = build(model_config(table), uses=record["config"]["uses"])
-        restore(model, Run(url), step)
+        fill(model)
         return model
 
-    return process.cached(("model", url, step, record.get("created")), load)
+    return process.cached(("model", url, step, record.get("created"), digest), load)
 
 
 def compiled(method):

@@ -40,7 +40,7 @@ def dream(spark, config: Config) -> dict:
     lake.check_file(f"{table}.png", "picture")
     if not options.layers:
         raise UserError("dream.layers is empty: no layer is named that should be driven up")
-    source = _source(config)
+    source = _source(spark, config)
     activations(source, options.layers)  # what is wrong with the network or its layers is told before any task starts
     if source[0] == "keras":  # Only the driver fetches its weights.
         source = (*source[:2], spark.sparkContext.broadcast(_network(*source).get_weights()))
@@ -84,7 +84,7 @@ def _grid(dreams: list, rows, manifest: schema.Manifest) -> np.ndarray:
     return images.grid(np.stack(pairs), 8)
 
 
-def _source(config: Config) -> tuple:
+def _source(spark, config: Config) -> tuple:
     """The network by reference, small enough for a task's closure."""
     options = config.dream
     if options.network == "run":
@@ -94,7 +94,8 @@ def _source(config: Config) -> tuple:
             raise UserError(
                 f"dream.run = {options.run!r}: expected the run of a lenet, found {record['config']['model']['name']!r}"
             )
-        return "run", run.url, run.checkpoint_step(), record
+        name = lake.reference(config.lake, lake.table_url(config), run.url)
+        return "run", name, loading.read_checkpoint(spark, run)
     if options.network.endswith((".keras", ".h5")):
         return "file", lake.to_url(options.network)
     return "keras", options.network, options.weights
@@ -119,7 +120,7 @@ def _loaded_network(kind: str, name: str, weights: str | Broadcast) -> tf.keras.
 def activations(source: tuple, layers: tuple[str, ...]) -> Callable[[tf.Tensor], list[tf.Tensor]]:
     """A function from images in [-1, 1] to the outputs of the layers. `UserError` where one does not exist."""
     if source[0] == "run":
-        network = loading.load_model(*source[1:]).network
+        network = loading.carried_model(source[2]).network
         layers_of(network, layers, tf.zeros([1, *network.input_shape[1:]]))
         return lambda x: layers_of(network, layers, x)
     network = _network(*source)

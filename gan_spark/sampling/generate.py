@@ -38,10 +38,10 @@ def generate(spark, config: Config) -> dict:
     check_table(spark, config)
     grid = f"{url}.png"
     requested = inputs(spark, config)
-    step = run.checkpoint_step(options.checkpoint)
-    rows = requested
+    checkpoint = loading.read_checkpoint(spark, run, options.checkpoint)
+    step, rows = checkpoint.step, requested
     if options.append and lake.exists(url):
-        rows = _without_present(requested, _of_step(tables.read(spark, url), run.url, step))
+        rows = _without_present(requested, _of_step(tables.read(spark, url), run, step))
     count = rows.count()
     if not count:
         log.warning(
@@ -58,17 +58,19 @@ def generate(spark, config: Config) -> dict:
         if "image" in requested.columns
         else {}
     )
-    frame = generated(rows, run, options, step)
+    frame = generated(rows, run, options, checkpoint)
+    frame = frame.withColumn("run", F.lit(lake.reference(config.lake, url, run.url)))
     log.info("generate: %d images of run %s", count, run.url)
     if config.tables == "delta":
         tables.write_delta(frame, url, "append" if options.append else "overwrite")
-        first_rows = _first_rows(_of_step(tables.read(spark, url), run.url, step), sources)
+        first_rows = _first_rows(_of_step(tables.read(spark, url), run, step), sources)
     else:
         with tables.replacing(frame, url, KIND) as table:
             written = table.count()
             if written != count:
                 raise RuntimeError(f"{written} rows written for {count} seeds; {url} was left as it was")
             first_rows = _first_rows(table, sources)
+    checkpoint.files.destroy()
     lake.write_picture(grid, images.encode_png(_grid(first_rows, sources, run)))
     if tracker := tracking.tracker(config, run):
         tracker.artifact(grid, "generated")
@@ -87,9 +89,9 @@ def check_table(spark, config: Config) -> None:
     lake.check_file(f"{url}.png", "picture")
 
 
-def _of_step(table, run_url: str, step: int):
-    """Those rows of a generated table that are of the run at the step."""
-    return table.where((F.col("run") == run_url) & (F.col("step") == step))
+def _of_step(table, run: Run, step: int):
+    """Those rows of a generated table that are of the run at the step, with the run's URL in them."""
+    return table.where(F.col("run").isin(run.names()) & (F.col("step") == step)).withColumn("run", F.lit(run.url))
 
 
 def _without_present(requested, present):
@@ -121,15 +123,16 @@ def images_of(spark, config: Config):
 
     A Delta table that is added to holds several runs and steps. `UserError` where it holds none of these.
     """
-    url, run, step = lake.table_url(config), Run.of(config).url, config.generate.checkpoint
-    table = tables.read(spark, url)
+    url, run, step = lake.table_url(config), Run.of(config), config.generate.checkpoint
+    table, names = tables.read(spark, url), run.names()
     contents = sorted((row["run"], row["step"]) for row in table.select("run", "step").distinct().collect())
-    steps = [row_step for row_run, row_step in contents if row_run == run and step in (0, row_step)]
+    steps = sorted(row_step for row_run, row_step in contents if row_run in names and step in (0, row_step))
     if not steps:
+        listed = (f"{lake.absolute(config.lake, row_run)} at step {row_step}" for row_run, row_step in contents)
         raise UserError(
-            f"table {url} has no images of run {run}{f' at step {step}' if step else ''}; it has those of"
-            f" {', '.join(f'{row_run} at step {row_step}' for row_run, row_step in contents) or 'no run'}: make them"
-            " with jobs/generate.py, or name another run or table (generate.table)"
+            f"table {url} has no images of run {run.url}{f' at step {step}' if step else ''}; it has those of"
+            f" {', '.join(listed) or 'no run'}: make them with jobs/generate.py, or name another run or table"
+            " (generate.table)"
         )
     return _of_step(table, run, steps[-1])
 
@@ -230,15 +233,14 @@ def taken_by_run(record: dict) -> tuple[str, ...]:
     return taken_by(record["config"]["run"], loading.model_config(record["config"]["model"]))
 
 
-def generated(rows, run: Run, options: Generate, step: int | None = None):
+def generated(rows, run: Run, options: Generate, checkpoint: loading.Checkpoint | None = None):
     """A DataFrame of TABLE, one row for each row of `rows`: a DataFrame as `inputs` gives, or any with a long `seed`
     and the model's columns.
 
-    The checkpoint is `step`, or is chosen now, so that all tasks, and all retries, use the same one.
+    The checkpoint was read before, or is read now, so that all tasks, and all retries, use the same one.
     """
     record = run.record()
     takes = taken_by_run(record)
-    step = step or run.checkpoint_step(options.checkpoint)
     model_names = {"image": options.part or "image"}
     missing = [
         name
@@ -251,17 +253,16 @@ def generated(rows, run: Run, options: Generate, step: int | None = None):
             f"run {run.url}: its model takes {', '.join(takes)}; the rows have no column {missing[0]!r} (columns:"
             f" {', '.join(rows.columns)})"
         )
-    return rows.mapInPandas(
-        functools.partial(_generate, run.url, step, record, options.batch_size, options.part), TABLE
-    )
+    checkpoint = checkpoint or loading.read_checkpoint(rows.sparkSession, run, options.checkpoint)
+    return rows.mapInPandas(functools.partial(_generate, checkpoint, options.batch_size, options.part), TABLE)
 
 
 def _generate(
-    url: str, step: int, record: dict, batch_size: int, part: str, frames: Iterator[pd.DataFrame]
+    checkpoint: loading.Checkpoint, batch_size: int, part: str, frames: Iterator[pd.DataFrame]
 ) -> Iterator[pd.DataFrame]:
     import tensorflow as tf
 
-    model = loading.load_model(url, step, record)
+    model, record = loading.carried_model(checkpoint), checkpoint.record
     sample = loading.compiled(model.generate)
     takes = taken_by_run(record)
     manifest, seeds, sources, pngs, shape = None, [], [], [], None
@@ -269,9 +270,9 @@ def _generate(
     def table() -> pd.DataFrame:
         images_frame = pd.DataFrame(
             {
-                "run": url,
+                "run": checkpoint.url,
                 "model": record["config"]["model"]["name"],
-                "step": step,
+                "step": checkpoint.step,
                 "seed": seeds,
                 "input": sources,
                 "image": pngs,

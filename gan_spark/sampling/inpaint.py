@@ -37,7 +37,7 @@ def inpaint(spark, config: Config) -> dict:
     record = run.record()
     if record["config"]["model"]["name"] != "dcgan":
         raise UserError(f"run {run.url}: expected a dcgan to inpaint with, found {record['config']['model']['name']!r}")
-    step = run.checkpoint_step(config.generate.checkpoint)
+    checkpoint = loading.read_checkpoint(spark, run, config.generate.checkpoint)
     url = record["dataset"]["url"]
     manifest = schema.read_manifest(url)
     rows = _rows_to_fill(spark, options, url).persist()
@@ -54,7 +54,9 @@ def inpaint(spark, config: Config) -> dict:
         mean, nearest = baselines(spark, train, originals, masks, manifest)
         fillings = {row["id"]: (mean, nearest[i]) for i, row in enumerate(chosen)}
         shared = spark.sparkContext.broadcast(fillings)
-        work = functools.partial(_inpaint, run.url, step, record, options, manifest, shared)
+        work = functools.partial(
+            _inpaint, checkpoint, lake.reference(config.lake, table, run.url), options, manifest, shared
+        )
         with tables.replacing(rows.mapInPandas(work, TABLE), table, _KIND) as written:
             figures = _figures(written)
             shown = {row["input"]: row for row in written.orderBy("seed").limit(12).collect()}
@@ -72,7 +74,7 @@ def inpaint(spark, config: Config) -> dict:
                 images.decode_png(shown[row["id"]]["image"]),
             ]
     lake.write_picture(f"{table}.png", images.encode_png(images.grid(np.stack(sheet).astype(np.uint8), 10)))
-    return {"table": table, "grid": f"{table}.png", "run": run.url, "step": step, **figures}
+    return {"table": table, "grid": f"{table}.png", "run": run.url, "step": checkpoint.step, **figures}
 
 
 def _rows_to_fill(spark, options: Inpaint, url: str):
@@ -270,15 +272,14 @@ def filled(original: np.ndarray, fake: np.ndarray, mask: np.ndarray, blend: str)
 
 
 def _inpaint(
-    url: str,
-    step: int,
-    record: dict,
+    checkpoint: loading.Checkpoint,
+    run: str,
     options: Inpaint,
     manifest: schema.Manifest,
     fillings,
     frames: Iterator[pd.DataFrame],
 ) -> Iterator[pd.DataFrame]:
-    model = loading.load_model(url, step, record)
+    model = loading.carried_model(checkpoint)
     for frame in frames:
         for start in range(0, len(frame), options.batch_size):
             rows = frame.iloc[start : start + options.batch_size].to_dict("records")
@@ -293,9 +294,9 @@ def _inpaint(
                 holed = np.where(masks[i][..., None] != 0, np.uint8(128), originals[i])
                 yield pd.DataFrame(
                     {
-                        "run": [url],
-                        "model": [record["config"]["model"]["name"]],
-                        "step": [step],
+                        "run": [run],
+                        "model": [checkpoint.record["config"]["model"]["name"]],
+                        "step": [checkpoint.step],
                         "seed": [row["seed"]],
                         "input": [row["id"]],
                         "image": [images.encode_png(inpainted)],

@@ -25,9 +25,8 @@ def latent(spark, config: Config) -> dict:
     pictures = {"paths": f"{url}.paths.png"} | ({"arithmetic": f"{url}.arithmetic.png"} if options.arithmetic else {})
     for picture in pictures.values():
         lake.check_file(picture, "picture")
-    record = run.record()
-    step = run.checkpoint_step(config.generate.checkpoint)
-    model = loading.load_model(run.url, step, record)
+    checkpoint = loading.read_checkpoint(spark, run, config.generate.checkpoint)
+    model = loading.carried_model(checkpoint)
     if not hasattr(model, "decode"):
         names = sorted(name for name, model_class in models.MODELS.items() if hasattr(model_class, "decode"))
         raise UserError(
@@ -37,7 +36,7 @@ def latent(spark, config: Config) -> dict:
     seeds = np.arange(2 * options.paths) + config.generate.first_seed
     ends = model.latents(seeds, model.config.latent).numpy().reshape(options.paths, 2, -1)
     paths = np.concatenate([between(*pair, options.steps) for pair in ends])
-    result = {"run": run.url, "step": step, **pictures}
+    result = {"run": run.url, "step": checkpoint.step, **pictures}
     lake.write_picture(
         result["paths"], images.encode_png(images.grid(images.to_pixels(model.decode(paths)), options.steps))
     )
