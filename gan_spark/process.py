@@ -7,11 +7,16 @@ import collections
 import dataclasses
 import logging
 import os
+import re
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
+
+from . import __version__, failures
+from .config import UserError
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +41,7 @@ class Team:
 def prepare(spark=None) -> None:
     """Settings of a process of gan_spark's own, to be made before TensorFlow is imported; what the environment holds
     already stays as it is. With a Spark session they hold for the Python workers that it starts from now on, too.
+    `UserError` where these are not what this process is (`check_workers`).
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -43,6 +49,59 @@ def prepare(spark=None) -> None:
             spark.sparkContext.environment.setdefault(name, os.environ[name])
     # Petastorm 0.12 is tied to pyarrow's legacy ParquetDataset, which warns of itself at every use.
     warnings.filterwarnings("ignore", category=FutureWarning, module="petastorm")
+    if spark is not None:
+        check_workers(spark)
+
+
+_checked = weakref.WeakSet()  # contexts of Spark whose workers are known to be what this process is
+
+
+def check_workers(spark) -> None:
+    """`UserError` where Spark's Python workers run another Python than this process, or have no gan_spark or another
+    version of it. A few tiny tasks tell, once a session.
+    """
+    context = spark.sparkContext
+    if context in _checked:
+        return
+    slots = min(16, context.defaultParallelism)
+    try:
+        workers = context.parallelize(range(slots), slots).map(_identity()).collect()
+    except Exception as error:
+        version = re.search(r"Python in worker has different version (\S+)", str(error))
+        # One that cannot import PySpark ends before it has said its version.
+        reasons = re.findall(r"^\s*(\w+Error: .+)", str(error), re.MULTILINE) or [failures.summary(error)]
+        found = f"Python {version[1]}" if version else f"no Python that can run a task ({reasons[-1]})"
+        raise UserError(_difference(f"Spark's Python workers ({context.pythonExec})", found)) from error
+    for host, package in workers:
+        if package != __version__:
+            raise UserError(_difference(f"Spark's Python worker on {host} ({context.pythonExec})", package))
+    _checked.add(context)
+
+
+def _identity() -> Callable[[int], tuple[str, str]]:
+    """A task that gives (its host, the version of its gan_spark or why there is none). A function within a function
+    travels whole, so that a worker without gan_spark runs it.
+    """
+
+    def identity(_: int) -> tuple[str, str]:
+        import socket
+
+        try:
+            from gan_spark import __version__ as version
+        except ImportError as error:
+            version = f"no gan_spark ({error})"
+        return socket.gethostname(), version
+
+    return identity
+
+
+def _difference(worker: str, found: str) -> str:
+    found = f"gan_spark {found}" if found[:1].isdigit() else found
+    return (
+        f"{worker}: expected Python {sys.version_info[0]}.{sys.version_info[1]} with gan_spark {__version__} as in this"
+        f" process, found {found}; point PYSPARK_PYTHON (or spark.pyspark.python) at this environment's Python on every"
+        " worker, or hand the package over with --py-files"
+    )
 
 
 def in_task() -> bool:

@@ -1,22 +1,26 @@
 """What gan_spark does to the process that it runs in: nothing when it is imported, and settings where it says so."""
 
 import collections
+import glob
 import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
 import warnings
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import make_model
+from conftest import ROOT, make_model
 from PIL import Image
 
-from gan_spark import check, process
+from gan_spark import __version__, check, process
 from gan_spark.config import resolved
 from gan_spark.data.images import BadImage, read
 from gan_spark.runs.store import Run
@@ -72,6 +76,7 @@ def test_importing_every_module_changes_nothing_of_the_process():
 
 def test_settings_are_made_where_they_are_asked_for_and_keep_what_is_there(monkeypatch):
     session = SimpleNamespace(sparkContext=SimpleNamespace(environment={}))
+    monkeypatch.setattr(process, "check_workers", lambda spark: None)
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "1")
     monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
     with warnings.catch_warnings():
@@ -88,6 +93,89 @@ def test_workers_of_a_session_get_the_settings(spark, monkeypatch):
     finally:
         del os.environ["GAN_SPARK_TEST"], spark.sparkContext.environment["GAN_SPARK_TEST"]
     assert values == ["7", "7"]
+
+
+# --- workers ---------------------------------------------------------------------------
+
+SESSION = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from gan_spark import failures, job
+
+spark, text = None, ""
+try:
+    spark = job.session("workers")
+except Exception as error:
+    code, text = failures.report(error), str(error)
+print(json.dumps({"code": code if text else 0, "error": text}))
+"""
+
+
+def other_pythons() -> list[str]:
+    """Pythons of other versions than this; the test is skipped where there is none."""
+    paths, others = [shutil.which(f"python3.{minor}") for minor in range(8, 15)], {}
+    paths += glob.glob(os.path.expanduser("~/.pyenv/versions/3.*/bin/python"))
+    for path in filter(None, paths):
+        answer = subprocess.run([path, "--version"], capture_output=True, text=True)
+        if version := re.match(r"Python (3\.\d+)", answer.stdout):
+            others.setdefault(version[1], path)
+    others.pop(f"{sys.version_info[0]}.{sys.version_info[1]}", None)
+    if not others:
+        pytest.skip("no Python of another version is here")
+    return [others[version] for version in sorted(others, key=lambda text: int(text[2:]))]
+
+
+def session_with(python: str, folder) -> dict:
+    """What a session says whose workers run `python` with `folder` on their path."""
+    environment = {**os.environ, "PYSPARK_PYTHON": python, "PYTHONPATH": str(folder)}
+    answer = subprocess.run(
+        [sys.executable, "-c", SESSION, str(ROOT)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+        cwd=folder,
+    )
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+EXPECTED = f"expected Python 3.11 with gan_spark {__version__} as in this process, found "
+
+
+@pytest.mark.slow
+def test_workers_of_another_python_are_told_before_any_work(tmp_path):
+    # The newest may be too new for this Spark, and fails before it has said its version.
+    for python in {other_pythons()[0], other_pythons()[-1]}:
+        answer = session_with(python, tmp_path)
+        found = r"(Python 3.\d+|no Python that can run a task \(\w+Error: .*\)); point PYSPARK_PYTHON"
+        assert answer["code"] == 2 and re.search(rf"workers \({python}\): {EXPECTED}{found}", answer["error"])
+    answer = session_with(str(tmp_path / "none"), tmp_path)
+    assert answer["code"] == 2 and re.search(
+        rf"{EXPECTED}no Python that can run a task \(.*No such file.*\); point", answer["error"]
+    )
+    assert "\n" not in answer["error"]
+
+
+@pytest.mark.slow
+def test_workers_without_gan_spark_or_with_another_version_are_told_before_any_work(tmp_path):
+    if sys._base_executable == sys.executable:
+        pytest.skip("this Python is no environment of its own: none without gan_spark is known")
+    answer = session_with(sys._base_executable, tmp_path)
+    assert answer["code"] == 2 and f"{EXPECTED}no gan_spark (No module named 'gan_spark'); point" in answer["error"]
+    (tmp_path / "gan_spark").mkdir()
+    (tmp_path / "gan_spark" / "__init__.py").write_text('__version__ = "0.0.9"')
+    answer = session_with(sys.executable, tmp_path)
+    assert answer["code"] == 2 and f"{EXPECTED}gan_spark 0.0.9; point" in answer["error"]
+
+
+def test_workers_are_looked_at_once_a_session(spark, monkeypatch):
+    monkeypatch.setattr(process, "_checked", weakref.WeakSet())
+    jobs = []
+    monkeypatch.setattr(process, "_identity", lambda: jobs.append(1) or (lambda _: ("host", __version__)))
+    for _ in range(3):
+        process.prepare(spark)
+    assert jobs == [1]
 
 
 # --- threads ---------------------------------------------------------------------------
