@@ -1,9 +1,11 @@
 """One Spark session and one small dataset for all tests: each costs seconds."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+from pyspark.sql import DataFrame
 
 from gan_spark import process
 
@@ -40,6 +42,40 @@ def spark():
     session = job.session("tests", bigdl.jars())
     yield session
     session.stop()
+
+
+@pytest.fixture
+def default_batches(spark):
+    """The session hands Python as many rows at once as Spark does where nobody says anything."""
+    key, before = (
+        "spark.sql.execution.arrow.maxRecordsPerBatch",
+        spark.conf.get("spark.sql.execution.arrow.maxRecordsPerBatch"),
+    )
+    spark.conf.set(key, "10000")
+    yield key
+    spark.conf.set(key, before)
+
+
+@pytest.fixture
+def handed(tmp_path, monkeypatch, default_batches):
+    """A function that tells how many rows functions of frames were handed at once so far."""
+    plain, folder = DataFrame.mapInPandas, tmp_path / "handed"
+    folder.mkdir()
+
+    def watched(frame, function, schema):
+        def work(frames):
+            def seen():
+                for rows in frames:
+                    with open(f"{folder}/{os.getpid()}", "a") as log:
+                        log.write(f"{len(rows)}\n")
+                    yield rows
+
+            return function(seen())
+
+        return plain(frame, work, schema)
+
+    monkeypatch.setattr(DataFrame, "mapInPandas", watched)
+    return lambda: [int(line) for path in folder.iterdir() for line in path.read_text().split()]
 
 
 @pytest.fixture(scope="session")

@@ -129,6 +129,13 @@ def test_a_table_of_dreams(spark, config):
     assert again == {row["input"]: bytes(row["image"]) for row in rows}
 
 
+def test_tasks_are_handed_no_more_images_at_once_than_memory_holds(spark, config, handed, default_batches, monkeypatch):
+    monkeypatch.setattr("gan_spark.data.batches.BYTES", 600)  # two images of 16 x 16, and a bit
+    assert dream.dream(spark, dataclasses.replace(config, run="few-at-once"))["images"] == 5
+    assert sum(handed()) == 5 and max(handed()) <= 2
+    assert spark.conf.get(default_batches) == "10000"
+
+
 def changed(config, **values):
     return dataclasses.replace(config, dream=dataclasses.replace(config.dream, **values))
 

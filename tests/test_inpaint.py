@@ -165,6 +165,18 @@ def test_a_table_of_mended_images(spark, config, kind):
     assert images.decode_png(lakes.read_bytes(result["grid"])).shape[1] == 10 * 18 + 2
 
 
+def test_tasks_are_handed_no_more_images_at_once_than_memory_holds(spark, config, handed, default_batches, monkeypatch):
+    def mended() -> dict[str, bytes]:
+        rows = spark.read.parquet(inpaint.inpaint(spark, config)["table"]).collect()
+        return {row["input"]: bytes(row["image"]) for row in rows}
+
+    with monkeypatch.context() as limited:
+        limited.setattr("gan_spark.data.batches.BYTES", 300)  # one image of 16 x 16, and a bit
+        few_at_once = mended()
+    assert handed() == [1] * 6 and spark.conf.get(default_batches) == "10000"
+    assert mended() == few_at_once and max(handed()) > 1
+
+
 def test_masks_from_a_table_choose_the_images(spark, config, tmp_path):
     ids = sorted(stored(spark, config))[:3]
     mask = np.zeros([16, 16, 1], np.uint8)

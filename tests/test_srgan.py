@@ -13,6 +13,7 @@ from gan_spark.models import srgan
 from gan_spark.models.srgan import SRGAN, Config
 from gan_spark.runs import loading
 from gan_spark.runs.store import Run
+from gan_spark.sampling import generate
 from gan_spark.training import driver
 
 pytestmark = pytest.mark.slow
@@ -196,3 +197,22 @@ def test_a_run_starts_from_another_and_looks_through_a_third(spark, lake, digits
     with pytest.raises(UserError, match="no run at .*nowhere"):
         loading.used_runs(dataclasses.replace(second, model=dataclasses.replace(second.model, pretrained="nowhere")))
     assert lakes.exists(Run.of(first).url)
+
+
+def test_tasks_are_handed_no_more_images_at_once_than_memory_holds(
+    spark, lake, digits, handed, default_batches, monkeypatch
+):
+    options = {"images": 11, "batch_size": 4, "partitions": 2}
+    config = make_config(lake, "srgan", run="sr-few", train={"steps": 1}, generate=options)
+    driver.train(spark, config)
+
+    def enlarged() -> dict[str, bytes]:
+        rows = spark.read.parquet(generate.generate(spark, config)["table"]).collect()
+        return {row["input"]: bytes(row["image"]) for row in rows}
+
+    with monkeypatch.context() as limited:
+        limited.setattr("gan_spark.data.batches.BYTES", 900)  # three images of 16 x 16, and a bit
+        few_at_once = enlarged()
+    assert sum(handed()) == 11 == len(few_at_once) and max(handed()) <= 3
+    assert spark.conf.get(default_batches) == "10000"
+    assert enlarged() == few_at_once and max(handed()) > 3

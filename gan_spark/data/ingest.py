@@ -27,7 +27,7 @@ from pyspark.sql import functions as F
 from .. import lake
 from ..config import Config, Ingest, UserError, check_sections
 from ..lake import tables
-from . import images, parts, reader, schema, sources, splits
+from . import batches, images, parts, reader, schema, sources, splits
 
 log = logging.getLogger(__name__)
 _FILE_BYTES = 128 * 2**20
@@ -174,21 +174,13 @@ def _put_in_place(spark, staged: str, url: str, staged_rejects: str, rejects: st
         lake.replace_all({staged_rejects: rejects, staged: url})
 
 
-@contextlib.contextmanager
-def _batches_that_fit(spark, source: sources.Source, config: Ingest) -> Iterator[None]:
-    """Spark setting for sources of whole files: tasks are handed no more rows at once than fit into an Arrow column.
-
-    Such a column ends at 2 GiB.
+def _batches_that_fit(spark, source: sources.Source, config: Ingest) -> contextlib.AbstractContextManager[None]:
+    """Of sources of whole files, tasks are handed no more rows at once than fit into an Arrow column, which ends at
+    2 GiB.
     """
-    key = "spark.sql.execution.arrow.maxRecordsPerBatch"
-    before = spark.conf.get(key)
-    if source.holds_files:
-        max_rows = max(1, _ARROW_BYTES // (config.max_file_mb * 2**20))
-        spark.conf.set(key, str(min(max_rows, int(before)) if int(before) > 0 else max_rows))
-    try:
-        yield
-    finally:
-        spark.conf.set(key, before)
+    if not source.holds_files:
+        return contextlib.nullcontext()
+    return batches.at_most(spark, max(1, _ARROW_BYTES // (config.max_file_mb * 2**20)))
 
 
 def _counts(written: list) -> dict[str, int]:

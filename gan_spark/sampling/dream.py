@@ -16,7 +16,7 @@ from pyspark import Broadcast
 
 from .. import lake, networks, process
 from ..config import Config, Dream, UserError
-from ..data import images, schema, splits
+from ..data import batches, images, schema, splits
 from ..lake import tables
 from ..models.blocks import layers_of
 from ..runs import loading
@@ -52,9 +52,8 @@ def dream(spark, config: Config) -> dict:
     partitions = min(options.images, spark.sparkContext.defaultParallelism)
     dataset = splits.frame(spark, url, options.split).select("id", "image")
     rows = splits.lowest_hashes(dataset, options.images).repartition(partitions)
-    with tables.replacing(
-        rows.mapInPandas(functools.partial(_dream, source, options, manifest), TABLE), table, "dreams"
-    ) as written:
+    dreams = rows.mapInPandas(functools.partial(_dream, source, options, manifest), TABLE)
+    with batches.at_most(spark, batches.rows_of(manifest)), tables.replacing(dreams, table, "dreams") as written:
         first_rows = written.orderBy("input").limit(16).collect()
         means = written.selectExpr(
             "avg(objective_before) as before", "avg(objective_after) as after", "count(*) as count"

@@ -6,6 +6,7 @@ One seed is one image, whatever the partitioning: its latent is a function of th
 and every forward pass has the same shape and one thread, since both can change the last bit of a sum.
 """
 
+import contextlib
 import functools
 import logging
 import math
@@ -17,7 +18,7 @@ from pyspark.sql import functions as F
 
 from .. import lake, models
 from ..config import Config, Generate, UserError
-from ..data import images, schema, splits
+from ..data import batches, images, schema, splits
 from ..lake import tables
 from ..runs import loading, registry, tracking
 from ..runs.store import Run
@@ -61,15 +62,8 @@ def generate(spark, config: Config) -> dict:
     frame = generated(rows, run, options, checkpoint)
     frame = frame.withColumn("run", F.lit(lake.reference(config.lake, url, run.url)))
     log.info("generate: %d images of run %s", count, run.url)
-    if config.tables == "delta":
-        tables.write_delta(frame, url, "append" if options.append else "overwrite")
-        first_rows = _first_rows(_of_step(tables.read(spark, url), run, step), sources)
-    else:
-        with tables.replacing(frame, url, KIND) as table:
-            written = table.count()
-            if written != count:
-                raise RuntimeError(f"{written} rows written for {count} seeds; {url} was left as it was")
-            first_rows = _first_rows(table, sources)
+    with _batches_that_fit(spark, rows, run):
+        first_rows = _written(spark, config, frame, count, run, step, sources)
     checkpoint.files.destroy()
     lake.write_picture(grid, images.encode_png(_grid(first_rows, sources, run)))
     if tracker := tracking.tracker(config, run):
@@ -87,6 +81,28 @@ def check_table(spark, config: Config) -> None:
         )
     tables.check(spark, url, config.tables, KIND, COLUMNS)
     lake.check_file(f"{url}.png", "picture")
+
+
+def _batches_that_fit(spark, rows, run: Run) -> contextlib.AbstractContextManager[None]:
+    """Of inputs that hold images or embeddings of the run's dataset, tasks are handed no more at once than memory
+    holds.
+    """
+    if not {"image", "embedding"} & set(rows.columns):
+        return contextlib.nullcontext()
+    return batches.at_most(spark, batches.rows_of(schema.read_manifest(run.record()["dataset"]["url"])))
+
+
+def _written(spark, config: Config, frame, count: int, run: Run, step: int, sources: dict) -> list:
+    """The rows of the grid, once the frame's rows are in the config's table."""
+    url = lake.table_url(config)
+    if config.tables == "delta":
+        tables.write_delta(frame, url, "append" if config.generate.append else "overwrite")
+        return _first_rows(_of_step(tables.read(spark, url), run, step), sources)
+    with tables.replacing(frame, url, KIND) as table:
+        written = table.count()
+        if written != count:
+            raise RuntimeError(f"{written} rows written for {count} seeds; {url} was left as it was")
+        return _first_rows(table, sources)
 
 
 def _of_step(table, run: Run, step: int):
@@ -285,22 +301,20 @@ def _generate(
             column.clear()
         return images_frame
 
-    for frame in frames:
-        if manifest is None and ("image" in frame or "embedding" in frame):
+    for rows in batches.of_size(frames, batch_size):
+        if manifest is None and ("image" in rows or "embedding" in rows):
             manifest = schema.read_manifest(record["dataset"]["url"])
-        for start in range(0, len(frame), batch_size):
-            rows = frame.iloc[start : start + batch_size]
-            # The last part is filled up, so that every pass has one shape.
-            filled = rows.iloc[np.minimum(np.arange(batch_size), len(rows) - 1)]
-            batch = _batch(filled, takes, manifest, part)
-            pixels = images.to_pixels(sample(batch, tf.constant(filled["seed"], tf.int64)))[: len(rows)]
-            shape = pixels.shape[1:]
-            seeds += rows["seed"].tolist()
-            sources += rows["input"].tolist() if "input" in rows else [None] * len(rows)
-            pngs += map(images.encode_png, pixels)
-            # A table handed on costs as much as ten small images.
-            if len(pngs) >= _HANDED_ON or len(pngs) * math.prod(shape) >= _HANDED_ON_BYTES:
-                yield table()
+        # The last part is filled up, so that every pass has one shape.
+        filled = rows.iloc[np.minimum(np.arange(batch_size), len(rows) - 1)]
+        batch = _batch(filled, takes, manifest, part)
+        pixels = images.to_pixels(sample(batch, tf.constant(filled["seed"], tf.int64)))[: len(rows)]
+        shape = pixels.shape[1:]
+        seeds += rows["seed"].tolist()
+        sources += rows["input"].tolist() if "input" in rows else [None] * len(rows)
+        pngs += map(images.encode_png, pixels)
+        # A table handed on costs as much as ten small images.
+        if len(pngs) >= _HANDED_ON or len(pngs) * math.prod(shape) >= _HANDED_ON_BYTES:
+            yield table()
     if pngs:
         yield table()
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from .. import lake, process
 from ..config import Config, Inpaint, UserError
-from ..data import images, schema, splits
+from ..data import batches, images, schema, splits
 from ..lake import tables
 from ..runs import loading, registry
 from ..runs.store import Run
@@ -54,10 +54,12 @@ def inpaint(spark, config: Config) -> dict:
         mean, nearest = baselines(spark, train, originals, masks, manifest)
         fillings = {row["id"]: (mean, nearest[i]) for i, row in enumerate(chosen)}
         shared = spark.sparkContext.broadcast(fillings)
-        work = functools.partial(
-            _inpaint, checkpoint, lake.reference(config.lake, table, run.url), options, manifest, shared
-        )
-        with tables.replacing(rows.mapInPandas(work, TABLE), table, _KIND) as written:
+        name = lake.reference(config.lake, table, run.url)
+        work = functools.partial(_inpaint, checkpoint, name, options, manifest, shared)
+        # Masks of a table are files of any size.
+        at_once = batches.FILES if options.mask == "table" else batches.rows_of(manifest)
+        inpainted = rows.mapInPandas(work, TABLE)
+        with batches.at_most(spark, at_once), tables.replacing(inpainted, table, _KIND) as written:
             figures = _figures(written)
             shown = {row["input"]: row for row in written.orderBy("seed").limit(12).collect()}
     finally:
@@ -280,33 +282,32 @@ def _inpaint(
     frames: Iterator[pd.DataFrame],
 ) -> Iterator[pd.DataFrame]:
     model = loading.carried_model(checkpoint)
-    for frame in frames:
-        for start in range(0, len(frame), options.batch_size):
-            rows = frame.iloc[start : start + options.batch_size].to_dict("records")
-            # The last part is filled up, so that every pass has one shape.
-            padded = rows + rows[-1:] * (options.batch_size - len(rows))
-            originals = schema.unpack([row["image"] for row in padded], manifest.shape, manifest.encoding)
-            masks = np.stack([_mask(row, options, manifest) for row in padded])
-            fakes = images.to_pixels(search(model, images.to_unit(originals), masks, options))
-            for i, row in enumerate(rows):
-                mean, nearest = fillings.value[row["id"]]
-                inpainted = filled(originals[i], fakes[i], masks[i], options.blend)
-                holed = np.where(masks[i][..., None] != 0, np.uint8(128), originals[i])
-                yield pd.DataFrame(
-                    {
-                        "run": [run],
-                        "model": [checkpoint.record["config"]["model"]["name"]],
-                        "step": [checkpoint.step],
-                        "seed": [row["seed"]],
-                        "input": [row["id"]],
-                        "image": [images.encode_png(inpainted)],
-                        "height": [manifest.height],
-                        "width": [manifest.width],
-                        "channels": [manifest.channels],
-                        "masked": [images.encode_png(holed)],
-                        "psnr_hole": [psnr(originals[i], inpainted, masks[i])],
-                        "psnr_hole_mean": [psnr(originals[i], mean, masks[i])],
-                        "psnr_hole_nearest": [psnr(originals[i], nearest, masks[i])],
-                        "missing": [int(masks[i].sum())],
-                    }
-                )
+    for chunk in batches.of_size(frames, options.batch_size):
+        rows = chunk.to_dict("records")
+        # The last part is filled up, so that every pass has one shape.
+        padded = rows + rows[-1:] * (options.batch_size - len(rows))
+        originals = schema.unpack([row["image"] for row in padded], manifest.shape, manifest.encoding)
+        masks = np.stack([_mask(row, options, manifest) for row in padded])
+        fakes = images.to_pixels(search(model, images.to_unit(originals), masks, options))
+        for i, row in enumerate(rows):
+            mean, nearest = fillings.value[row["id"]]
+            inpainted = filled(originals[i], fakes[i], masks[i], options.blend)
+            holed = np.where(masks[i][..., None] != 0, np.uint8(128), originals[i])
+            yield pd.DataFrame(
+                {
+                    "run": [run],
+                    "model": [checkpoint.record["config"]["model"]["name"]],
+                    "step": [checkpoint.step],
+                    "seed": [row["seed"]],
+                    "input": [row["id"]],
+                    "image": [images.encode_png(inpainted)],
+                    "height": [manifest.height],
+                    "width": [manifest.width],
+                    "channels": [manifest.channels],
+                    "masked": [images.encode_png(holed)],
+                    "psnr_hole": [psnr(originals[i], inpainted, masks[i])],
+                    "psnr_hole_mean": [psnr(originals[i], mean, masks[i])],
+                    "psnr_hole_nearest": [psnr(originals[i], nearest, masks[i])],
+                    "missing": [int(masks[i].sum())],
+                }
+            )
