@@ -90,3 +90,11 @@ def test_a_pipeline_of_before_is_loaded_and_answers_as_before(spark, former):
     frame = spark.read.parquet(f"file://{former}/datasets/digits/split=train")
     rows = pipeline.transform(frame).select("id", "prediction", "lenet").orderBy("id").collect()
     assert [list(row) for row in rows] == EXPECTED["predictions"]
+
+
+def test_a_stage_of_before_gives_null_for_what_is_no_image(spark, former):
+    stages = PipelineModel.load(f"file://{former}/pipelines/digits").stages
+    rows = spark.createDataFrame([(None,), (bytearray(b"no image"),)], "image binary")
+    for stage, column in ((stages[0], "features"), (stages[2], "lenet")):
+        assert [row[column] for row in stage.transform(rows).collect()] == [None, None]
+        assert stage.getHandleInvalid() == "keep" and stage.rejected == 1

@@ -4,20 +4,23 @@ import collections
 import io
 import json
 import os
+import subprocess
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
+from conftest import ROOT
 from PIL import Image
 from pyspark import cloudpickle
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import functions as F
+from pyspark.sql.utils import PythonException
 
-from gan_spark import process
+from gan_spark import job, process
 from gan_spark.config import UserError
 from gan_spark.data import images, schema
 from gan_spark.ml import (
@@ -197,6 +200,120 @@ def test_a_bad_image_is_null_and_counted(spark, frame):
     assert stage.rejected == 2
 
 
+def with_bad_rows(spark, frame):
+    """Pictures with labels, in one partition with a null and a file that is cut."""
+    good = frame.select("name", "image", (F.col("name") < "3").cast("double").alias("label"))
+    bad = [("null", None, 0.0), ("cut", bytearray(png(picture(1))[:500]), 1.0)]
+    return good.union(spark.createDataFrame(bad, good.schema)).coalesce(1)
+
+
+def test_the_example_of_the_docs_outlives_bad_images_in_fit_and_in_transform(spark, frame, monkeypatch):
+    page = (ROOT / "docs" / "spark-ml.md").read_text()
+    example = page.partition("```python\n")[2].partition("```")[0]
+    small = example.replace('modelName="InceptionV3"', 'modelName="MobileNetV2", weights=""').replace(
+        "maxIter=20", "maxIter=2"
+    )
+    assert small.count("MobileNetV2") == 1
+    names = {"frame": with_bad_rows(spark, frame)}
+    exec(small, names)
+    answers = names["model"].transform(names["frame"]).collect()
+    assert {row["name"] for row in answers} == set(frame.toPandas()["name"])
+    assert all(row["prediction"] in (0.0, 1.0) for row in answers)
+    assert names["features"].rejected >= 2  # in fit, and in transform
+
+
+def test_handle_invalid_keeps_skips_or_ends_the_job(spark, frame, tmp_path):
+    rows, names = with_bad_rows(spark, frame), {row["name"] for row in frame.collect()}
+    made = {
+        value: DeepImageFeaturizer(modelName="MobileNetV2", weights="", handleInvalid=value).transform(rows)
+        for value in columns.INVALID
+    }
+    kept, skipped = ({row["name"]: row["features"] for row in made[value].collect()} for value in ("keep", "skip"))
+    assert set(kept) == names | {"null", "cut"} and {name for name in kept if kept[name] is None} == {"null", "cut"}
+    assert skipped == {name: kept[name] for name in names}
+    for bad, reason in (("null", "it is null"), ("cut", "truncated")):
+        with pytest.raises(PythonException, match=rf"inputCol = 'image': .*'error'.*: {reason}.*'skip' leaves"):
+            made["error"].where(F.col("name").isin("0.png", bad)).collect()
+    assert made["error"].where("label is not null and name = '0.png'").first()["features"] == kept["0.png"]
+    stage = DeepImageFeaturizer(modelName="MobileNetV2", weights="").setHandleInvalid("skip")
+    stage.write().overwrite().save(str(tmp_path / "stage"))
+    assert DeepImageFeaturizer.load(str(tmp_path / "stage")).getHandleInvalid() == "skip"
+    assert DeepImageFeaturizer().getHandleInvalid() == "keep"
+    with pytest.raises(UserError, match="handleInvalid = 'drop': expected one of keep, skip, error"):
+        DeepImageFeaturizer(modelName="MobileNetV2", weights="", handleInvalid="drop").transform(frame)
+
+
+def test_a_network_that_skips_rows_is_called_once_on_every_row(frame):
+    made = DeepImageFeaturizer(modelName="MobileNetV2", weights="", handleInvalid="skip").transform(frame)
+
+    def plan(rows) -> str:
+        return rows._jdf.queryExecution().optimizedPlan().toString().partition("InMemoryRelation")[0]
+
+    for rows in (made, made.select("features"), made.where("features is not null")):
+        assert plan(rows).count("ArrowEvalPython") == 1
+    # Conditions on other columns come before the network.
+    assert "ArrowEvalPython" in plan(made.where("name < '3'")).partition("Filter")[0]
+
+
+def test_tasks_are_handed_few_images_at_once(spark, default_batches, tmp_path, monkeypatch, caplog):
+    plain = columns.values
+
+    def watched(column):
+        sizes = [len(value) for value in column]
+        with open(tmp_path / str(os.getpid()), "a") as log:
+            log.write(f"{sum(sizes)}\n")
+        return plain(column)
+
+    monkeypatch.setattr(columns, "values", watched)
+    pixels = np.zeros([600, 600, 3], np.uint8)
+    image = bytearray(schema.npy_header(pixels.shape) + pixels.tobytes())
+    rows = spark.range(0, 40, 1, 1).withColumn("image", F.lit(image))
+    made = DeepImageFeaturizer(modelName="MobileNetV2", weights="").transform(rows)
+    assert made.where("features is not null").count() == 40
+    sizes = [int(line) for path in tmp_path.iterdir() for line in path.read_text().split()]
+    assert sum(sizes) == 40 * len(image) and max(sizes) <= 16 * 2**20
+    assert f"{default_batches} = 10000 is lowered to" in caplog.text
+    assert int(spark.conf.get(default_batches)) <= 16
+    # What is lower already stays, and where Python is handed names alone there is nothing to lower.
+    caplog.clear()
+    spark.conf.set(default_batches, "2")
+    DeepImageFeaturizer(modelName="MobileNetV2", weights="").transform(rows)
+    assert spark.conf.get(default_batches) == "2" and not caplog.text
+
+
+LARGE = """
+import sys
+from pyspark.sql import SparkSession, functions as F
+from gan_spark.data import schema
+from gan_spark.ml import DeepImageFeaturizer
+
+shape = (1024, 1024, 3)
+spark = SparkSession.builder.master("local[1]").getOrCreate()
+image = bytearray(schema.npy_header(shape) + bytes(1024 * 1024 * 3))
+rows = spark.range(0, 30, 1, 1).withColumn("image", F.lit(image))
+features = DeepImageFeaturizer(modelName="MobileNetV2", weights="").transform(rows)
+print(features.where("features is not null").count())
+"""
+
+
+def test_large_images_do_not_hang_a_session_of_sparks_own_defaults(tmp_path):
+    """90 MB of images; beside the JVM's heap, where a batch of them is written, are 96 MB, and buffers grow twofold."""
+    environment = {
+        **os.environ,
+        "SPARK_CONF_DIR": str(tmp_path),
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "PYSPARK_PYTHON": sys.executable,
+        "PYSPARK_SUBMIT_ARGS": "--driver-java-options -XX:MaxDirectMemorySize=96m pyspark-shell",
+        "PYTHONPATH": str(ROOT),
+    }
+    if home := job.java_home():
+        environment["JAVA_HOME"] = home
+    answer = subprocess.run(
+        [sys.executable, "-c", LARGE], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert answer.returncode == 0 and answer.stdout.split()[-1] == "30", answer.stderr[-3000:]
+
+
 def test_a_pipeline_of_features_survives_save_and_load(spark, frame, tmp_path):
     labelled = frame.withColumn("label", (F.col("name") < "3").cast("double"))
     stages = [DeepImageFeaturizer(modelName="MobileNetV2", weights="", seed=3), LogisticRegression(maxIter=5)]
@@ -293,7 +410,7 @@ def lively(tmp_path_factory) -> str:
     return path
 
 
-def test_the_most_probable_classes_by_name(frame, folder, class_index, lively):
+def test_the_most_probable_classes_by_name(spark, frame, folder, class_index, lively):
     made = DeepImagePredictor(modelName="MobileNetV2", weights=lively, topK=3, classIndex=class_index).transform(frame)
     row = made.where("name = '1.png'").first()["predictions"]
     expected = by_keras("MobileNetV2", "predictions", folder / "1.png", lively)
@@ -304,6 +421,11 @@ def test_the_most_probable_classes_by_name(frame, folder, class_index, lively):
         and row[0]["class"] == f"n{best[0]:08d}"
     )
     np.testing.assert_allclose([each["probability"] for each in row], expected[best], atol=1e-5)
+    skipping = DeepImagePredictor(
+        modelName="MobileNetV2", weights=lively, topK=3, classIndex=class_index, handleInvalid="skip"
+    )
+    rows = skipping.transform(with_bad_rows(spark, frame.where("name = '1.png'"))).collect()
+    assert [(each["name"], each["predictions"]) for each in rows] == [("1.png", row)]
     assert expected.max() > 1.5 / 1000  # classes can be told apart: for none it would be 1 / 1000
     vectors = features(
         DeepImagePredictor(modelName="MobileNetV2", weights=lively, decodePredictions=False).transform(frame),
@@ -362,6 +484,9 @@ def test_files_through_a_users_loader(spark, folder, small):
     made = features(stage.transform(spark.createDataFrame(rows, "name string, uri string")), "output")
     assert sorted(made) == sorted(os.listdir(folder)) and stage.rejected == 1
     np.testing.assert_allclose(made["4.png"], model(load_small(folder / "4.png"))[0], atol=1e-5)
+    skipping = KerasImageFileTransformer(modelFile=path, imageLoader=load_small, handleInvalid="skip")
+    left = skipping.transform(spark.createDataFrame(rows, "name string, uri string")).select("name").collect()
+    assert sorted(row["name"] for row in left) == sorted(os.listdir(folder))
 
 
 def test_a_loader_that_can_be_imported_is_saved_by_name(spark, small, tmp_path):
@@ -391,6 +516,11 @@ def test_vectors_through_a_model(spark, tmp_path):
         made = features(stage.transform(frame), "output")
         np.testing.assert_allclose([made[str(i)] for i in range(70)], model(given.astype(np.float32)), atol=1e-5)
         assert len(made) == 70 and stage.rejected == 1
+        assert KerasTransformer(inputCol=column, modelFile=path, handleInvalid="skip").transform(frame).count() == 70
+        with pytest.raises(
+            PythonException, match=rf"inputCol = '{column}': .*(it is null|1 numbers; the model takes 5)"
+        ):
+            KerasTransformer(inputCol=column, modelFile=path, handleInvalid="error").transform(frame).collect()
     with pytest.raises(UserError, match="inputCol = 'name': expected a vector or an array of numbers; found string"):
         KerasTransformer(inputCol="name", modelFile=path).transform(frame)
     with pytest.raises(UserError, match="no such file"):
@@ -449,8 +579,10 @@ def test_answers_are_of_one_shape_a_batch_and_in_order():
             raise images.BadImage("four")
         return np.full([1 + (value > 5), 2], value)
 
-    made, reasons = columns.answers([1, None, 2, 4, 3, 6, 7, 5], prepare, call, 2)
-    assert made == [1, None, 2, None, 3, 6, 7, 5] and reasons == ["four"]
+    parts = list(columns.answers(iter([1, None, 2, 4, 3, 6, 7, 5]), prepare, call, 2))
+    made, reasons = ([value for part in parts for value in part[side]] for side in (0, 1))
+    assert made == [1, None, 2, None, 3, 6, 7, 5]
+    assert reasons == [None, columns.NULL, None, "four", None, None, None, None]
     assert seen == [(2, 1, 2), (1, 1, 2), (2, 2, 2), (1, 1, 2)]
 
 

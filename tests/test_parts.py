@@ -233,6 +233,8 @@ def test_an_ssgan_is_a_stage_of_a_spark_ml_pipeline(spark, lake, tmp_path):
     answers = PipelineModel.load(str(tmp_path / "pipeline")).transform(test.union(bad))
     kept = {row["id"]: row for row in answers.collect()}
     assert kept["null"]["prediction"] is None and kept["text"]["probability"] is None
+    skipped = ImageClassifier(run=run, handleInvalid="skip").transform(bad).collect()
+    assert [(row["id"], row["prediction"]) for row in skipped] == [("tall", kept["tall"]["prediction"])]
     model = loading.load_model(run, 4, Run(run).record())
     for id in [*list(kept)[:5], "tall"]:
         shown = images.resize(tall, 16, 16, "pad") if id == "tall" else pixels(kept[id])  # as the dataset was made

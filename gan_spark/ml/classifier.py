@@ -23,7 +23,7 @@ from . import carry, columns
 
 
 class ImageClassifier(
-    columns.CountsRejected,
+    columns.HandlesInvalid,
     Transformer,
     HasInputCol,
     HasPredictionCol,
@@ -37,7 +37,8 @@ class ImageClassifier(
     inputCol: binary (encoded images of any size, or the `image` column of a dataset), Spark's image struct, or string
     (paths or URLs of image files, which tasks read; those over `maxFileMb` MB cannot be used).
     predictionCol: index of the class, a double. probabilityCol: vector, one value a class.
-    Both are null for an image that is null or cannot be decoded (`rejected` counts those).
+    handleInvalid: what becomes of a row whose image is null or cannot be decoded: "keep", both are null; "skip", it is
+    left out; "error" (`rejected` counts those that cannot be decoded, the executors' log says why).
     `checkpoint` 0 is the best on split validation at the time of `transform`, or the newest where none was measured.
     """
 
@@ -63,6 +64,7 @@ class ImageClassifier(
         probabilityCol: str = "probability",
         checkpoint: int = 0,
         maxFileMb: int = 64,
+        handleInvalid: str = "keep",
     ):
         super().__init__()
         self._setDefault(
@@ -79,7 +81,7 @@ class ImageClassifier(
 
     def _transform(self, frame):
         column, run, spark = self.getInputCol(), self._run(), frame.sparkSession
-        columns.check(frame, column, ("image", "string"))
+        self._checked(frame, column, ("image", "string"))
         record = run.record()
         model = record["config"]["model"]
         if not hasattr(driver.models.find(model["name"]), "classify"):
@@ -88,12 +90,11 @@ class ImageClassifier(
         shape = (model["image_size"], model["image_size"], model["channels"])
         carried = carry.carry(spark, (run.url, step, record), _classify)
         fit = record["dataset"].get("fit", "crop")  # As what it learnt from was fitted.
-        probability = columns.udf(
-            functools.partial(_fitted, shape, fit, self.getOrDefault(self.maxFileMb)), carried, self._counter(spark)
-        )(frame[column])
+        prepare = functools.partial(_fitted, shape, fit, self.getOrDefault(self.maxFileMb))
+        classified = self._answered(frame, "_probability", frame[column], prepare, carried)
         index = F.expr("array_position(_probability, array_max(_probability)) - 1").cast("double")
         vector = F.when(F.col("_probability").isNotNull(), array_to_vector("_probability"))
-        predictions = frame.withColumn("_probability", probability).withColumn(self.getPredictionCol(), index)
+        predictions = classified.withColumn(self.getPredictionCol(), index)
         return predictions.withColumn(self.getProbabilityCol(), vector).drop("_probability")
 
 

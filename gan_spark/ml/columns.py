@@ -3,20 +3,25 @@
 import collections
 import io
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
+from pyspark.ml.param import Param, Params, TypeConverters
+from pyspark.ml.param.shared import HasHandleInvalid
 from pyspark.sql import functions as F
 
 from ..config import UserError
-from ..data import images
+from ..data import batches, images
 from . import carry
 
 log = logging.getLogger(__name__)
 _NPY = b"\x93NUMPY"
 _STRUCT = {"origin", "height", "width", "nChannels", "mode", "data"}
 _MODES = {0: 1, 16: 3, 24: 4}  # OpenCV's 8-bit types to their channels
+_PREPARED_BYTES = 64 * 2**20  # what waits for a forward pass, about
+INVALID = ("keep", "skip", "error")
+NULL = "it is null"
 
 
 def check(frame, column: str, kinds: Sequence[str] = ("image",)) -> None:
@@ -87,73 +92,124 @@ def _of_struct(row: dict) -> np.ndarray:
 
 
 def answers(
-    inputs: Sequence, prepare: Callable, call: Callable[[np.ndarray], np.ndarray], batch_size: int
-) -> tuple[list, list[str]]:
-    """`call` on batches of `prepare(value)` of one shape: (an answer a value, None for null and bad ones; the reasons
-    of the bad ones).
+    inputs: Iterable, prepare: Callable, call: Callable[[np.ndarray], np.ndarray], batch_size: int
+) -> Iterator[tuple[list, list[str | None]]]:
+    """`call` on batches of `prepare(value)` of one shape, part by part, in the order of the values: (an answer a value,
+    None for null and bad ones; why each was not used, None where it was).
     """
-    outputs, reasons, places, batch = [None] * len(inputs), [], [], []
+    outputs, reasons, places, batch, size = [], [], [], [], 0
+    for value in inputs:
+        prepared, reason = _prepared(prepare, value)
+        is_full = len(batch) == batch_size or size >= _PREPARED_BYTES
+        if batch and prepared is not None and (is_full or prepared.shape != batch[0].shape):
+            yield _called(call, outputs, places, batch), reasons
+            outputs, reasons, places, batch, size = [], [], [], [], 0
+        if prepared is not None:
+            places.append(len(outputs))
+            batch.append(prepared)
+            size += prepared.nbytes
+        outputs.append(None)
+        reasons.append(reason)
+    if outputs:
+        yield _called(call, outputs, places, batch), reasons
 
-    def flush() -> None:
-        for place, answer in zip(places, call(np.stack(batch)), strict=True):
-            outputs[place] = answer
-        places.clear(), batch.clear()
 
-    for place, value in enumerate(inputs):
-        if value is None:
-            continue
-        try:
-            prepared = prepare(value)
-        except images.BadImage as error:
-            reasons.append(str(error))
-            continue
-        if batch and (len(batch) == batch_size or prepared.shape != batch[0].shape):
-            flush()
-        batch.append(prepared)
-        places.append(place)
+def _prepared(prepare: Callable, value) -> tuple[np.ndarray | None, str | None]:
+    """(`prepare(value)`, None), or (None, why there is none)."""
+    if value is None:
+        return None, NULL
+    try:
+        return prepare(value), None
+    except images.BadImage as error:
+        return None, str(error)
+
+
+def _called(call: Callable, outputs: list, places: list[int], batch: list[np.ndarray]) -> list:
+    """`outputs` with the answers to the batch in their places."""
     if batch:
-        flush()
-    return outputs, reasons
+        for place, answer in zip(places, call(np.stack(batch)), strict=True):
+            outputs[place] = np.asarray(answer, np.float64)
+    return outputs
 
 
-def udf(prepare: Callable, carried: carry.Carried, counter):
+def udf(prepare: Callable, carried: carry.Carried, counter, name: str = "", invalid: str = "keep"):
     """Column to array<double>: the carried function of `prepare(value)`; null where the value is null or `BadImage`,
-    which `counter` counts.
+    which `counter` counts. With `invalid` "error", such a value of the column `name` ends the job.
     """
 
     @F.pandas_udf("array<double>")
-    def apply(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
+    def apply(columns: Iterator[pd.Series]) -> Iterator[pd.Series]:
         call, seen, bad = carry.built(carried), 0, collections.Counter()
-        for batch in batches:
-            inputs = list(values(batch))
-            outputs, reasons = answers(inputs, prepare, call, carry.BATCH)
-            seen += len(inputs)
-            bad.update(reasons)
-            arrays = [None if output is None else np.asarray(output, np.float64) for output in outputs]
-            yield pd.Series(arrays, dtype=object)
+        # Spark hands over few rows at once; the network is given more of them.
+        inputs = (value for column in columns for value in values(column))
+        for outputs, reasons in answers(inputs, prepare, call, carry.BATCH):
+            unused = [reason for reason in reasons if reason is not None]
+            if unused and invalid == "error":
+                raise UserError(
+                    f"inputCol = {name!r}: expected values that can be used (handleInvalid = 'error'), found one that"
+                    f" cannot: {unused[0]}; handleInvalid = 'skip' leaves its row out, 'keep' gives null"
+                )
+            seen += len(outputs)
+            bad.update(reason for reason in unused if reason != NULL)
+            yield pd.Series(outputs, dtype=object)
         if bad:
             counter.add(bad.total())
             log.warning(
-                "%d of %d images cannot be used and are null: %s",
+                "%d of %d images cannot be used and %s: %s",
                 bad.total(),
                 seen,
+                "are left out" if invalid == "skip" else "are null",
                 "; ".join(f"{count} x {reason}" for reason, count in bad.most_common(3)),
             )
 
     return apply
 
 
-class CountsRejected:
-    """A stage that says how many images, or other inputs, it could not use."""
+class HandlesInvalid(HasHandleInvalid):
+    """A stage that says what becomes of the rows whose input it cannot use, and how many there were."""
+
+    handleInvalid = Param(
+        Params._dummy(),
+        "handleInvalid",
+        "what becomes of a row whose input is null or cannot be used: 'keep' (the output is null), 'skip' (the row is"
+        " left out) or 'error'",
+        TypeConverters.toString,
+    )
+
+    def __init__(self):
+        super().__init__()
+        # Spark's own stages begin with "error". These gave null before there was a choice, and pipelines that were
+        # saved then still do.
+        self._setDefault(handleInvalid="keep")
+
+    def setHandleInvalid(self, value: str):
+        return self._set(handleInvalid=value)
 
     @property
     def rejected(self) -> int:
-        """Rows whose output is null as their input cannot be used, in all jobs so far (a task that ran twice counts
-        twice). Executors' logs say why.
+        """Rows whose input is not null and cannot be used, in all jobs so far (a task that ran twice counts twice).
+        Executors' logs say why.
         """
         return sum(counter.value for counter in self.__dict__.get("_counters", []))
 
-    def _counter(self, spark):
-        counter = spark.sparkContext.accumulator(0)
+    def _checked(self, frame, column: str, kinds: Sequence[str] = ("image",)) -> None:
+        """`UserError` where `column` is not of these kinds, or where it is not known what becomes of invalid rows.
+        Jobs hand Python few of the column's images at once from now on.
+        """
+        check(frame, column, kinds)
+        if self.getHandleInvalid() not in INVALID:
+            raise UserError(f"handleInvalid = {self.getHandleInvalid()!r}: expected one of {', '.join(INVALID)}")
+        if dict(frame.dtypes)[column] != "string":
+            batches.lower(frame.sparkSession, batches.FILES)
+
+    def _answered(self, frame, name: str, column, prepare: Callable, carried: carry.Carried):
+        """`frame` with the column `name`, array<double>: the carried function of `prepare(value)` of each of
+        `column`'s.
+        """
+        counter, invalid = frame.sparkSession.sparkContext.accumulator(0), self.getHandleInvalid()
         self.__dict__.setdefault("_counters", []).append(counter)
-        return counter
+        answered = frame.withColumn(name, udf(prepare, carried, counter, self.getInputCol(), invalid)(column))
+        if invalid != "skip":
+            return answered
+        # Not by a filter, which Spark moves below the function, and then calls it twice on every row.
+        return answered.withColumn(name, F.explode(F.when(F.col(name).isNotNull(), F.array(name))))

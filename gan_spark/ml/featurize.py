@@ -5,7 +5,7 @@ from pyspark.ml.classification import LogisticRegression
 
 from .. import lake
 from ..config import Config
-from ..data import splits
+from ..data import batches, splits
 from .accuracy import agreement, labelled
 from .featurizer import DeepImageFeaturizer
 
@@ -17,24 +17,30 @@ def featurize(spark, config: Config) -> dict:
     options, url = config.featurize, lake.dataset_url(config)
     manifest = labelled(url)
     featurizer = DeepImageFeaturizer(
-        modelName=options.network, weights=options.weights, inputCol="image", outputCol="features"
+        modelName=options.network,
+        weights=options.weights,
+        inputCol="image",
+        outputCol="features",
+        handleInvalid="skip",  # logistic regression takes no null
     )
     classifier = LogisticRegression(
         maxIter=options.iterations, regParam=options.regularisation, elasticNetParam=options.elastic_net
     )
     target = lake.pipeline_url(config)
     lake.check_replaceable(target, "pipeline")
-    # Kept, since fitting goes over its rows more than once.
-    features = featurizer.transform(splits.frame(spark, url, "train")).select("features", "label").persist()
-    _save(PipelineModel([featurizer, classifier.fit(features)]), target)
-    features.unpersist()
-    test = splits.frame(spark, url, "test")
+    with batches.at_most(spark, batches.FILES):
+        # Kept, since fitting goes over its rows more than once.
+        features = featurizer.transform(splits.frame(spark, url, "train")).select("features", "label").persist()
+        _save(PipelineModel([featurizer, classifier.fit(features)]), target)
+        features.unpersist()
+        test = splits.frame(spark, url, "test")
+        figures = agreement(PipelineModel.load(target).transform(test), manifest.classes)
     return {
         "pipeline": target,
         "network": options.network,
         "weights": options.weights,
         "trained_on": manifest.rows["train"],
-        **agreement(PipelineModel.load(target).transform(test), manifest.classes),
+        **figures,
     }
 
 

@@ -21,7 +21,7 @@ from . import carry, columns
 
 
 class _NamedNetwork(
-    columns.CountsRejected, Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable, DefaultParamsWritable
+    columns.HandlesInvalid, Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable, DefaultParamsWritable
 ):
     modelName = Param(Params._dummy(), "modelName", f"one of {', '.join(carry.SIZES)}", TypeConverters.toString)
     weights = Param(
@@ -36,14 +36,16 @@ class _NamedNetwork(
         super().__init__()
         self._setDefault(modelName="InceptionV3", inputCol="image", weights="imagenet", seed=0)
 
-    def _output(self, frame, output: str):
-        """Column array<double> of the network's output for each image."""
-        column, spark = self.getInputCol(), frame.sparkSession
-        columns.check(frame, column)
-        name = self.getOrDefault(self.modelName)
-        network = carry.KerasNetwork(name, output, self.getOrDefault(self.weights), self.getOrDefault(self.seed))
-        carried = carry.carry_network(spark, network)
-        return columns.udf(functools.partial(_prepare, name), carried, self._counter(spark))(frame[column])
+    def _with_output(self, frame, name: str, output: str):
+        """`frame` with the column `name`, array<double>: the network's output for each image."""
+        column = self.getInputCol()
+        self._checked(frame, column)
+        network_name = self.getOrDefault(self.modelName)
+        network = carry.KerasNetwork(
+            network_name, output, self.getOrDefault(self.weights), self.getOrDefault(self.seed)
+        )
+        carried = carry.carry_network(frame.sparkSession, network)
+        return self._answered(frame, name, frame[column], functools.partial(_prepare, network_name), carried)
 
 
 def _prepare(name: str, value: bytes | dict) -> np.ndarray:
@@ -54,8 +56,9 @@ class DeepImageFeaturizer(_NamedNetwork):
     """Images to what a deep network makes of them, a vector an image: 2,048 numbers for InceptionV3.
 
     inputCol: binary (encoded images, or the `image` column of a dataset) or Spark's image struct.
-    outputCol: vector; null for an image that is null or cannot be decoded (`rejected` counts those, the executors' log
-    says why).
+    outputCol: vector.
+    handleInvalid: what becomes of a row whose image is null or cannot be decoded: "keep", its output is null; "skip",
+    it is left out; "error" (`rejected` counts those that cannot be decoded, the executors' log says why).
     layer: a layer by name, flattened; empty for the last convolution's output averaged over the image.
     """
 
@@ -76,15 +79,16 @@ class DeepImageFeaturizer(_NamedNetwork):
         weights: str = "imagenet",
         layer: str = "",
         seed: int = 0,
+        handleInvalid: str = "keep",
     ):
         super().__init__()
         self._setDefault(outputCol="features", layer="")
         self._set(**self._input_kwargs)
 
     def _transform(self, frame):
-        array = self._output(frame, self.getOrDefault(self.layer) or "features")
+        featurized = self._with_output(frame, "_features", self.getOrDefault(self.layer) or "features")
         vector = F.when(F.col("_features").isNotNull(), array_to_vector("_features"))
-        return frame.withColumn("_features", array).withColumn(self.getOutputCol(), vector).drop("_features")
+        return featurized.withColumn(self.getOutputCol(), vector).drop("_features")
 
 
 class DeepImagePredictor(_NamedNetwork):
@@ -92,7 +96,8 @@ class DeepImagePredictor(_NamedNetwork):
 
     inputCol: as for DeepImageFeaturizer.
     outputCol: the `topK` most probable, array<struct<class string, description string, probability double>>; with
-    `decodePredictions` false a vector of all probabilities. Null for an image that is null or cannot be decoded.
+    `decodePredictions` false a vector of all probabilities.
+    handleInvalid: as for DeepImageFeaturizer.
     classIndex: JSON file {"0": [class, description], ...} as Keras's; empty for Keras's own, which it fetches on the
     driver.
     """
@@ -120,6 +125,7 @@ class DeepImagePredictor(_NamedNetwork):
         decodePredictions: bool = True,
         classIndex: str = "",
         seed: int = 0,
+        handleInvalid: str = "keep",
     ):
         super().__init__()
         self._setDefault(outputCol="predictions", topK=5, decodePredictions=True, classIndex="")
@@ -127,7 +133,7 @@ class DeepImagePredictor(_NamedNetwork):
 
     def _transform(self, frame):
         names = self.class_names() if self.getOrDefault(self.decodePredictions) else None
-        predictions = frame.withColumn("_probabilities", self._output(frame, "predictions"))
+        predictions = self._with_output(frame, "_probabilities", "predictions")
         known = F.col("_probabilities").isNotNull()
         if names is None:
             output = array_to_vector("_probabilities")

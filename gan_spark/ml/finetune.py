@@ -5,7 +5,7 @@ import tempfile
 
 from .. import lake
 from ..config import Config, UserError, replaced
-from ..data import splits
+from ..data import batches, splits
 from ..runs import loading
 from ..runs.store import Run
 from ..training import driver
@@ -30,8 +30,10 @@ def finetune(spark, config: Config) -> dict:
         )
     trained = driver.train(spark, config)
     run = Run.of(config)
-    predictions = ImageClassifier(run=run.url).transform(splits.frame(spark, url, "test"))
-    return {**trained, "weights": export(run), **agreement(predictions, manifest.classes)}
+    with batches.at_most(spark, batches.FILES):
+        predictions = ImageClassifier(run=run.url).transform(splits.frame(spark, url, "test"))
+        figures = agreement(predictions, manifest.classes)
+    return {**trained, "weights": export(run), **figures}
 
 
 def balanced(frame, classes: int) -> tuple[float, ...]:

@@ -17,12 +17,12 @@ from pyspark.sql import functions as F
 
 from .. import lake, networks
 from ..config import UserError
-from ..data import images
+from ..data import batches, images
 from . import carry, columns
 
 
 class _ModelFile(
-    columns.CountsRejected, Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable, DefaultParamsWritable
+    columns.HandlesInvalid, Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable, DefaultParamsWritable
 ):
     modelFile = Param(
         Params._dummy(),
@@ -37,27 +37,35 @@ class _ModelFile(
         """
         url = lake.to_url(self.getOrDefault(self.modelFile))
         carried, shape = carry.model_file(frame.sparkSession, networks.read_file(url), url)
-        array = columns.udf(prepare(shape), carried, self._counter(frame.sparkSession))(column)
+        answered = self._answered(frame, "_output", column, prepare(shape), carried)
         vector = F.when(F.col("_output").isNotNull(), array_to_vector("_output"))
-        return frame.withColumn("_output", array).withColumn(self.getOutputCol(), vector).drop("_output")
+        return answered.withColumn(self.getOutputCol(), vector).drop("_output")
 
 
 class KerasTransformer(_ModelFile):
     """Vectors through a Keras model.
 
-    inputCol: vector, or array of numbers, as many as the model's input holds. outputCol: vector; null where the input
-    is null or of another size.
+    inputCol: vector, or array of numbers, as many as the model's input holds. outputCol: vector.
+    handleInvalid: what becomes of a row whose input is null or of another size: "keep", its output is null; "skip", it
+    is left out; "error".
     """
 
     @keyword_only
-    def __init__(self, *, inputCol: str = "features", outputCol: str = "output", modelFile: str = ""):
+    def __init__(
+        self,
+        *,
+        inputCol: str = "features",
+        outputCol: str = "output",
+        modelFile: str = "",
+        handleInvalid: str = "keep",
+    ):
         super().__init__()
         self._setDefault(inputCol="features", outputCol="output")
         self._set(**self._input_kwargs)
 
     def _transform(self, frame):
         name = self.getInputCol()
-        columns.check(frame, name, ("numbers",))
+        self._checked(frame, name, ("numbers",))
         column = (
             F.when(frame[name].isNotNull(), vector_to_array(frame[name]))
             if dict(frame.dtypes)[name] == "vector"
@@ -76,7 +84,9 @@ def _shaped(shape: tuple, value) -> np.ndarray:
 class KerasImageFileTransformer(_ModelFile):
     """Files, named by a column of URIs, through a loader of yours and a Keras model.
 
-    inputCol: string. outputCol: vector; null where the URI is null or the loader raises.
+    inputCol: string. outputCol: vector.
+    handleInvalid: what becomes of a row whose URI is null, or where the loader raises: "keep", its output is null;
+    "skip", it is left out; "error".
     imageLoader: URI -> array of the model's input, [h, w, c] or [1, h, w, c], scaled as the model wants it. A function,
     or "module:function"; one that cannot be imported by name on another machine (a lambda, a function of a notebook)
     works, but cannot be saved.
@@ -88,7 +98,13 @@ class KerasImageFileTransformer(_ModelFile):
 
     @keyword_only
     def __init__(
-        self, *, inputCol: str = "uri", outputCol: str = "output", modelFile: str = "", imageLoader: str | Callable = ""
+        self,
+        *,
+        inputCol: str = "uri",
+        outputCol: str = "output",
+        modelFile: str = "",
+        imageLoader: str | Callable = "",
+        handleInvalid: str = "keep",
     ):
         super().__init__()
         self._setDefault(inputCol="uri", outputCol="output")
@@ -104,7 +120,7 @@ class KerasImageFileTransformer(_ModelFile):
         )
 
     def _transform(self, frame):
-        columns.check(frame, self.getInputCol(), ("string",))
+        self._checked(frame, self.getInputCol(), ("string",))
         loader = self._loader or _named(self.getOrDefault(self.imageLoader))
         return self._applied(frame, frame[self.getInputCol()], lambda shape: functools.partial(_loaded, loader, shape))
 
@@ -149,6 +165,7 @@ def register_keras_image_udf(
 
     `model` is a Keras model, or the path or URL of one in a file. `preprocessor` makes its input of uint8 pixels
     [h, w, 1 or 3]; where none is given, images are resized to the model's input, and keep values from 0 to 255.
+    Jobs of the session hand Python few rows at once from now on (`batches.lower`).
     """
     if isinstance(model, str):
         url = lake.to_url(model)
@@ -165,6 +182,7 @@ def register_keras_image_udf(
     if preprocessor is None and None in shape:
         raise UserError(f"{url}: its input is {shape}; a model for images of any size needs a preprocessor")
     prepare = functools.partial(_prepared, preprocessor or functools.partial(_resized, shape), shape)
+    batches.lower(spark, batches.FILES)
     spark.udf.register(name, columns.udf(prepare, carried, spark.sparkContext.accumulator(0)))
 
 

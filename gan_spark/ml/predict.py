@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 
 from .. import lake
 from ..config import Config, UserError
-from ..data import images
+from ..data import batches, images
 from ..data.sources import folder
 from ..lake import tables
 from ..runs.store import Run
@@ -61,7 +61,8 @@ def _prediction(spark, stage: ImageClassifier, names: list[str], options, data: 
         columns.pixels(data)
     except images.BadImage as error:
         raise UserError(f"{options.input}: {error}") from None
-    row = stage.transform(spark.createDataFrame([(bytearray(data),)], "content binary")).first()
+    with batches.at_most(spark, batches.FILES):
+        row = stage.transform(spark.createDataFrame([(bytearray(data),)], "content binary")).first()
     return {"image": options.input, "predictions": _top(names, row["probability"].toArray(), options.top)}
 
 
