@@ -13,6 +13,7 @@ from gan_spark import lake as lakes
 from gan_spark.config import UserError, replaced
 from gan_spark.data import images
 from gan_spark.lake import tables
+from gan_spark.quality import evaluate
 from gan_spark.runs import loading
 from gan_spark.runs.store import Run
 from gan_spark.sampling import dream, generate, inpaint, latent
@@ -131,6 +132,28 @@ def test_a_checkpoint_that_a_training_removes_meanwhile_serves_the_job_to_its_en
     monkeypatch.setattr(Run, "checkpoint", removed_afterwards)
     result = job(spark, config)
     assert chosen == [1] and lakes.exists(result.get("grid") or result["paths"])
+
+
+@pytest.mark.slow
+def test_an_evaluation_reads_the_checkpoint_of_the_images_before_it_measures_them(spark, lake, digits, monkeypatch):
+    config = make_config(
+        lake,
+        "vae",
+        "measured-meanwhile",
+        train={"steps": 1},
+        generate={"images": 12, "batch_size": 4},
+        evaluate={"classifier_steps": 2, "classifier_batch": 16, "neighbours": 2, "kid_subset_size": 5},
+    )
+    driver.train(spark, config)
+    generate.generate(spark, config)
+    moments = evaluate.feature_moments
+
+    def removed_before(*arguments):
+        lakes.remove(Run.of(config).path("checkpoints"))
+        return moments(*arguments)
+
+    monkeypatch.setattr(evaluate, "feature_moments", removed_before)
+    assert any(name.startswith("held_out_") for name in evaluate.evaluate(spark, config))
 
 
 @pytest.mark.parametrize("option, value", [("label", "3"), ("captions", ("a red circle",)), ("part", "a")])

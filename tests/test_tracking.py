@@ -112,3 +112,9 @@ def test_a_tracker_that_is_not_there_is_told_before_anything_is_written(spark, l
     with pytest.raises(UserError, match="tracking.uri = 'nowhere://x'"):
         driver.train(spark, make_config(lake, run="untracked", tracking={"uri": "nowhere://x"}))
     assert not Run(f"file://{lake}/runs/untracked").checkpoints()
+
+
+def test_a_run_is_one_by_every_spelling_of_its_bucket(tmp_path):
+    config = make_config(str(tmp_path), run="r", tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db"})
+    ids = [Tracker(config, Run(f"{scheme}://bucket/lake/runs/r")).id for scheme in ("s3", "s3a", "s3n", "hdfs")]
+    assert ids[0] == ids[1] == ids[2] != ids[3]
