@@ -139,7 +139,7 @@ def test_every_kind_of_image_column_gives_the_same_features(spark):
     """Encoded, a dataset's raw column, and Spark's struct in BGR and BGRA."""
     pixels = np.asarray(picture(7, 30, 20))
     bgr = np.ascontiguousarray(pixels[:, :, ::-1])
-    bgra = np.concatenate([bgr, np.full([30, 20, 1], 9, np.uint8)], 2)
+    bgra = np.concatenate([bgr, np.full([30, 20, 1], 255, np.uint8)], 2)
     raw = schema.npy_header(pixels.shape) + pixels.tobytes()
     struct = "image struct<origin string, height int, width int, nChannels int, mode int, data binary>"
     frames = {

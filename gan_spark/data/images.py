@@ -267,13 +267,13 @@ def from_struct(row: dict) -> np.ndarray:
 
     Raises `BadImage` where it is of another kind, or does not hold as many bytes as it says.
     """
-    channels = _STRUCT_CHANNELS.get(row["mode"])
+    channels = _STRUCT_CHANNELS.get(int(row["mode"]))
     if channels is None:
         raise BadImage(
             f"image struct of mode {row['mode']}; expected one of {', '.join(map(str, _STRUCT_CHANNELS))}"
             " (8 bits a channel)"
         )
-    height, width, data = row["height"], row["width"], np.frombuffer(bytes(row["data"]), np.uint8)
+    height, width, data = int(row["height"]), int(row["width"]), np.frombuffer(bytes(row["data"]), np.uint8)
     if height < 1 or width < 1 or data.size != height * width * channels:
         raise BadImage(f"image struct of {height} x {width} x {channels} with {data.size} bytes")
     pixels = data.reshape(height, width, channels)

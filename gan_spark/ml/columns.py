@@ -18,7 +18,6 @@ from . import carry
 log = logging.getLogger(__name__)
 _NPY = b"\x93NUMPY"
 _STRUCT = {"origin", "height", "width", "nChannels", "mode", "data"}
-_MODES = {0: 1, 16: 3, 24: 4}  # OpenCV's 8-bit types to their channels
 _PREPARED_BYTES = 64 * 2**20  # what waits for a forward pass, about
 INVALID = ("keep", "skip", "error")
 NULL = "it is null"
@@ -59,7 +58,7 @@ def values(column: pd.Series | pd.DataFrame) -> Iterator:
 def pixels(value: bytes | dict) -> np.ndarray:
     """One value to uint8 [h, w, 1 or 3], RGB, in the image's own size. Raises `images.BadImage`."""
     if isinstance(value, dict):
-        return _of_struct(value)
+        return images.from_struct(value)
     value = bytes(value)
     if value.startswith(_NPY):
         return _of_npy(value)
@@ -74,21 +73,6 @@ def _of_npy(value: bytes) -> np.ndarray:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
         raise images.BadImage(f"array of {array.dtype} {array.shape}; expected uint8 (height, width, 1 or 3)")
     return array
-
-
-def _of_struct(row: dict) -> np.ndarray:
-    """Spark keeps channels in the order BGR or BGRA, row by row."""
-    channels = _MODES.get(int(row["mode"]))
-    if channels is None:
-        raise images.BadImage(
-            f"image struct of mode {row['mode']}; expected one of {', '.join(map(str, _MODES))} (8 bits a channel)"
-        )
-    height, width = int(row["height"]), int(row["width"])
-    data = np.frombuffer(bytes(row["data"]), np.uint8)
-    if height < 1 or width < 1 or data.size != height * width * channels:
-        raise images.BadImage(f"image struct of {height} x {width} x {channels} with {data.size} bytes")
-    shaped = data.reshape(height, width, channels)
-    return shaped if channels == 1 else np.ascontiguousarray(shaped[:, :, 2::-1])
 
 
 def answers(
