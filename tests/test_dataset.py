@@ -1,5 +1,6 @@
 """Batches for a rank: the right pixels under the right labels, each row once, well mixed, and never unpickled."""
 
+import collections
 import dataclasses
 import itertools
 import os
@@ -8,13 +9,12 @@ import shutil
 
 import numpy as np
 import petastorm
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from gan_spark import lake
 from gan_spark.config import Ingest, UserError
-from gan_spark.data import images, ingest, reader, schema, sources, splits
+from gan_spark.data import images, ingest, order, reader, schema, sources, splits
 
 ROWS = 240
 
@@ -93,11 +93,8 @@ def test_a_batch_may_be_larger_than_the_split(unique, labels):
     assert {image for image, _ in seen([batch])} <= labels.keys()
 
 
-def test_ranks_share_the_images_out(unique, labels):
-    shares = []
-    for rank in range(2):
-        rows = seen(take(reader.batches(unique, "train", 16, rank, 2, shuffle_buffer=32), 50))
-        shares.append({image for image, _ in rows})
+def test_ranks_share_an_epoch_out(unique, labels):
+    shares = [set(drawn(unique, order.quota(len(labels), 1, rank, 2), rank, 2)) for rank in range(2)]
     assert not shares[0] & shares[1]
     assert shares[0] | shares[1] == labels.keys()
 
@@ -108,21 +105,11 @@ def test_seeds_give_other_orders(unique):
     assert first != second
 
 
-def row_groups(url: str) -> int:
-    return sum(pq.ParquetFile(lake.filesystem(name)[1]).num_row_groups for name in splits.files(url, "train"))
-
-
-def test_more_ranks_than_row_groups_are_refused(unique):
-    groups = row_groups(unique)
-    reader.check_shards(unique, "train", groups)
-    with pytest.raises(
-        UserError,
-        match=(
-            f"{groups} row groups in split 'train' for {groups + 1} workers; ingest it again with"
-            f" ingest.planned_workers = {groups + 1}"
-        ),
-    ):
-        reader.batches(unique, "train", 16, 0, groups + 1)
+@pytest.mark.slow
+def test_more_ranks_than_row_groups_share_the_rows_out(unique, labels):
+    groups = sum(pq.ParquetFile(lake.filesystem(name)[1]).num_row_groups for name in splits.files(unique, "train"))
+    shares = [drawn(unique, len(labels) // (groups + 1), rank, groups + 1) for rank in range(groups + 1)]
+    assert len({image for images in shares for image in images}) == sum(map(len, shares))
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -219,93 +206,157 @@ def test_the_pickled_schema_is_not_read(unique, labels, tmp_path):
     assert not os.path.exists(mark)
 
 
-# --- the shuffled pool -----------------------------------------------------------------
+# --- the order of rows -----------------------------------------------------------------
 
 
-def groups(*sizes: int):
-    """Row groups whose rows are numbered on and on; `label` is the number of its group."""
-    starts = np.cumsum([0, *sizes])[:-1]
-    for index, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-        yield {"image": np.arange(start, start + size), "label": np.full(size, index)}
+def drawn(url: str, count: int, rank: int = 0, size: int = 1, start: int = 0, seed: int = 0) -> list[bytes]:
+    """The rank's images after `start` others of it."""
+    manifest, rows = schema.read_manifest(url), []
+    groups = reader.RowGroups(url, "train", "", manifest)
+    for part in reader.shuffled(groups, 32, rank, size, seed, start):
+        rows += [image.tobytes() for image in part["image"]]
+        if len(rows) >= count:
+            return rows[:count]
+    raise AssertionError("the stream has an end")
 
 
-def shuffle(sizes, batch_size: int, pool_size: int, seed: int = 0) -> np.ndarray:
-    """[batches, batch_size] of row numbers."""
-    made = [
-        batch["image"] for batch in reader.shuffled(groups(*sizes), batch_size, pool_size, np.random.default_rng(seed))
-    ]
-    assert all(len(each) == batch_size for each in made)
-    return np.array(made).reshape(-1, batch_size)
+def test_over_epochs_every_rank_sees_every_image_and_all_are_seen_equally_often(unique, labels):
+    """Three ranks, whose shares of an epoch are not of one size: after every epoch, each image was seen once more."""
+    rows = len(labels)
+    for epochs in (1, 2, 3, 4):
+        seen_by = [drawn(unique, order.quota(rows, epochs, rank, 3), rank, 3) for rank in range(3)]
+        counts = collections.Counter(image for images in seen_by for image in images)
+        assert counts == dict.fromkeys(labels, epochs)
+        assert max(map(len, seen_by)) - min(map(len, seen_by)) <= 1
+    many = [set(drawn(unique, order.quota(rows, 30, rank, 3), rank, 3)) for rank in range(3)]
+    assert many == [set(labels)] * 3
+
+
+@pytest.mark.parametrize("start", [0, 1, 31, 32, 50, 150, 192, 400])
+def test_rows_go_on_where_they_were(unique, start):
+    whole = drawn(unique, 500, 1, 2)
+    assert drawn(unique, 500 - start, 1, 2, start) == whole[start:]
+
+
+def test_what_of_an_epoch_is_over_is_not_read_again(unique, labels, monkeypatch):
+    loaded, load = [], reader.RowGroups.load
+    monkeypatch.setattr(reader.RowGroups, "load", lambda groups, piece: loaded.append(piece) or load(groups, piece))
+    drawn(unique, len(labels))
+    everything = len(loaded)
+    loaded.clear()
+    drawn(unique, 1, start=len(labels) - 1)
+    assert 0 < len(loaded) < everything
+
+
+def test_epochs_and_seeds_have_orders_of_their_own(unique, labels):
+    rows = len(labels)
+    two = drawn(unique, 2 * rows)
+    assert two[:rows] != two[rows:]
+    assert drawn(unique, rows, seed=1) != two[:rows]
+    assert drawn(unique, 2 * rows) == two
+
+
+def test_batches_begin_where_a_run_was(unique):
+    whole = seen(take(reader.batches(unique, "train", 16, shuffle_buffer=32), 20))
+    rest = seen(take(reader.batches(unique, "train", 16, shuffle_buffer=32, start=16 * 7), 13))
+    assert rest == whole[16 * 7 :]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 100])
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_a_place_is_where_a_rank_has_read_so_many_rows(rows, size):
+    for rank in range(size):
+        for position in range(3 * rows):
+            epoch, offset = order.place(rows, position, rank, size)
+            assert order.quota(rows, epoch, rank, size) + offset == position
+            assert 0 <= offset < order.quota(rows, epoch + 1, rank, size) - order.quota(rows, epoch, rank, size)
+
+
+@pytest.mark.parametrize("counts", [[5], [3, 0, 4], [10] * 7, [1]])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_pieces_of_the_ranks_are_the_epoch(counts, size):
+    everything = [(group, row) for group, count in enumerate(counts) for row in range(count)]
+    for epoch in range(3):
+        ranks = [order.pieces(counts, epoch, 0, rank, size) for rank in range(size)]
+        rows = [(piece.group, row) for pieces in ranks for piece in pieces for row in range(piece.start, piece.stop)]
+        assert sorted(rows) == everything
+    shares = [order.share(counts, rank, size) for rank in range(size)]
+    assert [
+        (piece.group, row) for pieces in shares for piece in pieces for row in range(piece.start, piece.stop)
+    ] == everything
+
+
+def shuffle(sizes, pool_size: int, seed: int = 0) -> np.ndarray:
+    blocks = list(order.blocks(sizes, pool_size, np.random.default_rng(seed)))
+    return np.concatenate(blocks) if blocks else np.zeros(0, int)
 
 
 @pytest.mark.parametrize(
-    "sizes, batch_size, pool_size",
+    "sizes, pool_size",
     [
-        ([100] * 10, 32, 100),
-        ([100] * 10, 32, 32),
-        ([7, 1, 300, 0, 50, 3], 16, 64),
-        ([1] * 100, 10, 20),
-        ([1000], 10, 20),
-        ([0, 0, 50], 10, 20),
-        ([64], 64, 64),
-        ([50] * 4, 20, 10_000),
+        ([100] * 10, 100),
+        ([100] * 10, 32),
+        ([7, 1, 300, 0, 50, 3], 64),
+        ([1] * 100, 20),
+        ([0, 0, 50], 20),
+        ([64], 64),
+        ([9], 1),
+        ([50] * 4, 10_000),
+        ([], 10),
+        ([0], 10),
     ],
 )
-def test_each_row_comes_once_up_to_the_last_part_of_a_batch(sizes, batch_size, pool_size):
-    rows = shuffle(sizes, batch_size, pool_size).ravel()
-    assert len(rows) == sum(sizes) // batch_size * batch_size
-    assert len(set(rows)) == len(rows)
-    assert set(rows) <= set(range(sum(sizes)))
-
-
-@pytest.mark.parametrize("sizes", [[], [0], [9], [3, 3, 3]])
-def test_less_than_a_batch_gives_none(sizes):
-    assert len(shuffle(sizes, 10, 20)) == 0
-
-
-def test_columns_stay_together():
-    for batch in reader.shuffled(groups(*[100] * 10), 16, 128, np.random.default_rng(0)):
-        np.testing.assert_array_equal(batch["image"] // 100, batch["label"])
+def test_each_row_comes_once(sizes, pool_size):
+    assert sorted(shuffle(sizes, pool_size)) == list(range(sum(sizes)))
 
 
 def test_the_order_is_the_seeds():
-    sizes = [100] * 10
-    np.testing.assert_array_equal(shuffle(sizes, 16, 128, seed=1), shuffle(sizes, 16, 128, seed=1))
-    assert not np.array_equal(shuffle(sizes, 16, 128, seed=1), shuffle(sizes, 16, 128, seed=2))
+    np.testing.assert_array_equal(shuffle([100] * 10, 128, seed=1), shuffle([100] * 10, 128, seed=1))
+    assert not np.array_equal(shuffle([100] * 10, 128, seed=1), shuffle([100] * 10, 128, seed=2))
 
 
 def test_row_groups_are_mixed():
     """A pool of five groups: a batch draws on several of them, and follows the stream as it goes on."""
-    batches = shuffle([100] * 40, 50, 500)
-    assert min(len(set(batch // 100)) for batch in batches) >= 4
+    batches = shuffle([100] * 40, 500).reshape(-1, 50)
+    assert min(len(set(batch // 100)) for batch in batches) >= 3
     assert np.corrcoef(batches[0], np.arange(50))[0, 1] < 0.5
     assert batches[0].max() < 1000
     assert batches[-1].mean() > 3000
 
 
 def test_the_pool_is_bounded():
-    drawn = 0
+    taken, given = 0, 0
 
-    def endless():
-        nonlocal drawn
-        for start in itertools.count(0, 40):
-            drawn += 40
-            yield {"image": np.arange(start, start + 40)}
+    def sizes():
+        nonlocal taken
+        while True:
+            taken += 40
+            yield 40
 
-    stream = reader.shuffled(endless(), 16, 128, np.random.default_rng(0))
-    held = []
-    for given, _ in enumerate(itertools.islice(stream, 300)):
-        held.append(drawn - 16 * given)
-    assert max(held) < 128 + 16 + 40
-    assert min(held) >= 64
+    for block in itertools.islice(order.blocks(sizes(), 128, np.random.default_rng(0)), 100):
+        assert taken - given <= 128 + 40
+        given += len(block)
+        assert taken - given == 64
 
 
-def test_arrow_and_pool_agree_on_types():
-    (batch,) = reader.shuffled(
-        iter([{"image": np.zeros((4, 2, 2, 1), np.uint8), "label": np.zeros(4, np.int32)}]),
-        4,
-        4,
-        np.random.default_rng(0),
-    )
-    assert (batch["image"].dtype, batch["image"].shape, batch["label"].dtype) == (np.uint8, (4, 2, 2, 1), np.int32)
-    assert pa.array(batch["label"]).type == pa.int32()
+@pytest.mark.parametrize("parts", [[4, 9, 2], [15], [1] * 15, [0, 15, 0]])
+def test_parts_are_cut_into_full_batches(parts):
+    starts = np.cumsum([0, *parts])
+    rows = ({"image": np.arange(a, b), "label": np.arange(a, b) * 2} for a, b in itertools.pairwise(starts))
+    blocks = list(reader._cut(rows, 4, 2))
+    assert all(block["image"].shape[1:] == (4,) and len(block["image"]) <= 2 for block in blocks)
+    image = np.concatenate([block["image"].ravel() for block in blocks])
+    np.testing.assert_array_equal(image, np.arange(12))
+    np.testing.assert_array_equal(np.concatenate([block["label"].ravel() for block in blocks]), image * 2)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 1000])
+def test_a_split_is_read_once(unique, labels, ranks):
+    """By all ranks together; by each of them, where there are more ranks than rows."""
+    rows = [
+        image
+        for rank in (range(ranks) if ranks < 1000 else [7])
+        for batch in reader.once(unique, "train", 7, rank, ranks)
+        for image, _ in seen([{name: values.numpy() for name, values in batch.items()}])
+    ]
+    assert collections.Counter(rows) == dict.fromkeys(labels, 1)

@@ -1,6 +1,7 @@
 """The training loop: in one process, on two Horovod ranks, and through a death."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from conftest import (
 
 from gan_spark import check, job, models, process
 from gan_spark import lake as lakes
-from gan_spark.config import Train, UserError
+from gan_spark.config import Train, UserError, resolved
 from gan_spark.data import images, schema
 from gan_spark.runs import loading
 from gan_spark.runs.store import Run
@@ -145,6 +146,44 @@ def test_the_same_seed_trains_the_same_model_up_to_the_order_of_rows(spark, lake
     """Weights start equal for equal seeds and differ for others."""
     a, b, c = (loading.build(make_config(lake).model, seed=seed) for seed in (1, 1, 2))
     assert loading.checksum(a) == loading.checksum(b) != loading.checksum(c)
+
+
+RESUMED = """
+import dataclasses, json, sys
+from gan_spark import job, models, process
+from gan_spark.config import parse, replaced
+from gan_spark.training import driver
+
+process.prepare()
+spark = job.session("resumed")
+for table in json.loads(sys.argv[1]):
+    config = parse(table, models.config_class)
+    whole = driver.train(spark, config)["checksum"]
+    half = replaced(config, train={"steps": config.train.steps // 2})
+    halves = [driver.train(spark, dataclasses.replace(half, run=config.run + "-halves"))["checksum"]]
+    halves.append(driver.train(spark, dataclasses.replace(config, run=config.run + "-halves"))["checksum"])
+    print(json.dumps([config.model.name, whole, *halves]))
+"""
+
+
+def test_a_resumed_run_is_the_run_that_was_not_interrupted(lake, digits):
+    """To the bit, in one process of one thread: rows, noise and dropout go on where they were."""
+    options = {"steps": 40, "checkpoint_every": 20, "sample_every": 40, "threads": 1, "shuffle_buffer": 64}
+    configs = [
+        make_config(lake, model, f"resumed-{model}", train=options) for model in ("dcgan", "cgan", "wgan_gp", "lenet")
+    ]
+    job = subprocess.run(
+        [sys.executable, "-c", RESUMED, json.dumps([resolved(config) for config in configs])],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert job.returncode == 0, job.stderr[-2000:]
+    lines = [json.loads(line) for line in job.stdout.splitlines() if line.startswith("[")]
+    assert [name for name, *_ in lines] == ["dcgan", "cgan", "wgan_gp", "lenet"]
+    for name, whole, half, resumed in lines:
+        assert resumed == whole, name
+        assert half != whole, name
 
 
 @pytest.mark.parametrize("rank", [0, 3])

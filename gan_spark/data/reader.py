@@ -1,25 +1,29 @@
 """Reader of a Petastorm dataset: tf.data batches for one of many ranks.
 
-Petastorm's batch reader hands out whole row groups as Arrow columns. Rows are shuffled here
-as rows of one NumPy array: tf.data's element-wise `unbatch().shuffle().batch()` costs several
-microseconds an image, fancy indexing a fraction of one.
+Row groups are read as Arrow columns, by the rank's own order of them; Petastorm's readers give row group i to rank
+i mod size, whatever the seed, and cannot begin in the middle. Rows are shuffled as rows of NumPy arrays: tf.data's
+element-wise `unbatch().shuffle().batch()` costs several microseconds an image, fancy indexing a fraction of one.
 """
 
-import logging
+import collections
+import itertools
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import lake
 from ..config import UserError
-from . import images, schema
-from .splits import chunks, columns, files, in_words, unpack
+from . import images, order, schema
+from .splits import columns, files, in_words, unpack
 
-# Bounds of a rank's memory: the pool is copied up to three times while it is refilled, and
-# ingest keeps row groups to 16 MiB.
+# Bounds of a rank's memory: the rows of the pool are held twice while a block of them is drawn, and ingest keeps row
+# groups to 16 MiB.
 _POOL_BYTES = 48 * 2**20
-_QUEUED_ROW_GROUPS = 4
+_PIECES_AHEAD = 4
+_FOOTERS_AT_ONCE = 16
 _BLOCK_BYTES = 2**20
 
 
@@ -54,6 +58,7 @@ def batches(
     seed: int = 0,
     shuffle_buffer: int = 8192,
     parts: tuple[str, ...] = (),
+    start: int = 0,
 ):
     """An endless tf.data.Dataset of batches.
 
@@ -61,25 +66,25 @@ def batches(
     "caption" string [batch] and "embedding" float32 [batch, k, d] where the dataset has them.
     With `parts`, it is {part: such a batch of that part}, each of `batch_size`.
 
-    Rank `rank` of `size` reads its own row groups, in an order that `seed` determines up to the
-    reader's threads. Raises `UserError` where the split has no images, or fewer row groups than there are ranks.
+    Ranks share each epoch's rows out, in an order that is a function of `seed` and epoch (`order`); the first row is
+    the one after `start` others of the rank. Raises `UserError` where the split has no images.
     """
     import tensorflow as tf
 
     if parts:
-        streams = {
-            part: _stream(url, split, part, batch_size, rank, size, seed, shuffle_buffer // len(parts) + 1)
-            for part in parts
-        }
+        buffer = shuffle_buffer // len(parts) + 1
+        streams = {part: _stream(url, split, part, batch_size, rank, size, seed, buffer, start) for part in parts}
         return tf.data.Dataset.zip(streams)
-    return _stream(url, split, "", batch_size, rank, size, seed, shuffle_buffer)
+    return _stream(url, split, "", batch_size, rank, size, seed, shuffle_buffer, start)
 
 
-def _stream(url: str, split: str, part: str, batch_size: int, rank: int, size: int, seed: int, shuffle_buffer: int):
+def _stream(
+    url: str, split: str, part: str, batch_size: int, rank: int, size: int, seed: int, shuffle_buffer: int, start: int
+):
     import tensorflow as tf
 
     manifest = schema.read_manifest(url)
-    check_shards(url, split, size, part)
+    check_split(url, split, part)
     kinds = {"image": (manifest.shape, tf.uint8)}
     if manifest.classes:
         kinds["label"] = ((), tf.int32)
@@ -88,17 +93,15 @@ def _stream(url: str, split: str, part: str, batch_size: int, rank: int, size: i
     if manifest.embedding:
         kinds["embedding"] = (manifest.embedding, tf.float32)
     signature = {name: tf.TensorSpec((None, batch_size, *shape), kind) for name, (shape, kind) in kinds.items()}
-
-    def generate():
-        rng = np.random.default_rng([seed, rank])
-        pool = max(batch_size, min(shuffle_buffer, _POOL_BYTES // row_bytes))
-        rank_batches = shuffled(_row_groups(url, split, part, manifest, rank, size, seed), batch_size, pool, rng)
-        for block in chunks(rank_batches, block_size):
-            yield {name: np.stack([batch[name] for batch in block]) for name in kinds}
-
     row_bytes = int(np.prod(manifest.shape)) + 4 * int(np.prod(manifest.embedding or (1,)))
+    pool = max(1, min(shuffle_buffer, _POOL_BYTES // row_bytes))
     # tf.data takes some 0.4 ms for whatever a generator hands it, so it is handed several batches at once.
     block_size = max(1, min(16, _BLOCK_BYTES // (batch_size * row_bytes)))
+
+    def generate():
+        groups = RowGroups(url, split, part, manifest)
+        yield from _cut(shuffled(groups, pool, rank, size, seed, start), batch_size, block_size)
+
     stream = tf.data.Dataset.from_generator(generate, output_signature=signature)
     # In a thread of its own, beside the generator.
     stream = stream.map(lambda block: {**block, "image": images.to_unit(block["image"])}, num_parallel_calls=1)
@@ -109,107 +112,151 @@ def _stream(url: str, split: str, part: str, batch_size: int, rank: int, size: i
     return stream.unbatch().prefetch(4).with_options(options)
 
 
-def once(url: str, split: str, batch_size: int, rank: int = 0, size: int = 1) -> Iterator[dict]:
-    """Batches of at most `batch_size` of rank `rank`'s row groups of a split, as `batches` gives them but each row
-    once.
+def _cut(rows: Iterator[dict], batch_size: int, block_size: int) -> Iterator[dict]:
+    """Blocks of up to `block_size` full batches, [blocks, batch, ...], of rows that come in parts of any size."""
+    rest: dict[str, np.ndarray] = {}
+    for part in rows:
+        if rest:
+            part = {name: np.concatenate([rest[name], values]) for name, values in part.items()}
+        count = len(part["image"]) // batch_size
+        for first in range(0, count, block_size):
+            last = min(first + block_size, count)
+            yield {
+                name: values[first * batch_size : last * batch_size].reshape(-1, batch_size, *values.shape[1:])
+                for name, values in part.items()
+            }
+        rest = {name: values[count * batch_size :] for name, values in part.items()}
 
-    Where there are fewer row groups than ranks, every rank is given all of them.
+
+def once(url: str, split: str, batch_size: int, rank: int = 0, size: int = 1) -> Iterator[dict]:
+    """Batches of at most `batch_size` of rank `rank`'s share of a split, as `batches` gives them but each row once.
+
+    Where there are fewer rows than ranks, every rank is given all of them.
     """
     import tensorflow as tf
 
-    manifest = schema.read_manifest(url)
-    shard = (rank, size) if _row_group_count(url, split, "", size) >= size else (0, 1)
-    for group in _row_groups(url, split, "", manifest, *shard, seed=0, epochs=1):
-        for start in range(0, len(group["image"]), batch_size):
-            batch = {name: tf.constant(values[start : start + batch_size]) for name, values in group.items()}
+    groups = RowGroups(url, split, "", schema.read_manifest(url))
+    shard = (rank, size) if sum(groups.counts) >= size else (0, 1)
+    for rows in groups.read(order.share(groups.counts, *shard)):
+        for start in range(0, len(rows["image"]), batch_size):
+            batch = {name: tf.constant(values[start : start + batch_size]) for name, values in rows.items()}
             yield {**batch, "image": images.to_unit(batch["image"])}
 
 
-def check_shards(url: str, split: str, size: int, part: str = "") -> None:
-    """`UserError` where there are fewer row groups than ranks, as Petastorm gives each rank whole ones."""
-    groups = _row_group_count(url, split, part, size)
-    if groups >= size:
-        return
-    if not groups:
+def check_split(url: str, split: str, part: str = "") -> None:
+    """`UserError` where the split, or its part, has no images."""
+    if not files(url, split, part):
         raise UserError(f"dataset {url}: its {in_words(split, part)} has no images")
-    raise UserError(
-        f"dataset {url}: {groups} row groups in {in_words(split, part)} for {size} workers; ingest it again with"
-        f" ingest.planned_workers = {size}"
-    )
 
 
-def _row_group_count(url: str, split: str, part: str, enough: int) -> int:
-    """The number of row groups; no more files are looked at once there are `enough`."""
+class _Group(NamedTuple):
+    url: str
+    index: int  # in its file
+    footer: Any  # pyarrow's FileMetaData
+
+
+class RowGroups:
+    """The row groups of a split, or of a part of it, in the order of its files."""
+
+    def __init__(self, url: str, split: str, part: str, manifest: schema.Manifest):
+        self.manifest, self.columns = manifest, columns(manifest)
+        names = files(url, split, part)
+        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as threads:
+            footers = list(threads.map(_footer, names))
+        self.groups = [
+            _Group(name, index, footer)
+            for name, footer in zip(names, footers, strict=True)
+            for index in range(footer.num_row_groups)
+        ]
+        self.counts = [group.footer.row_group(group.index).num_rows for group in self.groups]
+
+    def load(self, piece: order.Piece) -> dict[str, np.ndarray]:
+        """The rows of a piece, as arrays."""
+        import pyarrow.parquet as pq
+
+        group = self.groups[piece.group]
+        with _opened(group.url) as source:
+            # Without the schema that Petastorm stores in the folder's _common_metadata, which is a pickle.
+            file = pq.ParquetFile(source, metadata=group.footer)
+            table = file.read_row_group(group.index, self.columns, use_threads=False)
+        table = table.slice(piece.start, piece.stop - piece.start)
+        return unpack({name: table[name].to_pandas().to_numpy() for name in self.columns}, self.manifest)
+
+    def read(self, pieces: Iterator[order.Piece] | list[order.Piece]) -> Iterator[dict[str, np.ndarray]]:
+        """The rows of each piece; the next ones are read meanwhile."""
+        pieces, ahead = iter(pieces), collections.deque[Future]()
+        with ThreadPoolExecutor(1) as thread:
+            try:
+                while True:
+                    for piece in itertools.islice(pieces, _PIECES_AHEAD - len(ahead)):
+                        ahead.append(thread.submit(self.load, piece))
+                    if not ahead:
+                        return
+                    yield ahead.popleft().result()
+            finally:
+                for waiting in ahead:
+                    waiting.cancel()
+
+
+def _opened(url: str):
+    fs, path = lake.filesystem(url)
+    return fs.open(path, "rb")
+
+
+def _footer(url: str):
     import pyarrow.parquet as pq
 
-    groups = 0
-    for name in files(url, split, part):
-        fs, path = lake.filesystem(name)
-        with fs.open(path, "rb") as stream:
-            groups += pq.ParquetFile(stream).num_row_groups
-        if groups >= enough:
-            break
-    return groups
-
-
-def _row_groups(
-    url: str,
-    split: str,
-    part: str,
-    manifest: schema.Manifest,
-    rank: int,
-    size: int,
-    seed: int,
-    epochs: int | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
-    from petastorm import make_batch_reader
-
-    logging.getLogger("petastorm").setLevel(logging.ERROR)
-    # A list of files, not the folder: so Petastorm takes the schema from Parquet, and
-    # never unpickles the one that is stored in the folder's _common_metadata.
-    reader = make_batch_reader(
-        [lake.mounted(name) for name in files(url, split, part)],
-        schema_fields=[f"^{name}$" for name in columns(manifest)],
-        workers_count=1,
-        results_queue_size=_QUEUED_ROW_GROUPS,
-        num_epochs=epochs,
-        shuffle_row_groups=True,
-        cur_shard=rank,
-        shard_count=size,
-        seed=seed,
-        filesystem=petastorm_filesystem(url),
-    )
-    with reader:
-        for group in reader:
-            yield unpack(group._asdict(), manifest)
+    with _opened(url) as stream:
+        return pq.ParquetFile(stream).metadata
 
 
 def shuffled(
-    groups: Iterator[dict[str, np.ndarray]], batch_size: int, pool_size: int, rng: np.random.Generator
+    groups: RowGroups, pool_size: int, rank: int = 0, size: int = 1, seed: int = 0, start: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Full batches drawn at random from a pool that is refilled when it is half empty.
+    """The rank's rows, epoch after epoch without end, in parts of many rows; from the one after `start` others on."""
+    rows = sum(groups.counts)
+    first, offset = order.place(rows, start, rank, size)
+    for epoch in itertools.count(first):
+        yield from _epoch(groups, pool_size, rank, size, seed, epoch, offset if epoch == first else 0)
 
-    Rows pass through exactly once; what is left when `groups` ends is given out too,
-    but for a last part of a batch.
-    """
-    pool: list[dict[str, np.ndarray]] = []
-    ended = False
-    while not ended:
-        row_count = sum(len(group["image"]) for group in pool)
-        while row_count < pool_size + batch_size and not ended:
-            group = next(groups, None)
-            ended = group is None
-            if not ended:
-                pool.append(group)
-                row_count += len(group["image"])
-        if not pool:
-            return
-        rows = {key: np.concatenate([group[key] for group in pool]) for key in pool[0]}
-        pool.clear()
-        order, used = rng.permutation(row_count), 0
-        left = 0 if ended else pool_size // 2
-        while row_count - used >= left + batch_size:
-            chosen = order[used : used + batch_size]
-            yield {key: values[chosen] for key, values in rows.items()}
-            used += batch_size
-        pool.append({key: values[order[used:]] for key, values in rows.items()})
+
+def _epoch(
+    groups: RowGroups, pool_size: int, rank: int, size: int, seed: int, epoch: int, offset: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The rank's rows of an epoch, but for the first `offset`. What of it is over is not read again."""
+    pieces = order.pieces(groups.counts, epoch, seed, rank, size)
+    sizes = [piece.stop - piece.start for piece in pieces]
+    starts = np.cumsum([0, *sizes])
+    left = np.array(sizes)  # rows of each piece that are still to come
+    blocks = order.blocks(sizes, pool_size, np.random.default_rng([seed, epoch, rank]))
+    blocks = _after(blocks, offset, starts, left)
+    loaded: dict[int, dict[str, np.ndarray]] = {}
+    needed = [number for number in range(len(pieces)) if left[number]]
+    arrivals = zip(needed, groups.read([pieces[number] for number in needed]), strict=True)
+    for block in blocks:
+        numbers = np.searchsorted(starts, block, "right") - 1
+        by_piece = np.argsort(numbers, kind="stable")
+        present, firsts = np.unique(numbers[by_piece], return_index=True)
+        part: dict[str, np.ndarray] = {}
+        for number, places in zip(present.tolist(), np.split(by_piece, firsts[1:]), strict=True):
+            while number not in loaded:
+                arrived, values = next(arrivals)
+                loaded[arrived] = values
+            for name, values in loaded[number].items():
+                column = part.setdefault(name, np.empty((len(block), *values.shape[1:]), values.dtype))
+                column[places] = values[block[places] - starts[number]]
+            left[number] -= len(places)
+            if not left[number]:
+                del loaded[number]
+        yield part
+
+
+def _after(blocks: Iterator[np.ndarray], offset: int, starts: np.ndarray, left: np.ndarray) -> Iterator[np.ndarray]:
+    """The blocks without their first `offset` positions, which are counted off from what is `left` of their pieces."""
+    while offset:
+        block = next(blocks)
+        over, rest = block[:offset], block[offset:]
+        np.subtract.at(left, np.searchsorted(starts, over, "right") - 1, 1)
+        offset -= len(over)
+        blocks = itertools.chain([rest], blocks) if len(rest) else blocks
+    return blocks

@@ -11,7 +11,7 @@ import tensorflow as tf
 from ..config import option
 from ..data.shapes import ATTRIBUTES
 from .base import TrainedModel
-from .blocks import pyramid
+from .blocks import Dropout, pyramid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Attributes(TrainedModel):
         image = x = tf.keras.Input([config.image_size, config.image_size, config.channels])
         for level in range(pyramid(config.image_size)[1]):
             x = layers.MaxPool2D()(layers.Conv2D(config.width * 2**level, 3, padding="same", activation="relu")(x))
-        x = layers.Dropout(config.dropout)(layers.Dense(config.features, "relu")(layers.Flatten()(x)))
+        x = Dropout(config.dropout, self.fresh_key)(layers.Dense(config.features, "relu")(layers.Flatten()(x)))
         self.network = tf.keras.Model(
             image,
             [layers.Dense(len(values), name=name, dtype="float32")(x) for name, values in ATTRIBUTES.items()],

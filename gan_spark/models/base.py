@@ -36,6 +36,7 @@ class TrainedModel(tf.Module):
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self.optimizers = {}
         self.groups = {}
+        self._streams = 0
 
     def optimize(self, name: str, optimizer: tf.keras.optimizers.Optimizer, variables: Sequence[tf.Variable]) -> None:
         """Registers an optimizer for `variables`. Every trainable variable belongs to one, or stays frozen."""
@@ -75,6 +76,14 @@ class TrainedModel(tf.Module):
     def uniform(self, shape: Sequence[int], stream: int = 0, low: float = -1.0) -> tf.Tensor:
         """Uniform noise in [low, 1], as `normal` gives it."""
         return tf.random.stateless_uniform(shape, self._key(stream), low, 1.0)
+
+    def fresh_key(self) -> tf.Tensor:
+        """The key of a stream of noise that nothing else in a step draws from, for layers: one each time it is called.
+
+        Calls are counted while a step is traced, so that the same step has the same streams in every process.
+        """
+        self._streams += 1
+        return self._key(500 + self._streams % 500)
 
     def _key(self, stream: int) -> tf.Tensor:
         # Seeds from 1 on, so that no noise of training is what `latents` makes of a small seed.

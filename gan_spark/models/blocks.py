@@ -112,3 +112,30 @@ def pyramid(image_size: int, smallest: int = 4, least: int = 1) -> tuple[int, in
     if doublings < least:
         raise UserError(f"model.image_size = {image_size}: expected an even number of pixels, at least {2 * smallest}")
     return side, doublings
+
+
+class Dropout(tf.keras.layers.Layer):
+    """Dropout in training, by a `key` of stateless noise: Keras's own begins anew in a run that is resumed."""
+
+    def __init__(self, rate: float, key: Callable[[], tf.Tensor]):
+        super().__init__()
+        self.rate, self.key = rate, key
+
+    def call(self, x, training=False):
+        if not training or not self.rate:
+            return x
+        kept = tf.random.stateless_uniform(tf.shape(x), self.key()) >= self.rate
+        return tf.where(kept, x / (1.0 - self.rate), tf.zeros_like(x))
+
+
+class Noise(tf.keras.layers.Layer):
+    """Gaussian noise that is added in training, by a `key` of stateless noise."""
+
+    def __init__(self, deviation: float, key: Callable[[], tf.Tensor]):
+        super().__init__()
+        self.deviation, self.key = deviation, key
+
+    def call(self, x, training=False):
+        if not training or not self.deviation:
+            return x
+        return x + self.deviation * tf.random.stateless_normal(tf.shape(x), self.key(), dtype=x.dtype)

@@ -10,12 +10,14 @@ Adam; samples are drawn from a moving average of the generator.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import tensorflow as tf
 
 from ..config import option
 from . import dcgan, losses
 from .base import GenerativeModel
+from .blocks import Dropout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,7 @@ def generator(config: Config) -> tf.keras.Model:
     return tf.keras.Model([z, y], x, name="generator")
 
 
-def discriminator(config: Config) -> tf.keras.Model:
+def discriminator(config: Config, key: Callable[[], tf.Tensor]) -> tf.keras.Model:
     """(images in [-1, 1], one-hot class) -> logits [n, 1] that the image is a real one of that class."""
     layers, side = tf.keras.layers, config.image_size
     image, y = tf.keras.Input([side, side, config.channels]), tf.keras.Input([config.classes])
@@ -87,7 +89,7 @@ def discriminator(config: Config) -> tf.keras.Model:
         )(x)
     else:
         x = Maxout(config.maxout, config.pieces)(layers.Concatenate()([layers.Flatten()(image), y]))
-        logits = layers.Dense(1, dtype="float32")(layers.Dropout(config.dropout)(x))
+        logits = layers.Dense(1, dtype="float32")(Dropout(config.dropout, key)(x))
     return tf.keras.Model([image, y], logits, name="discriminator")
 
 
@@ -106,7 +108,7 @@ class CGAN(GenerativeModel):
     def __init__(self, config, reduce=list, seed=0):
         super().__init__(config, reduce, seed)
         self.generator = generator(config)
-        self.discriminator = discriminator(config)
+        self.discriminator = discriminator(config, self.fresh_key)
         self.sampler = self.average(generator(config), self.generator)
         self.optimize(
             "d",

@@ -17,6 +17,7 @@ import tensorflow as tf
 from .. import networks
 from ..config import UserError, option
 from .base import TrainedModel
+from .blocks import Dropout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Classifier(TrainedModel):
             )
         layers = tf.keras.layers
         features = tf.keras.Input(self.network.output_shape[1:])
-        hidden = layers.Dropout(config.dropout)(layers.Dense(config.hidden, "relu")(features))
+        hidden = Dropout(config.dropout, self.fresh_key)(layers.Dense(config.hidden, "relu")(features))
         self.head = tf.keras.Model(features, layers.Dense(config.classes, dtype="float32")(hidden), name="head")
         for layer in self.network.layers:
             if isinstance(layer, tf.keras.layers.BatchNormalization):

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from ..config import option
 from .base import TrainedModel
+from .blocks import Dropout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class LeNet(TrainedModel):
                 layers.Conv2D(filters, 5, padding=config.padding, activation=config.activation, name=f"conv{number}")(x)
             )
         features = layers.Dense(config.features, config.activation, dtype="float32")(layers.Flatten()(x))
-        logits = layers.Dense(config.classes, dtype="float32")(layers.Dropout(config.dropout)(features))
+        logits = layers.Dense(config.classes, dtype="float32")(Dropout(config.dropout, self.fresh_key)(features))
         self.network = tf.keras.Model(image, [features, logits], name="lenet")
         self.optimize(
             "classifier",

@@ -14,13 +14,14 @@ same classifier on the labelled images alone: what it must beat.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import tensorflow as tf
 
 from ..config import option
 from . import dcgan, losses
 from .base import GenerativeModel
-from .blocks import pyramid
+from .blocks import Dropout, Noise, pyramid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +46,16 @@ class Config:
     beta1: float = option(0.5, "Adam's", low=0.0, high=0.999)
 
 
-def classifier(config: Config) -> tf.keras.Model:
+def classifier(config: Config, key: Callable[[], tf.Tensor]) -> tf.keras.Model:
     """Images in [-1, 1] -> (features [n, d] of the last hidden layer, class logits [n, classes]): 5x5 convolutions with
     stride 2.
     """
     layers, (_, doublings) = tf.keras.layers, pyramid(config.image_size)
     image = tf.keras.Input([config.image_size, config.image_size, config.channels])
-    x = layers.GaussianNoise(config.noise)(image)
+    x = Noise(config.noise, key)(image)
     for level in range(max(doublings, 3)):
         x = layers.LeakyReLU(0.2)(layers.Conv2D(config.width * 2**level, 5, 2, "same")(x))
-        x = layers.Dropout(config.dropout)(x)
+        x = Dropout(config.dropout, key)(x)
     features = layers.Flatten()(x)
     return tf.keras.Model(image, [features, layers.Dense(config.classes, dtype="float32")(features)], name="classifier")
 
@@ -73,9 +74,9 @@ class SSGAN(GenerativeModel):
             image_size=config.image_size, channels=config.channels, latent=config.latent, width=config.width
         )
         self.generator = dcgan.generator(networks)
-        self.classifier = classifier(config)
+        self.classifier = classifier(config, self.fresh_key)
         self.sampler = self.average(dcgan.generator(networks), self.generator)
-        self.scorer = self.average(classifier(config), self.classifier)
+        self.scorer = self.average(classifier(config, self.fresh_key), self.classifier)
         self.optimize(
             "d", tf.keras.optimizers.Adam(config.classifier_rate, config.beta1), self.classifier.trainable_variables
         )

@@ -52,9 +52,9 @@ def _checked_dataset(spark, config: Config) -> str:
     manifest = schema.read_manifest(url)
     check_model(config, manifest, url)
     for part in parts_of(config.model, manifest) or ("",):
-        reader.check_shards(url, config.train.split, config.train.workers, part)
+        reader.check_split(url, config.train.split, part)
     if config.train.validate_every:
-        reader.check_shards(url, "validation", 1)
+        reader.check_split(url, "validation")
     return url
 
 

@@ -45,7 +45,7 @@ def _train_rank(team: Team, job: dict) -> dict:
     model = _prepared(team, job, config, run)
     start = int(model.step)
     share = options.batch_size // team.size
-    stream, step_function = _stream(team, job, config, start), _step_function(model)
+    stream, step_function = _stream(team, job, config, start * model.batches_per_step), _step_function(model)
     preview, held_out = tf.function(model.preview), tf.function(model.held_out, reduce_retracing=True)
     monitor, best = Monitor(model), Best(run, options, model.monitored, start)
     scalars, stopped, fixed = {}, None, None
@@ -113,16 +113,23 @@ def _prepared(team: Team, job: dict, config: Config, run: Run):
     return model
 
 
-def _stream(team: Team, job: dict, config: Config, start: int) -> Iterator[dict]:
-    """This rank's batches, without end."""
+def _stream(team: Team, job: dict, config: Config, batches: int) -> Iterator[dict]:
+    """This rank's batches, without end, after as many `batches` that it has had before."""
     options = config.train
     parts = parts_of(config.model, schema.read_manifest(job["dataset"]))
     share = options.batch_size // team.size
-    # Another seed after a resume, or the same row groups would come first again.
-    seed = options.seed + start
-    return iter(
-        reader.batches(job["dataset"], options.split, share, team.rank, team.size, seed, options.shuffle_buffer, parts)
+    stream = reader.batches(
+        job["dataset"],
+        options.split,
+        share,
+        team.rank,
+        team.size,
+        options.seed,
+        options.shuffle_buffer,
+        parts,
+        batches * share,
     )
+    return iter(stream)
 
 
 def _step_function(model) -> Callable[[list], dict]:
