@@ -213,7 +213,7 @@ class _Signals:
         cancelling = threading.Thread(target=_cancel, daemon=True)
         cancelling.start()
         cancelling.join(_CANCELLING)
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        raise SystemExit(128 + number)  # Of a KeyboardInterrupt Py4J logs a traceback.
 
 
 def _cancel() -> None:

@@ -359,7 +359,9 @@ def dies(team: process.Team, job: dict):
 def test_ranks_that_cannot_start_are_started_once_and_leave_no_run(spark, lake, digits, monkeypatch, caplog):
     monkeypatch.setattr(driver, "work", dies)
     config = make_config(lake, run="cannot-start", train={"launcher": "spark", "workers": 1, "restarts": 2})
-    with pytest.raises(driver.TrainingStopped, match="the ranks could not start, and are not started again: .*code: 3"):
+    with pytest.raises(
+        driver.TrainingStopped, match="the ranks could not start, and are not started again: .*Exit code: 3"
+    ):
         driver.train(spark, config)
     assert "attempt 2 of" not in caplog.text and not lakes.exists(Run.of(config).url)
 

@@ -153,7 +153,7 @@ def run(spark, function: Callable, argument, config: Train) -> list:
             " train.start_timeout if the slots came late"
         ) from error
     except Exception as error:
-        raise RankFailure(str(error)) from error
+        raise RankFailure(" ".join(str(error).split())) from error
     for rank, result in enumerate(results):
         if isinstance(result, _NotImported):
             raise UserError(
