@@ -24,7 +24,7 @@ SHARED = ROOT.parent / "shared" / "data"
 LONGEST = (
     *("test_trainer", "test_lakes", "test_transfer", "test_cluster", "test_evaluate", "test_extending"),
     *("test_command_line", "test_notebooks", "test_stackgan", "test_ml", "test_ingest", "test_parts"),
-    *("test_srgan", "test_tracking", "test_jobs", "test_docs", "test_scala", "test_lenet"),
+    *("test_signals", "test_srgan", "test_tracking", "test_jobs", "test_docs", "test_scala", "test_lenet"),
 )
 
 

@@ -343,6 +343,7 @@ def refuses(team: process.Team, job: dict):
     return loop.work(team, job)
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")  # as of Horovod's thread
 def test_a_users_error_on_a_rank_is_one_line_and_exit_code_2(spark, lake, digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(driver, "work", refuses)
     config = make_config(lake, run="refuses", train={"launcher": "spark", "workers": 1, "restarts": 2})

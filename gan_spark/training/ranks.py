@@ -4,17 +4,21 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import logging
 import os
 import pickle
 import signal
 import socket
 import sys
+import threading
 import uuid
 from collections.abc import Callable
 
 from .. import lake, process
 from ..config import TaskFailure, Train, UserError
 from ..process import Team
+
+log = logging.getLogger(__name__)
 
 
 class RankFailure(TaskFailure):
@@ -129,7 +133,7 @@ def run(spark, function: Callable, argument, config: Train) -> list:
 
     local = spark.sparkContext.master.startswith("local")
     try:
-        with _signals_end_the_job():
+        with _signals_end_the_job(), _quiet_thread():
             results = horovod.spark.run(
                 _on_rank,
                 args=(cloudpickle.dumps((function, argument)),),
@@ -194,6 +198,24 @@ def _signals_end_the_job():
                 raise KeyboardInterrupt
 
 
+@contextlib.contextmanager
+def _quiet_thread():
+    """Horovod's thread that waits for its Spark job raises beside the main one, whose error it is: at level debug."""
+    former = threading.excepthook
+
+    def hook(failure):
+        if "run_spark" in failure.thread.name:
+            log.debug("where the Spark job of the ranks failed:", exc_info=failure[:3])
+        else:
+            former(failure)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = former
+
+
 def _on_rank(job: bytes):
     """`job` is a function of (team, argument) and its argument, pickled: to unpickle them imports TensorFlow, which
     reads what `prepare` sets.
@@ -213,4 +235,8 @@ def _on_rank(job: bytes):
     def broadcast(variables):
         hvd.broadcast_variables(variables, root_rank=0)
 
-    return function(Team(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.grouped_allreduce, broadcast), argument)
+    team = Team(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.grouped_allreduce, broadcast)
+    try:
+        return function(team, argument)
+    except UserError as error:
+        raise SystemExit(f"rank {team.rank}: {error}") from None  # Its traceback would stand above the job's one line.
