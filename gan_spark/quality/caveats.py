@@ -6,8 +6,9 @@ from ..config import Evaluate, UserError
 from ..runs import registry
 
 log = logging.getLogger(__name__)
-_SPREAD = 0.1  # share by which the floor differs from one halving to another
-
+# The floor's deviation from one halving of the same images to another, as a share: 0.24 to 0.29 in 100 halvings each of
+# 80 to 648 digits, by a lenet's features.
+_SPREAD = 0.25
 _MORE = {"real": "name a larger split (evaluate.split)", "generated": "generate more (generate.images)"}
 
 
@@ -51,14 +52,16 @@ def of_fid(figures: dict) -> list[str]:
     if figures["distinguishable"] is False:
         sentences.append(
             f"FID {figures['fid']:.2f} cannot be told from that of real images against real ones,"
-            f" {figures['fid_floor']:.2f}, with {real} real and {generated} generated images: more images are needed"
-            " to call it good"
+            f" {figures['fid_floor']:.2f} (half of them against the other), with {real} real and {generated} generated"
+            " images: more images are needed to call it good"
         )
     return sentences
 
 
 def is_distinguishable(fid: float, floor: float | None) -> bool | None:
-    """Whether the FID is above that of two halves of the real images; None where that is not known."""
+    """Whether the FID is above that of two halves of the real images by more than that varies; None where there is no
+    such floor.
+    """
     return None if floor is None else fid > (1 + _SPREAD) * floor
 
 
