@@ -12,13 +12,12 @@ from pyspark.ml.param.shared import HasInputCol, HasPredictionCol, HasProbabilit
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql import functions as F
 
-from .. import lake
+from .. import lake, models
 from ..config import UserError
 from ..data import images
 from ..data.sources import folder
 from ..runs import loading
 from ..runs.store import Run
-from ..training import driver
 from . import carry, columns
 
 
@@ -84,7 +83,7 @@ class ImageClassifier(
         self._checked(frame, column, ("image", "string"))
         record = run.record()
         model = record["config"]["model"]
-        if not hasattr(driver.models.find(model["name"]), "classify"):
+        if not hasattr(models.find(model["name"]), "classify"):
             raise UserError(f"run {run.url}: model {model['name']!r} is not a classifier")
         step = run.preferred(self.getOrDefault(self.checkpoint))
         shape = (model["image_size"], model["image_size"], model["channels"])

@@ -4,8 +4,7 @@ import dataclasses
 import logging
 
 from ..config import Config, replaced
-from ..runs import loading, registry
-from ..runs.store import Run
+from ..runs import registry
 from ..sampling import generate
 from . import caveats, evaluate
 
@@ -33,9 +32,6 @@ def _promoted(spark, config: Config) -> dict:
     version = registry.current(config.lake, config.promote.model)
     options = {"model": "", "checkpoint": version["step"], "table": f"{config.promote.model}-promoted", "append": False}
     version_config = dataclasses.replace(replaced(config, generate=options), run=version["run"])
-    model = loading.model_config(Run.of(version_config).record()["config"]["model"])
-    evaluate.check_settings(version_config, model)  # Before images are made.
-    evaluate.check_dataset(spark, version_config, model)
     generate.generate(spark, version_config)
     evaluate.evaluate(spark, version_config)
     return registry.promote(*arguments)
