@@ -174,7 +174,7 @@ def _promote(arguments) -> None:
 
     answer = registry.promote(arguments.lake, arguments.run, arguments.model, arguments.if_better)
     if arguments.if_better:
-        caveats.warn_of_promotion(arguments.lake, answer)
+        caveats.warn_of_promotion(arguments.lake, arguments.run, answer)
     _print(answer, arguments.json)
 
 

@@ -65,9 +65,9 @@ def is_distinguishable(fid: float, floor: float | None) -> bool | None:
     return None if floor is None else fid > (1 + _SPREAD) * floor
 
 
-def warn_of_promotion(root: str, answer: dict) -> None:
-    """Warns where the FID by which `registry.promote` gave this answer says little."""
-    reports = registry.evaluations(root).get(answer["run"], [])
+def warn_of_promotion(root: str, run: str, answer: dict) -> None:
+    """Warns where the FID of the run by which `registry.promote` gave this answer says little."""
+    reports = registry.evaluations(root).get(run, [])
     by_this = [report for report in reports if (report["step"], report.get("fid")) == (answer["step"], answer["fid"])]
     for sentence in by_this[-1].get("caveats", []) if by_this else ():
         if sentence.startswith("FID"):

@@ -19,7 +19,7 @@ def promote_run(spark, config: Config) -> dict:
     """
     answer = _promoted(spark, config)
     if config.promote.only_if_better:
-        caveats.warn_of_promotion(config.lake, answer)
+        caveats.warn_of_promotion(config.lake, config.run, answer)
     return answer
 
 
