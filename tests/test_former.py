@@ -98,3 +98,14 @@ def test_a_stage_of_before_gives_null_for_what_is_no_image(spark, former):
     for stage, column in ((stages[0], "features"), (stages[2], "lenet")):
         assert [row[column] for row in stage.transform(rows).collect()] == [None, None]
         assert stage.getHandleInvalid() == "keep" and stage.rejected == 1
+
+
+def test_a_pipeline_of_a_lake_that_was_moved_finds_its_run(spark, moved, tmp_path):
+    """One that a version before saved, and one of this version."""
+    pipeline = PipelineModel.load(f"file://{moved}/pipelines/digits")
+    pipeline.save(f"file://{moved}/pipelines/again")
+    shutil.move(moved, tmp_path / "further")
+    again = PipelineModel.load(f"file://{tmp_path}/further/pipelines/again")
+    frame = spark.read.parquet(f"file://{tmp_path}/further/datasets/digits/split=train")
+    rows = again.transform(frame).select("id", "prediction", "lenet").orderBy("id").collect()
+    assert [list(row) for row in rows] == EXPECTED["predictions"]

@@ -1,6 +1,7 @@
 """A run's classifier as a stage of a Spark ML pipeline."""
 
 import functools
+import posixpath
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +10,12 @@ from pyspark.ml import Transformer
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.param.shared import HasInputCol, HasPredictionCol, HasProbabilityCol
-from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
+from pyspark.ml.util import (
+    DefaultParamsReadable,
+    DefaultParamsReader,
+    DefaultParamsWritable,
+    DefaultParamsWriter,
+)
 from pyspark.sql import functions as F
 
 from .. import lake, models
@@ -71,6 +77,13 @@ class ImageClassifier(
         )
         self._set(**self._input_kwargs)
 
+    def write(self):
+        return _Writer(self)
+
+    @classmethod
+    def read(cls):
+        return _Reader(cls)
+
     def classes(self) -> list[str]:
         """Names of the classes, by index."""
         return self._run().record()["dataset"]["classes"]
@@ -85,9 +98,11 @@ class ImageClassifier(
         model = record["config"]["model"]
         if not hasattr(models.find(model["name"]), "classify"):
             raise UserError(f"run {run.url}: model {model['name']!r} is not a classifier")
-        step = run.preferred(self.getOrDefault(self.checkpoint))
+        checkpoint = loading.read_checkpoint(spark, run, run.preferred(self.getOrDefault(self.checkpoint)))
         shape = (model["image_size"], model["image_size"], model["channels"])
-        carried = carry.carry(spark, (run.url, step, record), _classify)
+        carried = carry.Carried(
+            checkpoint.url + checkpoint.digest, checkpoint.files, functools.partial(_classify, checkpoint)
+        )
         fit = record["dataset"].get("fit", "crop")  # As what it learnt from was fitted.
         prepare = functools.partial(_fitted, shape, fit, self.getOrDefault(self.maxFileMb))
         classified = self._answered(frame, "_probability", frame[column], prepare, carried)
@@ -97,10 +112,43 @@ class ImageClassifier(
         return predictions.withColumn(self.getProbabilityCol(), vector).drop("_probability")
 
 
-def _classify(value: tuple[str, int, dict]) -> Callable[[np.ndarray], np.ndarray]:
+_FROM_HERE = "gan_spark.run"  # in a saved stage: the way from its folder to the run, where both are in one lake
+
+
+class _Writer(DefaultParamsWriter):
+    def saveImpl(self, path: str) -> None:
+        run, stage, way = self.instance._run(), lake.to_url(path), None
+        if lake.reference(run.root, stage, run.url) != run.url:
+            root = lake.canonical(run.root)
+            way = posixpath.relpath(run.url[len(run.root) :], lake.canonical(stage)[len(root) :])
+        DefaultParamsWriter.saveMetadata(self.instance, path, self.sc, {_FROM_HERE: way} if way else None)
+
+
+class _Reader(DefaultParamsReader):
+    def load(self, path: str):
+        stage, url = super().load(path), lake.to_url(path)
+        way = DefaultParamsReader.loadMetadata(path, self.sc).get(_FROM_HERE)
+        if way:
+            scheme, separator, place = url.rpartition("://")
+            return stage._set(run=scheme + separator + posixpath.normpath(posixpath.join(place, way)))
+        return stage._set(run=_moved(stage._run(), url).url)
+
+
+def _moved(run: Run, stage: str) -> Run:
+    """The run of a stage that a former version saved; where its lake was moved with the stage, the run in it."""
+    if not lake.exists(run.path("config.json")):
+        folder = stage
+        while (folder := folder.rpartition("/")[0]).count("/") > 2:
+            candidate = Run(lake.join(folder, *run.url.rsplit("/", 2)[1:]))
+            if run.url in candidate.names():  # as its record tells where it was
+                return candidate
+    return run
+
+
+def _classify(checkpoint: loading.Checkpoint, _) -> Callable[[np.ndarray], np.ndarray]:
     import tensorflow as tf
 
-    apply = tf.function(loading.load_model(*value).classify, reduce_retracing=True)
+    apply = tf.function(loading.carried_model(checkpoint).classify, reduce_retracing=True)
     return lambda pixels: apply(tf.constant(images.to_unit(pixels))).numpy()
 
 
