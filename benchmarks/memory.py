@@ -137,7 +137,7 @@ def config(lake: str, rows: int):
         model={"name": "dcgan", "width": 8, "latent": 16},
         train={"steps": 10, "log_every": 5, "threads": 1},
         generate={"images": rows, "partitions": 8},
-        evaluate={"classifier_steps": 10, "sample": 1000, "kid_subsets": 10},
+        evaluate={"classifier_steps": 10, "sample": 1000},
     )
 
 

@@ -35,7 +35,6 @@ SMALL = {
     "train.log_every": 100,
     "generate.images": 60,
     "evaluate.classifier_steps": 20,
-    "evaluate.kid_subset_size": 20,
 }
 RUN = "retrain-20260301"
 

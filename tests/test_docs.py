@@ -31,8 +31,6 @@ SMALL = [
     "evaluate.classifier_steps=40",
     "evaluate.classifier_batch=16",
     "evaluate.sample=40",
-    "evaluate.kid_subset_size=20",
-    "evaluate.kid_subsets=3",
 ]
 
 # What is run by another test with settings of its own, or by CI: how the command begins, where, and what that has to

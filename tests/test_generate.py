@@ -142,7 +142,7 @@ def test_an_evaluation_reads_the_checkpoint_of_the_images_before_it_measures_the
         "measured-meanwhile",
         train={"steps": 1},
         generate={"images": 12, "batch_size": 4},
-        evaluate={"classifier_steps": 2, "classifier_batch": 16, "neighbours": 2, "kid_subset_size": 5},
+        evaluate={"classifier_steps": 2, "classifier_batch": 16, "neighbours": 2},
     )
     driver.train(spark, config)
     generate.generate(spark, config)

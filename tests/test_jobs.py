@@ -28,7 +28,7 @@ from gan_spark.training import driver, ranks
 
 @pytest.fixture
 def toml(tmp_path, lake):
-    quality = {"classifier_steps": 100, "classifier_batch": 32, "sample": 40, "kid_subset_size": 20, "kid_subsets": 3}
+    quality = {"classifier_steps": 100, "classifier_batch": 32, "sample": 40}
     return write_config(tmp_path, make_config(lake, run="job", generate={"images": 40}, evaluate=quality))
 
 

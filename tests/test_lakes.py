@@ -133,7 +133,7 @@ def pipeline_command(root: str, run: str, steps: int, folder) -> list[str]:
         "checkpoint_every": 100,
         "sample_every": 500,
     }
-    evaluate = {"classifier_steps": 20, "kid_subset_size": 20}
+    evaluate = {"classifier_steps": 20}
     config = make_config(root, run=run, train=train, generate={"images": 40}, evaluate=evaluate)
     path = write_config(folder, dataclasses.replace(config, tables="delta"))
     return [str(ROOT / "jobs" / "pipeline.py"), "--config", path]

@@ -201,7 +201,7 @@ def configs_of(root: str) -> tuple:
     options = {
         "train": {"steps": 2, "checkpoint_every": 1, "sample_every": 2},
         "generate": {"images": 12, "batch_size": 4},
-        "evaluate": {"classifier_steps": 2, "classifier_batch": 16, "neighbours": 2, "kid_subset_size": 5},
+        "evaluate": {"classifier_steps": 2, "classifier_batch": 16, "neighbours": 2},
         "promote": {"model": "digits"},
     }
     first, second = (make_config(root, "srgan", run=name, **options) for name in ("first", "second"))

@@ -17,10 +17,7 @@ LOCAL = (
     "train.launcher=local;train.batch_size=8;train.log_every=1;train.checkpoint_every=4;train.sample_every=4;"
     "ingest.planned_workers=1"
 )
-CHEAP = (
-    f"{LOCAL};evaluate.classifier_steps=10;evaluate.classifier_batch=8;"
-    "evaluate.kid_subset_size=10;evaluate.kid_subsets=2"
-)
+CHEAP = f"{LOCAL};evaluate.classifier_steps=10;evaluate.classifier_batch=8"
 
 
 class Widgets:

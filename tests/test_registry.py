@@ -20,6 +20,7 @@ from gan_spark.version import code_version
 
 ALIKE = {
     "features": "lenet (lenet-digits-abc, step 20)",
+    "features_hash": "0a1b",
     "dataset": "digits",
     "fingerprint": "abc",
     "split": "test",
@@ -100,6 +101,7 @@ def test_only_a_better_run_is_promoted(root):
     "changes",
     [
         {"features": "InceptionV3 (imagenet)"},
+        {"features_hash": "of another classifier that is called the same"},
         {"dataset": "letters"},
         {"fingerprint": "abd"},
         {"split": "train"},
@@ -126,12 +128,13 @@ def test_fids_that_were_not_measured_alike_are_not_compared(root, changes):
     assert registry.current(root, "digits")["measured"] == {**ALIKE, **changes}
 
 
-def test_evaluations_of_unknown_images_are_not_compared(root):
-    """As those are that do not say which fingerprint the dataset had."""
+@pytest.mark.parametrize("key", ["fingerprint", "features_hash"])
+def test_evaluations_of_unknown_images_or_by_an_unknown_network_are_not_compared(root, key):
+    """As those of before are, which do not say it."""
     for name, fid, step in (("first", 20.0, 10), ("better", 15.0, 12)):
-        add_quality(root, name, fid, step, fingerprint=None)
+        add_quality(root, name, fid, step, **{key: None})
     registry.promote(root, "first", "digits")
-    with pytest.raises(UserError, match="not measured alike: fingerprint None and None"):
+    with pytest.raises(UserError, match=f"not measured alike: {key} not known and not known"):
         registry.promote(root, "better", "digits", better=True)
 
 

@@ -31,7 +31,7 @@ def config(spark, lake, digits):
         "reported",
         train={"steps": 4, "log_every": 1},
         generate={"images": 40, "batch_size": 8},
-        evaluate={"classifier_steps": 20, "kid_subset_size": 10, "kid_subsets": 3},
+        evaluate={"classifier_steps": 20},
     )
     driver.train(spark, made)
     generate.generate(spark, made)
@@ -74,7 +74,7 @@ def test_the_page_says_what_its_figures_cannot(config, page):
 
 
 def test_a_fid_at_its_floor_is_marked_beside_it():
-    figures = {"fid": 24.66, "fid_floor": 24.23, "kid": 0.0, "kid_deviation": 0.0, "precision": 1.0, "recall": 1.0}
+    figures = {"fid": 24.66, "fid_floor": 24.23, "kid": 0.0, "kid_error": 0.0, "precision": 1.0, "recall": 1.0}
     notes = {told: next(report._cards({**figures, "distinguishable": told}))[2] for told in (True, False, None)}
     assert notes[False] == "floor 24.23: two halves of the real images, from which it cannot be told"
     assert notes[True] == notes[None] == "floor 24.23: two halves of the real images"

@@ -26,7 +26,7 @@ def test_training_generation_and_quality_go_to_one_run(spark, lake, digits, tmp_
         run="tracked",
         tracking=tracking,
         generate={"images": 20},
-        evaluate={"classifier_steps": 5, "kid_subset_size": 10},
+        evaluate={"classifier_steps": 5},
     )
     client = MlflowClient(tracking_uri=tracking["uri"])
 

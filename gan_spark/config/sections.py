@@ -136,8 +136,6 @@ class Evaluate:
     batch_size: int = option(100, "images a forward pass", low=1, high=4096)
     sample: int = option(5000, "about as many images of each side for KID, precision and recall", low=10, high=50000)
     neighbours: int = option(3, "k of precision and recall", low=1, high=100)
-    kid_subsets: int = option(50, "subsets that KID averages over", low=1, high=1000)
-    kid_subset_size: int = option(1000, "images in a subset", low=2, high=50000)
     reader: str = option("", "pictures of source 'shapes': run of the attributes model that reads generated ones")
     classifier_steps: int = option(2000, "steps that trains the lenet classifier", low=1)
     classifier_batch: int = option(128, "global batch of the lenet classifier", low=1)

@@ -1,6 +1,7 @@
 """Feature networks: what a quality measure looks at images through."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ class Network:
     record: dict | None = None
     weights: str = ""  # InceptionV3: "imagenet" or a file's URL
     arrays: Any = None  # InceptionV3: a broadcast of its weights, so that only the driver fetches them
+    hash: str = ""  # of its weights: figures of two networks are no more alike for being called the same
 
     @property
     def name(self) -> str:
@@ -43,11 +45,12 @@ def network(spark, config: Config) -> Network:
         name = record["config"]["model"]["name"]
         if name != "lenet":  # Tasks import what a record names, once the driver has looked at it.
             raise UserError(f"run {run.url}: expected the run of a 'lenet', found {name!r}: remove the run")
-        return Network("lenet", run.url, config.evaluate.classifier_steps, record)
+        step = config.evaluate.classifier_steps
+        return Network("lenet", run.url, step, record, hash=run.checkpoint_hash(step))
     weights = config.evaluate.weights if config.evaluate.weights == "imagenet" else lake.to_url(config.evaluate.weights)
-    return Network(
-        "InceptionV3", weights=weights, arrays=spark.sparkContext.broadcast(_inception(weights).get_weights())
-    )
+    arrays = _inception(weights).get_weights()
+    digest = hashlib.sha256(b"".join(hashlib.sha256(array.tobytes()).digest() for array in arrays)).hexdigest()[:16]
+    return Network("InceptionV3", weights=weights, arrays=spark.sparkContext.broadcast(arrays), hash=digest)
 
 
 def check(config: Config, manifest: schema.Manifest) -> None:

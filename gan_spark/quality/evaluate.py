@@ -131,11 +131,12 @@ def _feature_figures(
         "fid_self": frechet_distance(real["all"], real["all"]),
         "score": inception_score(fake["probabilities"], fake["entropy"]),
         "score_real": inception_score(real["probabilities"], real["entropy"]),
-        **kid(spark, *samples, options.kid_subsets, options.kid_subset_size),
+        **kid(spark, *samples),
         **precision_recall(spark, *samples, options.neighbours),
         "real_images": real["all"].count,
         "generated_images": fake["all"].count,
         "features": network.name,
+        "features_hash": network.hash,
         "feature_dimensions": len(real["all"].mean),
     }
 

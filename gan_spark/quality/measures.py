@@ -16,7 +16,9 @@ from .. import features, models
 from ..data import images, schema, splits
 from ..runs import loading
 from ..runs.store import Run
-from .statistics import Moments, Sample, kernel_distance, squared_distances
+from .statistics import KernelSums, Moments, Sample, squared_distances
+
+_KERNEL_ROWS = 500  # of a task
 
 
 def feature_moments(
@@ -81,19 +83,19 @@ def _merge(a: dict, b: dict) -> dict:
     }
 
 
-def kid(spark, real: np.ndarray, fake: np.ndarray, subsets: int, size: int) -> dict[str, float]:
-    """Mean and deviation of the kernel distance over random subsets, each computed in a task."""
-    size = min(size, len(real), len(fake))
-    shared = spark.sparkContext.broadcast((real, fake))
-
-    def distance(index: int) -> float:
-        rng = np.random.default_rng(index)
-        x, y = (values[rng.choice(len(values), size, replace=False)].astype(np.float64) for values in shared.value)
-        return kernel_distance(x, y)
-
-    distances = spark.sparkContext.parallelize(range(subsets)).map(distance).collect()
+def kid(spark, real: np.ndarray, fake: np.ndarray) -> dict[str, float | None]:
+    """The kernel distance of as many images of each side, and its standard error, computed in tasks."""
+    count, rng = min(len(real), len(fake)), np.random.default_rng(0)
+    # Ids may be in the order of classes, of which the first would be looked at alone.
+    chosen = (values[rng.permutation(len(values))[:count]].astype(np.float64) for values in (real, fake))
+    shared = spark.sparkContext.broadcast(tuple(chosen))
+    starts = range(0, count, _KERNEL_ROWS)
+    sums = spark.sparkContext.parallelize(starts, len(starts)).map(
+        lambda start: KernelSums.of(*shared.value, start, min(start + _KERNEL_ROWS, count))
+    )
+    total = sums.reduce(KernelSums.merge)
     shared.destroy()
-    return {"kid": float(np.mean(distances)), "kid_deviation": float(np.std(distances))}
+    return {"kid": total.distance(), "kid_error": total.error()}
 
 
 def precision_recall(spark, real: np.ndarray, fake: np.ndarray, neighbours: int) -> dict[str, float]:

@@ -122,7 +122,8 @@ def _cards(quality: dict) -> Iterator[tuple[str, str, str]]:
             else ""
         ),
     )
-    yield "KID x 1000", f"{1000 * quality['kid']:.1f}", f"± {1000 * quality['kid_deviation']:.1f}"
+    error = quality.get("kid_error")  # Reports of before have a deviation of subsets instead, which was none.
+    yield "KID x 1000", f"{1000 * quality['kid']:.1f}", f"± {1000 * error:.1f}, one standard error" if error else ""
     yield "precision", f"{quality['precision']:.3f}", "generated images that look real"
     yield "recall", f"{quality['recall']:.3f}", "real images that could be generated"
     if "class_agreement" in quality:

@@ -12,7 +12,7 @@ from ..config import Config, UserError
 from .store import Run
 
 # FIDs compare where these are equal: another network is another scale, and of fewer images it is greater.
-MEASURED = ("features", "dataset", "fingerprint", "split", "part", "generated_images")
+MEASURED = ("features", "features_hash", "dataset", "fingerprint", "split", "part", "generated_images")
 
 
 class Incomparable(UserError):
@@ -128,15 +128,16 @@ def _alike(root: str, name: str, before: dict, version: dict) -> dict:
     if before["fid"] is not None:  # perhaps of a table that holds other images by now
         figures.insert(0, {"fid": before["fid"], "measured": before.get("measured") or dict.fromkeys(MEASURED)})
     measured = version["measured"]
-    # Without a fingerprint, as old evaluations are, nobody knows which images it was.
-    comparable = [figure for figure in figures if figure["measured"] == measured and measured["fingerprint"]]
+    # Without a fingerprint or a hash, as old evaluations are, nobody knows which images or which network it was.
+    is_known = measured["fingerprint"] and measured["features_hash"]
+    comparable = [figure for figure in figures if figure["measured"] == measured and is_known]
     if comparable:
         return comparable[-1]
     candidate, incumbent = (f"run {entry['run']} at step {entry['step']}" for entry in (version, before))
     if figures:
         pairs = ((key, measured[key], figures[-1]["measured"].get(key)) for key in MEASURED)
         why = "they were not measured alike: " + ", ".join(
-            f"{key} {new!r} and {old!r}" for key, new, old in pairs if new != old or new is None
+            f"{key} {_in_words(new)} and {_in_words(old)}" for key, new, old in pairs if new != old or new is None
         )
     else:
         why = "the second was not measured"
@@ -145,6 +146,10 @@ def _alike(root: str, name: str, before: dict, version: dict) -> dict:
         f" be compared; {why}. Evaluate both alike with jobs/evaluate.py, or promote without --if-better"
         " (promote.only_if_better = false)"
     )
+
+
+def _in_words(value) -> str:
+    return "not known" if value is None else repr(value)
 
 
 def promoted(config: Config) -> Config:

@@ -249,6 +249,12 @@ class Run:
         with self._whole_checkpoint(step) as (step, _):
             return step
 
+    def checkpoint_hash(self, step: int) -> str:
+        """What tells the weights of a checkpoint from all others."""
+        files = lake.read_json(lake.join(self._checkpoint(step), "manifest.json"))["files"]
+        digests = "".join(f"{name}:{files[name]['sha256']}," for name in sorted(files))
+        return hashlib.sha256(digests.encode()).hexdigest()[:16]
+
     def read_checkpoint(self, step: int = 0) -> tuple[int, dict[str, bytes]]:
         """(Step, files by name) of checkpoint `step`, or for 0 of the newest whole one; `UserError` where there is
         none.
