@@ -12,7 +12,7 @@ from conftest import make_config
 from gan_spark import features
 from gan_spark import lake as lakes
 from gan_spark.config import Train, UserError, replaced
-from gan_spark.data import images, schema
+from gan_spark.data import images, schema, splits
 from gan_spark.lake import tables
 from gan_spark.quality import caveats, evaluate, measures, promote, statistics
 from gan_spark.quality.statistics import Moments
@@ -131,11 +131,60 @@ def test_precision_and_recall_by_hand(spark):
     assert measures.precision_recall(spark, real, fake, 1) == {"precision": pytest.approx(1 / 3), "recall": 1.0}
 
 
-def test_kid_over_subsets_is_the_same_every_time(spark):
+def test_kid_in_tasks_is_the_same_every_time_and_of_images_from_all_over(spark, monkeypatch):
+    monkeypatch.setattr(measures, "_KERNEL_ROWS", 40)
     x, y = normal(100, 0, 1, 1), normal(120, 1, 1, 2)
-    first = measures.kid(spark, x, y, 6, 40)
-    assert first == measures.kid(spark, x, y, 6, 40)
+    first = measures.kid(spark, x, y)
+    assert first == measures.kid(spark, x, y)
     assert first["kid"] > 1 and 0 < first["kid_error"] < first["kid"]
+
+
+def test_two_real_sets_are_told_from_each_other_as_often_as_kids_error_says(spark, measured):
+    """200 draws of 64 and 64 digits: what the error covers of the truth, which is 0."""
+    config, _ = measured
+    manifest, network = schema.read_manifest(lakes.dataset_url(config)), features.network(spark, config)
+    rows = splits.frame(spark, lakes.dataset_url(config), "train").select("image").collect()
+    pixels = schema.unpack([row["image"] for row in rows], manifest.shape, manifest.encoding)
+    feature, _ = features.function(network)(pixels)
+    drawn = []
+    for seed in range(200):
+        chosen = feature[np.random.default_rng(seed).permutation(len(feature))[:128]]
+        sums = kernel_sums(chosen[:64], chosen[64:])
+        drawn.append((abs(sums.distance()), sums.error()))
+    distances, errors = np.array(drawn).T
+    assert errors.min() > 0
+    assert 0.6 < (distances <= errors).mean() < 0.95
+    assert (distances <= 2 * errors).mean() > 0.9
+
+
+def test_copies_of_training_images_are_counted(spark, measured):
+    config, _ = measured
+    url, network = lakes.dataset_url(config), features.network(spark, config)
+    manifest, train = schema.read_manifest(url), splits.frame(spark, url, "train")
+
+    def of(rows) -> np.ndarray:
+        pixels = schema.unpack([row["image"] for row in rows], manifest.shape, manifest.encoding)
+        return features.function(network)(pixels)[0]
+
+    held_out, learnt = of(splits.frame(spark, url, "test").collect()), of(train.limit(50).collect())
+    share = lambda fake: measures.copies(train, network, manifest, 64, held_out, fake)
+    assert share(learnt) == 1.0
+    assert share(np.concatenate([learnt, held_out[:50]])) == pytest.approx(0.5, abs=0.05)
+    assert share(held_out) < 0.02
+
+
+def test_copies_need_images_that_were_not_trained_on(spark, measured):
+    config = replaced(measured[0], evaluate={"copies": True, "split": "train"})
+    with pytest.raises(UserError, match="evaluate.copies = true with evaluate.split = 'train'"):
+        evaluate.evaluate(spark, config)
+
+
+def test_a_sample_is_no_larger_than_the_driver_holds(spark, measured, monkeypatch):
+    config, before = measured
+    monkeypatch.setattr(evaluate, "_SAMPLE_BYTES", 40 * 8 * before["feature_dimensions"])
+    result = evaluate.evaluate(spark, config)
+    assert any("are of about 40 images of each side, of whose 128 features" in text for text in result["caveats"])
+    assert result["fid"] == pytest.approx(before["fid"]) and result["kid"] != before["kid"]
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +198,7 @@ def measured(spark, lake, digits):
             "classifier_steps": 150,
             "classifier_batch": 32,
             "sample": 80,
+            "copies": True,
         },
     )
     driver.train(spark, config)
@@ -162,6 +212,9 @@ def test_evaluate_reports_every_measure_with_its_floor(measured):
     assert 0 <= result["precision"] <= 1 and 0 <= result["recall"] <= 1
     assert 1 <= result["score"] < result["score_real"] <= 10
     assert result["classifier_accuracy"] > 0.8
+    assert all(sum(shares.values()) == pytest.approx(1, abs=1e-3) for shares in result["class_shares"].values())
+    assert max(result["class_shares"]["real"].values()) < 0.3 < max(result["class_shares"]["generated"].values())
+    assert 0 <= result["copies"] <= 1 and re.fullmatch("[0-9a-f]{16}", result["features_hash"])
     assert result["generated_images"] == 90
     assert lakes.read_json(result["report"])["fid"] == result["fid"]
     assert result["fingerprint"] == schema.read_manifest(result["dataset"]).fingerprint and result["part"] == ""

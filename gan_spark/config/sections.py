@@ -136,6 +136,11 @@ class Evaluate:
     batch_size: int = option(100, "images a forward pass", low=1, high=4096)
     sample: int = option(5000, "about as many images of each side for KID, precision and recall", low=10, high=50000)
     neighbours: int = option(3, "k of precision and recall", low=1, high=100)
+    copies: bool = option(
+        False,
+        "measure the share of generated images that are nearer to a training image than 99 of 100 images of the split"
+        " are; every training image is looked at",
+    )
     reader: str = option("", "pictures of source 'shapes': run of the attributes model that reads generated ones")
     classifier_steps: int = option(2000, "steps that trains the lenet classifier", low=1)
     classifier_batch: int = option(128, "global batch of the lenet classifier", low=1)

@@ -27,6 +27,11 @@ class Network:
     hash: str = ""  # of its weights: figures of two networks are no more alike for being called the same
 
     @property
+    def dimensions(self) -> int:
+        """Features of an image."""
+        return self.record["config"]["model"]["features"] if self.record else 2048
+
+    @property
     def name(self) -> str:
         return (
             f"lenet ({self.run.rsplit('/', 1)[-1]}, step {self.step})"

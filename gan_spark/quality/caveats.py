@@ -35,6 +35,16 @@ def of_samples(counts: tuple[int, int], sampled: tuple[int, int], options: Evalu
     return sentences
 
 
+def of_sample_size(sample: int, asked: int, dimensions: int) -> list[str]:
+    """What is told where the sample is smaller than asked for, so that the driver's memory holds it."""
+    if sample >= asked:
+        return []
+    return [
+        f"evaluate.sample = {asked}: KID, precision and recall are of about {sample} images of each side, of whose"
+        f" {dimensions} features the driver holds no more"
+    ]
+
+
 def of_fid(figures: dict) -> list[str]:
     """What is told of an evaluation's FID."""
     real, generated, dimensions = (figures[key] for key in ("real_images", "generated_images", "feature_dimensions"))

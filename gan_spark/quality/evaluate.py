@@ -17,6 +17,7 @@ from ..sampling import generate
 from . import caveats
 from .measures import (
     class_agreement,
+    copies,
     feature_moments,
     held_out_means,
     kid,
@@ -28,6 +29,7 @@ from .measures import (
 from .statistics import frechet_distance, inception_score
 
 log = logging.getLogger(__name__)
+_SAMPLE_BYTES = 2**28  # of a side's features, in float64
 
 
 def evaluate(spark, config: Config) -> dict:
@@ -53,11 +55,14 @@ def evaluate(spark, config: Config) -> dict:
     # Before a classifier is paid for.
     sentences = _samples_told(real_frame, fake_frame, options)
     network = features.network(spark, config)
+    # Both sides' samples are held on the driver.
+    options = dataclasses.replace(options, sample=min(options.sample, _SAMPLE_BYTES // (8 * network.dimensions)))
+    sentences += _told(caveats.of_sample_size(options.sample, config.evaluate.sample, network.dimensions))
     log.info("evaluate: %s against %s, split %s, with %s", fake_url, real_url, options.split, network.name)
     # First, as a training may remove the checkpoint meanwhile.
     held_out = held_out_means(real_frame, run, step, manifest, options.batch_size)
     result = {
-        **_feature_figures(spark, real_frame, fake_frame, network, manifest, options),
+        **_feature_figures(spark, real_url, real_frame, fake_frame, network, manifest, options),
         **_class_figures(real_frame, fake_frame, network, manifest, options.batch_size),
         **(_pair_figures(real_frame, fake_frame, network, manifest, options) if options.part else {}),
     }
@@ -114,7 +119,7 @@ def _told(sentences: list[str]) -> list[str]:
 
 
 def _feature_figures(
-    spark, real_frame, fake_frame, network: features.Network, manifest: schema.Manifest, options: Evaluate
+    spark, url: str, real_frame, fake_frame, network: features.Network, manifest: schema.Manifest, options: Evaluate
 ) -> dict:
     """What is measured on the network's features and probabilities of both sides' images."""
     (real, real_sample), (fake, fake_sample) = (
@@ -124,7 +129,7 @@ def _feature_figures(
     halves, samples = [real["half0"], real["half1"]], (real_sample, fake_sample)
     fid = frechet_distance(real["all"], fake["all"])
     floor = frechet_distance(*halves) if min(half.count for half in halves) > 1 else None
-    return {
+    figures = {
         "fid": fid,
         "fid_floor": floor,
         "distinguishable": caveats.is_distinguishable(fid, floor),
@@ -139,6 +144,15 @@ def _feature_figures(
         "features_hash": network.hash,
         "feature_dimensions": len(real["all"].mean),
     }
+    if network.kind == "lenet":
+        figures["class_shares"] = {
+            side: dict(zip(manifest.classes, moments["classes"].mean.round(4).tolist(), strict=True))
+            for side, moments in (("real", real), ("generated", fake))
+        }
+    if options.copies:
+        train = splits.frame(spark, url, "train", options.part)
+        figures["copies"] = copies(train, network, manifest, options.batch_size, *samples)
+    return figures
 
 
 def _class_figures(
@@ -209,6 +223,11 @@ def real_dataset(config: Config) -> tuple[Config, schema.Manifest]:
     if options.part and options.part not in manifest.parts:
         raise UserError(
             f"evaluate.part = {options.part!r}: dataset {url} has {', '.join(manifest.parts) or 'no parts'}"
+        )
+    if options.copies and options.split == "train":
+        raise UserError(
+            "evaluate.copies = true with evaluate.split = 'train': expected images that were not trained on, beside"
+            " which generated ones are looked at"
         )
     features.check(config, manifest)
     return config, manifest

@@ -24,9 +24,9 @@ _KERNEL_ROWS = 500  # of a task
 def feature_moments(
     frame, network: features.Network, shape: tuple, encoding: str, batch_size: int, sample: int
 ) -> tuple[dict[str, Moments], np.ndarray]:
-    """Moments of the features of all images and of two halves of them, of the probabilities and of their entropies; and
-    the features [about `sample`, d] of the images whose ids hash lowest, in the order of their ids: the same ones every
-    time.
+    """Moments of the features of all images and of two halves of them, of the classes that the network gives them (one
+    of each row is 1), of the probabilities and of their entropies; and the features [about `sample`, d] of the images
+    whose ids hash lowest, in the order of their ids: the same ones every time.
     """
 
     def partial(rows: Iterator) -> Iterator[dict]:
@@ -35,7 +35,11 @@ def feature_moments(
             feature, probability = apply(schema.unpack([row["image"] for row in chunk], shape, encoding))
             half = np.array([schema.split_of(f"half of {row['id']}", 0.0, 0.5) == "test" for row in chunk])
             entropy = np.sum(probability * np.log(np.clip(probability, 1e-300, None)), axis=1, keepdims=True)
-            batch = {"half0": feature[~half], "half1": feature[half], "probabilities": probability, "entropy": entropy}
+            classes = np.eye(probability.shape[1])[probability.argmax(1)]
+            batch = {
+                **{"half0": feature[~half], "half1": feature[half], "classes": classes},
+                **{"probabilities": probability, "entropy": entropy},
+            }
             chosen = np.array([row["sampled"] for row in chunk])
             total = _merge(total, {name: Moments.of(values) for name, values in batch.items() if len(values)})
             total = _merge(
@@ -96,6 +100,29 @@ def kid(spark, real: np.ndarray, fake: np.ndarray) -> dict[str, float | None]:
     total = sums.reduce(KernelSums.merge)
     shared.destroy()
     return {"kid": total.distance(), "kid_error": total.error()}
+
+
+def copies(
+    train, network: features.Network, manifest: schema.Manifest, batch_size: int, held_out: np.ndarray, fake: np.ndarray
+) -> float:
+    """Share of the generated images that are nearer to an image of the DataFrame `train` than 99 of 100 held-out images
+    are, by their features [n, d]; 0.01 is what images have that were not learnt by heart.
+    """
+    shared = train.sparkSession.sparkContext.broadcast((held_out, fake))
+
+    def partial(rows: Iterator) -> Iterator[list[np.ndarray]]:
+        apply = features.function(network)
+        nearest = [np.full(len(queries), np.inf) for queries in shared.value]
+        for chunk in splits.chunks((row["image"] for row in rows), batch_size):
+            feature, _ = apply(schema.unpack(chunk, manifest.shape, manifest.encoding))
+            for best, queries in zip(nearest, shared.value, strict=True):
+                np.minimum(best, squared_distances(queries.astype(np.float64), feature).min(1), out=best)
+        yield nearest
+
+    merged = train.select("image").rdd.mapPartitions(partial)
+    of_held_out, of_fake = merged.treeReduce(lambda a, b: [np.minimum(x, y) for x, y in zip(a, b, strict=True)])
+    shared.destroy()
+    return float((of_fake < np.quantile(of_held_out, 0.01)).mean())
 
 
 def precision_recall(spark, real: np.ndarray, fake: np.ndarray, neighbours: int) -> dict[str, float]:

@@ -22,6 +22,7 @@ from . import evaluate, statistics
 log = logging.getLogger(__name__)
 _SHOWN, _COMPARED, _NEIGHBOURS = 64, 8, 4
 _SAMPLES = 6  # over time
+_CLASSES = 30  # of a table of shares
 
 
 def report(spark, config: Config) -> dict:
@@ -60,7 +61,7 @@ def report(spark, config: Config) -> dict:
         ),
         cards=list(_cards(quality)),
         caveats=quality.get("caveats", []),
-        sections=[{"text": "", "rows": [], "pictures": [], **section} for section in sections],
+        sections=[{"text": "", "rows": [], "pictures": [], **section} for section in [*_shares(quality), *sections]],
         lineage=list(leaves(catalogue.lineage(config.lake, config.run))),
     )
     lake.check_file(url, "page")  # Drawing took a while.
@@ -126,12 +127,24 @@ def _cards(quality: dict) -> Iterator[tuple[str, str, str]]:
     yield "KID x 1000", f"{1000 * quality['kid']:.1f}", f"± {1000 * error:.1f}, one standard error" if error else ""
     yield "precision", f"{quality['precision']:.3f}", "generated images that look real"
     yield "recall", f"{quality['recall']:.3f}", "real images that could be generated"
+    if "copies" in quality:
+        yield "copies", f"{quality['copies']:.1%}", "nearer to a training image than 99 of 100 held-out ones"
     if "class_agreement" in quality:
         yield (
             "asked for a class",
             f"{quality['class_agreement']:.1%}",
             f"given it; real images {quality.get('classifier_accuracy', 0):.1%}",
         )
+
+
+def _shares(quality: dict) -> Iterator[dict]:
+    if shares := quality.get("class_shares"):
+        rows = [
+            {"class": name, "real": f"{share:.1%}", "generated": f"{shares['generated'][name]:.1%}"}
+            for name, share in list(shares["real"].items())[:_CLASSES]
+        ]
+        text = "As the classifier sees them. In its features, FID is mostly the distance between these."
+        yield {"title": "Share of each class", "text": text, "rows": rows}
 
 
 def _picture(pixels: np.ndarray, caption: str, width: int = 440) -> dict:
