@@ -290,3 +290,12 @@ def test_the_command_line_prints_tables(root):
     failed = command("show", "none", "--lake", root)
     assert failed.returncode == 2 and failed.stderr.startswith("error: no run at") and not failed.stdout
     assert command("runs", "--lake", root + "/nowhere").stdout.strip() == "no runs"
+
+
+@pytest.mark.parametrize("theirs", ['{"accuracy": 0.9}', "[1]", "no JSON"])
+def test_a_strangers_file_where_a_registry_goes_is_left_alone(root, theirs):
+    url = lakes.model_url(root, "digits")
+    lakes.write_bytes(url, theirs.encode())
+    with pytest.raises(UserError, match="digits.json: expected a registry that gan_spark wrote"):
+        registry.promote(root, "first", "digits")
+    assert lakes.read_bytes(url) == theirs.encode()

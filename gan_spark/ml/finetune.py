@@ -24,6 +24,7 @@ def finetune(spark, config: Config) -> dict:
     manifest = labelled(url)
     if config.model is None or config.model.name != "classifier":
         raise UserError(f"model.name = {config.model and config.model.name!r}: expected 'classifier'")
+    held_out = splits.frame(spark, url, "test")  # Where it has no images, that is told before the training.
     if config.finetune.balance:
         config = replaced(
             config, model={"class_weights": balanced(splits.frame(spark, url, "train"), len(manifest.classes))}
@@ -31,7 +32,7 @@ def finetune(spark, config: Config) -> dict:
     trained = driver.train(spark, config)
     run = Run.of(config)
     with batches.at_most(spark, batches.FILES):
-        predictions = ImageClassifier(run=run.url).transform(splits.frame(spark, url, "test"))
+        predictions = ImageClassifier(run=run.url).transform(held_out)
         figures = agreement(predictions, manifest.classes)
     return {**trained, "weights": export(run), **figures}
 

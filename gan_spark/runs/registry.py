@@ -53,8 +53,19 @@ def read(root: str, name: str) -> dict:
     "history": [{version, at}]}. `measured` is what the FID was measured with, by the names in MEASURED; it and `fid`
     are None where none was measured.
     """
-    url = lake.model_url(root, name)
-    return lake.read_record(root, url) if lake.exists(url) else {"versions": [], "promoted": 0, "history": []}
+    url, empty = lake.model_url(root, name), {"versions": [], "promoted": 0, "history": []}
+    if not lake.exists(url):
+        return empty
+    try:
+        registry = lake.read_record(root, url)
+    except ValueError as error:
+        raise UserError(f"{url}: expected a registry that gan_spark wrote, found no JSON ({error})") from None
+    if not isinstance(registry, dict) or not empty.keys() <= registry.keys():
+        raise UserError(
+            f"{url}: expected a registry that gan_spark wrote ({', '.join(empty)}), found something else, which is not"
+            " replaced: name another model, or move it away yourself"
+        )
+    return registry
 
 
 def current(root: str, name: str) -> dict | None:

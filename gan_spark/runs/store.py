@@ -126,9 +126,15 @@ class Run:
         self._name_alike(former["config"].get("model") or {}, record["config"].get("model") or {})
         changed = differences({key: former.get(key) for key in keys}, {key: record[key] for key in keys}, RESUMABLE)
         if changed:
+            never_began = "" if self.has_begun() else " (it has made no step; if no job runs it, its folder can go)"
             raise UserError(
-                f"run {self.url} exists with another config; name another run, or restore these: " + "; ".join(changed)
+                f"run {self.url} exists with another config{never_began}; name another run, or restore these: "
+                + "; ".join(changed)
             )
+
+    def has_begun(self) -> bool:
+        """Whether the run has made a step."""
+        return bool(self.checkpoints()) or any(line.get("event") == "start" for line in self.metrics())
 
     def _name_alike(self, former: dict, model: dict) -> None:
         """Gives the files of the lake that a former version's record names by their paths the URLs that `model` has."""

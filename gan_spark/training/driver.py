@@ -163,9 +163,5 @@ def _remove_if_never_begun(run: Run, owner: str | None) -> None:
     """Leaves no trace of a run that has not made a step, so that another config may have its name; what is there may be
     another job's by now. Without an `owner`, this job did not get as far as claiming the run.
     """
-    if (
-        run.is_owner(owner)
-        and not run.checkpoints()
-        and not any(line.get("event") == "start" for line in run.metrics())
-    ):
+    if run.is_owner(owner) and not run.has_begun():
         lake.remove(run.url)
