@@ -227,6 +227,9 @@ def _cancel() -> None:
         tracker = context._jsc.sc().statusTracker()
         while any(executor.numRunningTasks() for executor in tracker.getExecutorInfos()):
             time.sleep(0.1)
+        # What Java says of tasks that it kills would come after the job's own line.
+        log4j = context._jvm.org.apache.logging.log4j
+        log4j.core.config.Configurator.setAllLevels("", log4j.Level.OFF)
         context.stop()
 
 

@@ -231,7 +231,7 @@ def test_handle_invalid_keeps_skips_or_ends_the_job(spark, frame, tmp_path):
     kept, skipped = ({row["name"]: row["features"] for row in made[value].collect()} for value in ("keep", "skip"))
     assert set(kept) == names | {"null", "cut"} and {name for name in kept if kept[name] is None} == {"null", "cut"}
     assert skipped == {name: kept[name] for name in names}
-    for bad, reason in (("null", "it is null"), ("cut", "truncated")):
+    for bad, reason in (("null", "it is null"), ("cut", "a PNG file that is truncated")):
         with pytest.raises(PythonException, match=rf"inputCol = 'image': .*'error'.*: {reason}.*'skip' leaves"):
             made["error"].where(F.col("name").isin("0.png", bad)).collect()
     assert made["error"].where("label is not null and name = '0.png'").first()["features"] == kept["0.png"]

@@ -123,14 +123,16 @@ def test_only_a_run_that_never_began_is_removed(spark, lake, digits, monkeypatch
     assert len(begun) == 1 and lakes.exists(Run.of(config).url) == stays
 
 
-def test_a_signal_before_the_run_is_claimed_leaves_nothing(spark, lake, digits, monkeypatch):
-    config, write_json = make_config(lake, run="unclaimed"), lakes.write_json
+@pytest.mark.parametrize("name", ["write_record", "write_json"])
+def test_a_signal_while_the_run_is_claimed_leaves_nothing(spark, lake, digits, monkeypatch, name):
+    """Once its record is written; once its owner is."""
+    config, write = make_config(lake, run="unclaimed"), getattr(lakes, name)
 
-    def interrupted(url, value):
-        write_json(url, value)
+    def interrupted(*arguments):
+        write(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lakes, "write_json", interrupted)
+    monkeypatch.setattr(lakes, name, interrupted)
     with pytest.raises(KeyboardInterrupt):
         driver.train(spark, config)
     assert not lakes.exists(Run.of(config).url)

@@ -158,21 +158,23 @@ class Run:
                 " (run = ...), or move it away yourself"
             )
 
-    def start(self, record: dict) -> str:
+    def start(self, record: dict, token: str = "") -> str:
         """Writes config.json if it is not there, or to say where the run's dataset is now, and claims the run; returns
-        the token of its new owner.
+        the token of its new owner, which is `token` where one is given.
         """
         former, url = self._record(), record.get("dataset", {}).get("url")
         if former is None:
             self.write_record(record)
         elif url and former.get("dataset", {}).get("url") != url:
             self.write_record({**former, "dataset": {**former.get("dataset", {}), "url": url}})
-        token = uuid.uuid4().hex
+        token = token or uuid.uuid4().hex
         lake.write_json(self.path("owner.json"), {"token": token})
         return token
 
-    def is_owner(self, token: str) -> bool:
-        """Whether no other job has claimed the run since `start` gave `token`, and nobody has removed it."""
+    def is_owner(self, token: str | None) -> bool:
+        """Whether no other job has claimed the run since `start` gave `token`, and nobody has removed it; of None,
+        whether no job has.
+        """
         return (self._read("owner.json") or {}).get("token") == token
 
     def check_owner(self, token: str) -> None:

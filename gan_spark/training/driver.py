@@ -5,6 +5,7 @@ failure.
 import dataclasses
 import logging
 import time
+import uuid
 
 from .. import lake
 from ..config import Config, TaskFailure, UserError, check_sections, resolved
@@ -82,7 +83,8 @@ def _attempts(spark, config: Config, run: Run, record: dict, job: dict, tracker)
     """`_with_restarts`, whatever is left of a run that never began."""
     attempts, has_worked = config.train.restarts + 1, False
     for attempt in range(attempts):
-        job |= {"attempt": attempt, "owner": run.start(record)}
+        job |= {"attempt": attempt, "owner": uuid.uuid4().hex}  # Before the claim, which a signal may cut off.
+        run.start(record, job["owner"])
         steps = run.checkpoints()
         start = steps[-1] if steps else 0
         going_on = f", which goes on from step {start}" if start else ""
@@ -163,5 +165,5 @@ def _remove_if_never_begun(run: Run, owner: str | None) -> None:
     """Leaves no trace of a run that has not made a step, so that another config may have its name; what is there may be
     another job's by now. Without an `owner`, this job did not get as far as claiming the run.
     """
-    if run.is_owner(owner) and not run.has_begun():
+    if (run.is_owner(owner) or run.is_owner(None)) and not run.has_begun():
         lake.remove(run.url)
