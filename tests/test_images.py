@@ -396,7 +396,7 @@ def keyed_png(bits: int, colour: int, key: bytes, pixels: bytes) -> bytes:
         keyed_png(8, 0, b"\0\x55", b"\x55\0"),
         keyed_png(16, 0, b"\x55\x55", b"\x55\x55\0\0"),
         keyed_png(8, 2, b"\0\1\0\2\0\3", bytes([1, 2, 3, 0, 0, 0])),
-        keyed_png(16, 2, b"\1\1\2\2\3\3", bytes([1, 1, 2, 2, 3, 3, 0, 0, 0, 0, 0, 0])),
+        keyed_png(16, 2, b"\1\x20\2\x30\3\x40", bytes([1, 32, 2, 48, 3, 64, 0, 0, 0, 0, 0, 0])),
     ],
     ids=["2-bit grey", "8-bit grey", "16-bit grey", "8-bit RGB", "16-bit RGB"],
 )
