@@ -279,6 +279,28 @@ def test_noise_of_training_is_that_of_no_seed():
     )
 
 
+@pytest.mark.parametrize("code, smallest", [(0, (4, 4, 8)), (8, (1, 1, 8))])
+def test_discogans_translator_keeps_a_map_where_there_is_no_code(code, smallest):
+    """As the authors' image_translation.py; their angle_pairing.py has the code."""
+    model = build("discogan", code=code)
+    shapes = [tuple(layer.output_shape[1:]) for layer in model.to_b.layers[1:]]
+    assert min(shapes, key=lambda shape: shape[0]) == smallest
+    assert shapes[-1] == (16, 16, 1)
+
+
+def test_discogans_reconstruction_is_of_images_in_0_to_1():
+    model, batch = build("discogan"), make_batch("discogan")
+    a, b = batch["a"]["image"], batch["b"]["image"]
+    terms = model.generator_step(a, b)
+    back = build("discogan")  # of the same weights, from before that step
+    there_and_back = (
+        back.to_a(back.to_b(a, training=True), training=True),
+        back.to_b(back.to_a(b, training=True), training=True),
+    )
+    errors = (np.mean(np.square((real - other) / 2)) for real, other in zip((a, b), there_and_back, strict=True))
+    assert float(terms["reconstruction"]) == pytest.approx(float(sum(errors)), rel=1e-3)
+
+
 def test_discogans_generators_step_twice_for_each_step_of_the_discriminators():
     model, batch = build("discogan", generator_steps=2), make_batch("discogan")
     assert model.batches_per_step == 3

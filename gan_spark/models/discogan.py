@@ -1,15 +1,17 @@
 """DiscoGAN: discovering relations between two unpaired domains (Kim et al., 2017; arXiv 1703.05192).
 
-Two generators, each an encoder to a narrow code and a mirrored decoder; two discriminators that hand out their middle
-features. Reconstruction is mean squared error after going there and back; the generators' loss is (0.1 GAN + 0.9
-feature matching)(1 - rate) + rate reconstruction, as in the authors' code, with `rate` 0.01 for the first `start_steps`
-and 0.5 after. Adam at 2e-4 with betas 0.5 and 0.999, and the squared weights at 1e-5 in the loss (Keras's own,
+Two generators, each an encoder and a mirrored decoder; two discriminators that hand out their middle features.
+Reconstruction is mean squared error, of images in [0, 1], after going there and back; the generators' loss is (0.1 GAN
++ 0.9 feature matching)(1 - rate) + rate reconstruction, as in the authors' code (github.com/SKTBrain/DiscoGAN,
+image_translation.py), with `rate` 0.01 for the first `start_steps` and 0.5 after. Between encoder and decoder lies the
+smallest map, as in that file; with `code`, a vector of so many numbers, as in their angle_pairing.py and in the paper's
+figure. Adam at 2e-4 with betas 0.5 and 0.999, and the squared weights at 1e-5 in the loss (Keras's own,
 decoupled decay is too small at this rate to move a float32 weight). As in that code the discriminators step on one
 batch, and the generators on each of the next `generator_steps`; together they are one step.
 
-Differences: tanh at the end, as images are in [-1, 1]; depth follows from the image's size; features are matched over
-each rank's share of the batch; an image is translated with batch norm's moving statistics, so that it does not depend
-on what it is translated with, where that code takes each batch's own.
+Differences: tanh at the end, as images are in [-1, 1]; the last layers have biases; depth follows from the image's
+size; features are matched over each rank's share of the batch; an image is translated with batch norm's moving
+statistics, so that it does not depend on what it is translated with, where that code takes each batch's own.
 """
 
 import dataclasses
@@ -28,7 +30,7 @@ class Config:
     image_size: int = option(64, "pixels a side", low=8, high=1024)
     channels: int = option(3, "of the image", choices=(1, 3))
     width: int = option(64, "filters next to the image; doubled at each halving", low=1, high=1024)
-    code: int = option(100, "size of the generators' code", low=1)
+    code: int = option(0, "size of the generators' code; 0 for none, as in the authors' translator", low=0)
     start_rate: float = option(0.01, "weight of the reconstruction at first", low=0.0, high=1.0)
     rate_of_reconstruction: float = option(0.5, "and after `start_steps`", low=0.0, high=1.0)
     start_steps: int = option(3333, "steps at `start_rate`", low=0)
@@ -46,8 +48,10 @@ def generator(config: Config, name: str) -> tf.keras.Model:
     x = layers.LeakyReLU(0.2)(layers.Conv2D(config.width, 4, 2, "same", use_bias=False)(image))
     for level in range(1, doublings):
         x = layers.LeakyReLU(0.2)(BatchNorm()(layers.Conv2D(config.width * 2**level, 4, 2, "same", use_bias=False)(x)))
-    x = layers.LeakyReLU(0.2)(BatchNorm()(layers.Conv2D(config.code, side, use_bias=False)(x)))
-    x = layers.ReLU()(BatchNorm()(layers.Conv2DTranspose(config.width * 2 ** (doublings - 1), side, use_bias=False)(x)))
+    if config.code:
+        filters = config.width * 2 ** (doublings - 1)
+        x = layers.LeakyReLU(0.2)(BatchNorm()(layers.Conv2D(config.code, side, use_bias=False)(x)))
+        x = layers.ReLU()(BatchNorm()(layers.Conv2DTranspose(filters, side, use_bias=False)(x)))
     for level in reversed(range(doublings - 1)):
         x = layers.ReLU()(BatchNorm()(layers.Conv2DTranspose(config.width * 2**level, 4, 2, "same", use_bias=False)(x)))
     x = layers.Conv2DTranspose(config.channels, 4, 2, "same")(x)
@@ -111,8 +115,9 @@ class DiscoGAN(GenerativeModel):
             there_and_back = self.to_a(fake_b, training=True), self.to_b(fake_a, training=True)
             for variable, value in zip(moving, of_real, strict=True):
                 variable.assign(value)
-            reconstruction = tf.reduce_mean(tf.square(a - there_and_back[0])) + tf.reduce_mean(
-                tf.square(b - there_and_back[1])
+            # Of images in [0, 1], whose squares are a quarter.
+            reconstruction = 0.25 * sum(
+                tf.reduce_mean(tf.square(real - back)) for real, back in zip((a, b), there_and_back, strict=True)
             )
             adversarial, matching = 0.0, 0.0
             for critic, real, fake in ((self.critic_a, a, fake_a), (self.critic_b, b, fake_b)):
