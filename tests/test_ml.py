@@ -296,6 +296,7 @@ print(features.where("features is not null").count())
 """
 
 
+@pytest.mark.long
 def test_large_images_do_not_hang_a_session_of_sparks_own_defaults(tmp_path):
     """90 MB of images; beside the JVM's heap, where a batch of them is written, are 96 MB, and buffers grow twofold."""
     environment = {

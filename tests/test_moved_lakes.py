@@ -209,6 +209,7 @@ def configs_of(root: str) -> tuple:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_lake_that_was_moved_opens_wholly(spark, digits, tmp_path):
     old, new = str(tmp_path / "old"), str(tmp_path / "new")
     shutil.copytree(lake.filesystem(digits)[1], f"{old}/datasets/digits")

@@ -43,8 +43,15 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number, code, words", SIGNALS)
-@pytest.mark.parametrize("name", ["ingest", "generate"])
+@pytest.mark.parametrize(
+    "name, number, code, words",
+    [
+        ("ingest", *SIGNALS[0]),
+        ("generate", *SIGNALS[1]),
+        pytest.param("ingest", *SIGNALS[1], marks=pytest.mark.long),
+        pytest.param("generate", *SIGNALS[0], marks=pytest.mark.long),
+    ],
+)
 def test_a_signal_ends_a_job_and_leaves_nothing(large, lake, name, number, code, words):
     command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *large[name]]
     begun = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
