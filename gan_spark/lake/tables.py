@@ -30,24 +30,33 @@ def read(spark, url: str):
     return spark.read.parquet(url)
 
 
-def load(spark, *urls: str):
-    """The DataFrame of Parquet files and folders, or of the Delta table, which anybody may have written.
+def load(spark, url: str):
+    """The DataFrame of a Parquet file or folder, or of the Delta table, which anybody may have written.
 
     `UserError` for a folder of a format in which files hold rows that were deleted, where it cannot be read as such.
     """
-    for url in urls:
-        if root := _root_of(url, "_delta_log"):
-            if root != url:
-                raise UserError(f"{url} lies in the Delta table {root}: name that, or its deleted rows come back")
-            _check_delta(spark, url)
-            return spark.read.format("delta").load(url)
-        for marker, format in ((".hoodie", "Hudi"), ("metadata/*.metadata.json", "Iceberg")):
-            if root := _root_of(url, marker):
-                raise UserError(
-                    f"{url}: {root} is a table of {format}, whose deleted rows are still in its files; name it as it"
-                    " stands in a Spark catalog, or write its rows to a folder of their own"
-                )
-    return spark.read.parquet(*(re.sub(r"([\\{}\[\]*?])", r"\\\1", url) for url in urls))  # as names, not patterns
+    if root := _root_of(url, "_delta_log"):
+        if root != url:
+            raise UserError(f"{url} lies in the Delta table {root}: name that, or its deleted rows come back")
+        _check_delta(spark, url)
+        return spark.read.format("delta").load(url)
+    check_parquet(url)
+    return read_parquet(spark, url)
+
+
+def check_parquet(url: str) -> None:
+    """`UserError` where the folder is of a format whose Parquet files hold rows that were deleted."""
+    for marker, format in ((".hoodie", "Hudi"), ("metadata/*.metadata.json", "Iceberg")):
+        if root := _root_of(url, marker):
+            raise UserError(
+                f"{url}: {root} is a table of {format}, whose deleted rows are still in its files; name it as it"
+                " stands in a Spark catalog, or write its rows to a folder of their own"
+            )
+
+
+def read_parquet(spark, *urls: str):
+    """The DataFrame of Parquet files and folders, by their names: Spark takes them for patterns."""
+    return spark.read.parquet(*(re.sub(r"([\\{}\[\]*?])", r"\\\1", url) for url in urls))
 
 
 def _root_of(url: str, marker: str) -> str | None:
@@ -65,6 +74,10 @@ def _root_of(url: str, marker: str) -> str | None:
 def column_names(schema: str) -> list[str]:
     """Names of the columns of a schema as Spark reads it from text, "id string, label int"."""
     return [column.split()[0] for column in schema.split(", ")]
+
+
+def is_in_delta(url: str) -> bool:
+    return _root_of(url, "_delta_log") is not None
 
 
 def is_delta(url: str) -> bool:

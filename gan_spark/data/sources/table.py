@@ -57,10 +57,11 @@ def _load(spark, url: str):
         is_folder = entry["type"] == "directory"
         if not name.startswith(("_", ".")) and (is_folder or name.endswith(".parquet")):
             by_split.setdefault(_split_of(name, is_folder), []).append(lake.join(url, name))
-    if not by_split.keys() - {None} or tables.is_delta(url):
+    if not by_split.keys() - {None} or tables.is_in_delta(url):
         return tables.load(spark, url)
+    tables.check_parquet(url)
     frames = [
-        tables.load(spark, *sorted(urls)).withColumn(_FILE_SPLIT, F.lit(split).cast("string"))
+        tables.read_parquet(spark, *sorted(urls)).withColumn(_FILE_SPLIT, F.lit(split).cast("string"))
         for split, urls in by_split.items()
     ]
     return functools.reduce(lambda one, other: one.unionByName(other), frames)
