@@ -35,6 +35,7 @@ class Team:
     size: int = 1
     local_rank: int = 0
     reduce: Callable[[list], list] = list  # averages a list of tensors over all ranks
+    gather: Callable[[Any], Any] = lambda rows: rows  # joins the rows of all ranks' tensors, in the ranks' order
     broadcast: Callable[[list], None] = lambda variables: None  # variables become rank 0's
 
 

@@ -1,5 +1,6 @@
 """The training loop: in one process, on two Horovod ranks, and through a death."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,7 +16,6 @@ import psutil
 import pytest
 import tensorflow as tf
 from conftest import (
-    MODEL_CONFIGS,
     ROOT,
     make_config,
     write_config,
@@ -25,9 +25,10 @@ from gan_spark import check, job, models, process
 from gan_spark import lake as lakes
 from gan_spark.config import Train, UserError, resolved
 from gan_spark.data import images, schema
+from gan_spark.models.statistics import of_whole_batch
 from gan_spark.runs import loading
 from gan_spark.runs.store import Run
-from gan_spark.training import driver, progress, ranks
+from gan_spark.training import checks, driver, progress, ranks
 
 pytestmark = pytest.mark.slow
 
@@ -40,41 +41,55 @@ BATCH = 16
 # --- two ranks against one -------------------------------------------------------------
 
 
-def rank_images(first: int, count: int) -> np.ndarray:
-    return np.random.default_rng(7).uniform(-1, 1, [BATCH, 16, 16, 1]).astype(np.float32)[first : first + count]
-
-
-def one_step(team: process.Team, config) -> list[np.ndarray]:
-    """Weights after one step of SGD on this rank's share of a fixed batch and fixed noise."""
-    tf.keras.utils.set_random_seed(0)
-    model = models.find(config.name)(config, team.reduce)
-    noise = np.random.default_rng(8).normal(size=[BATCH, config.latent]).astype(np.float32)
-    share = BATCH // team.size
-    first = share * team.rank
-    model.normal = lambda shape, stream=0: tf.constant(noise[first : first + share])
-    for name, variables in [*model.groups.items()]:
-        model.optimize(name, tf.keras.optimizers.SGD(0.1), variables)
-    model.train_step([{"image": tf.constant(rank_images(first, share))}])
-    return [variable.numpy() for group in model.groups.values() for variable in group]
-
-
-STEPS = {
-    "vae": {},
-    "dcgan without batch norm": {"normalisation": "none"},
-    "dcgan with synchronised batch norm": {"normalisation": "synchronised"},
-    "dcgan with local batch norm": {"normalisation": "local"},
+# What of a model that takes statistics over the batch cannot be the same on two ranks: noise of layers.
+QUIET = {"ssgan": {"dropout": 0.0, "noise": 0.0}, "lenet": {"dropout": 0.0}, "attributes": {"dropout": 0.0}}
+AIDS = {"minibatch": 4, "feature_matching": 10.0}
+STEPS = {name: (name, QUIET.get(name, {})) for name in models.MODELS} | {
+    "dcgan with aids": ("dcgan", AIDS),
+    "dcgan, synchronised by itself": ("dcgan", {"normalisation": "synchronised"}),
+    "cgan, perceptrons": ("cgan", {"network": "perceptron", "dropout": 0.0}),
+    "classifier, frozen": ("classifier", {"batch_norm": "frozen"}),
 }
 
 
-def step_config(case: str):
-    name = case.split()[0]
-    return models.find(name).Config(**{**MODEL_CONFIGS[name], **STEPS[case]})
+def kind_of(case: str) -> str:
+    name, changes = STEPS[case]
+    return models.find(name).batch_statistics(check.small_config(name, **changes))
+
+
+def one_step(team: process.Team, case: str, statistics: str) -> list[np.ndarray]:
+    """Weights after one step of SGD on this rank's share of a batch, and of the noise that one process would draw."""
+    name, changes = STEPS[case]
+    whole = of_whole_batch(team.rank, team.size, team.reduce, team.gather)
+    with whole if statistics == "batch" else contextlib.nullcontext():
+        model = check.make_model(name, team.reduce, **changes)
+
+    def share(rows):
+        return tf.split(rows, team.size)[team.rank]
+
+    def drawn(draw):
+        def of_all(shape, *args, **options):
+            count, *others = tf.unstack(tf.convert_to_tensor(shape))
+            return share(draw([count * team.size, *others], *args, **options))
+
+        return of_all
+
+    model.normal, model.uniform = drawn(model.normal), drawn(model.uniform)
+    for group, variables in [*model.groups.items()]:
+        model.optimize(group, tf.keras.optimizers.SGD(0.1), variables)
+    batches = [check.make_batch(name, BATCH, seed) for seed in range(model.batches_per_step)]
+    model.train_step(tf.nest.map_structure(share, batches))
+    return [variable.numpy() for group in model.groups.values() for variable in group]
 
 
 def both(team: process.Team, argument: dict) -> dict:
     return {
         "identical": {name: check.three_steps(team, name) for name in argument["models"]},
-        "steps": {case: one_step(team, step_config(case)) for case in argument["steps"]},
+        "steps": {
+            (case, statistics): one_step(team, case, statistics)
+            for case in argument["steps"]
+            for statistics in ("batch", "rank")
+        },
     }
 
 
@@ -93,14 +108,67 @@ def test_two_ranks_hold_identical_weights_and_draw_different_noise(two_ranks, na
 
 @pytest.mark.parametrize("case", STEPS)
 def test_two_ranks_of_half_a_batch_step_as_one_process_of_the_whole(two_ranks, case):
-    alone = one_step(process.Team(), step_config(case))
-    ranks = [result["steps"][case] for result in two_ranks]
-    worst = max(float(np.abs(a - b).max()) for a, b in zip(alone, ranks[0], strict=True))
-    assert all(np.array_equal(a, b) for a, b in zip(*ranks, strict=True))
-    if "local" in case:
-        assert worst > 1e-4  # each rank normalises by its own statistics: the comparison can fail
-    else:
-        assert worst < 1e-5
+    alone = one_step(process.Team(), case, "rank")
+
+    def difference(statistics: str) -> float:
+        first, second = (result["steps"][case, statistics] for result in two_ranks)
+        assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+        return max(float(np.abs(a - b).max()) for a, b in zip(alone, first, strict=True))
+
+    assert (difference("batch") < 1e-5) == (kind_of(case) != "rank")
+    # Each rank by its own statistics, where there are some: the comparison can fail.
+    synchronised_by_itself = STEPS[case][1].get("normalisation") == "synchronised"
+    assert (difference("rank") > 1e-4) == (kind_of(case) != "none" and not synchronised_by_itself)
+
+
+@pytest.mark.parametrize(
+    "model, batch, workers, asked, statistics",
+    [
+        ("dcgan", 16, 2, "auto", "rank"),
+        ("dcgan", 14, 2, "auto", "batch"),
+        ("dcgan", 4, 4, "auto", "batch"),  # One image a rank, and four to take statistics over.
+        ("dcgan", 16, 1, "auto", "batch"),  # The same, and more ranks may come.
+        ("dcgan", 14, 2, "rank", "rank"),
+        ("dcgan", 64, 2, "batch", "batch"),
+        ("vae", 2, 2, "auto", "rank"),
+        ("classifier", 8, 2, "auto", "rank"),
+    ],
+)
+def test_statistics_are_of_the_batch_where_a_rank_has_few_images(lake, model, batch, workers, asked, statistics):
+    train = {"batch_size": batch, "workers": workers, "statistics": asked, "launcher": "spark"}
+    config = make_config(lake, model, "statistics-of-none", train=train)
+    assert checks.settings(config)["train"]["statistics"] == statistics
+
+
+@pytest.mark.parametrize(
+    "model, train, message",
+    [
+        ("dcgan", {"statistics": "rank", "batch_size": 2, "workers": 2}, "statistics over the images of a rank, and"),
+        ("dcgan", {"batch_size": 1}, "statistics over the images of a batch, and has one: expected two or more"),
+        ("classifier", {"batch_size": 2, "workers": 2}, "takes statistics over the images of a rank"),
+        ("classifier", {"statistics": "batch"}, 'takes statistics over each rank\'s images alone; use "auto"'),
+    ],
+)
+def test_statistics_that_are_none_are_refused(lake, model, train, message):
+    config = make_config(lake, model, "statistics-of-one", train={**train, "launcher": "spark"})
+    with pytest.raises(UserError, match=message):
+        checks.settings(config)
+
+
+@pytest.mark.parametrize("model, statistics", [("gan", "auto"), ("dcgan", "batch")])
+def test_a_run_goes_on_with_more_workers_where_nothing_depends_on_them(spark, lake, digits, model, statistics):
+    name = f"more-workers-{model}"
+    driver.train(spark, make_config(lake, model, name, train={"steps": 2, "statistics": statistics}))
+    two = make_config(lake, model, name, train={"steps": 4, "workers": 2, "launcher": "spark"})
+    run = Run.of(two)
+    checks.check_record(two, run, {**run.record(), "config": {**run.record()["config"], **checks.settings(two)}})
+
+
+def test_a_run_whose_ranks_have_statistics_of_their_own_keeps_its_workers(spark, lake, digits):
+    driver.train(spark, make_config(lake, run="as-many-workers", train={"steps": 2, "statistics": "rank"}))
+    two = make_config(lake, run="as-many-workers", train={"steps": 4, "workers": 2, "launcher": "spark"})
+    with pytest.raises(UserError, match=r"was started on 1, and model 'dcgan' takes statistics over each rank's share"):
+        driver.train(spark, two)
 
 
 # --- the loop --------------------------------------------------------------------------

@@ -78,6 +78,12 @@ class Train:
     steps: int = option(1000, "global steps", low=1)
     batch_size: int = option(64, "global batch, shared by all workers", low=1)
     workers: int = option(1, "Horovod ranks", low=1, high=4096)
+    statistics: str = option(
+        "auto",
+        "batch norm, feature matching and the like are over each rank's images, or over the whole batch's; auto: the"
+        " batch's where a rank has fewer than 8",
+        choices=("auto", "rank", "batch"),
+    )
     launcher: str = option("spark", "Horovod on Spark, or this process alone", choices=("spark", "local"))
     threads: int = option(0, "TensorFlow threads a rank; 0 for spark.task.cpus", low=0, high=256)
     precision: str = option("float32", "compute type of the layers", choices=("float32", "mixed_bfloat16"))

@@ -4,18 +4,21 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from . import statistics
+
 
 class MinibatchDiscrimination(tf.keras.layers.Layer):
     """Features, `kernels` an image, that say how close it is to the others of its batch.
 
     They are added to its own (arXiv 1606.03498, section 3.2).
-    M = f T in R^(kernels x size); o_k = sum over the others of exp(-|M_i,k - M_j,k|_1). A rank sees its own batch
-    alone.
+    M = f T in R^(kernels x size); o_k = sum over the others of exp(-|M_i,k - M_j,k|_1). The others are
+    those of the rank's share of the batch, or of the whole (`statistics.py`).
     """
 
     def __init__(self, kernels: int, size: int = 5):
         super().__init__(dtype="float32")
         self.kernels, self.size = kernels, size
+        self.statistics = statistics.current()
 
     def build(self, shape):
         self.tensor = self.add_weight(
@@ -24,7 +27,7 @@ class MinibatchDiscrimination(tf.keras.layers.Layer):
 
     def call(self, features):
         m = tf.reshape(tf.matmul(tf.cast(features, tf.float32), self.tensor), [-1, self.kernels, self.size])
-        distances = tf.reduce_sum(tf.abs(m[:, None] - m[None]), axis=3)
+        distances = tf.reduce_sum(tf.abs(m[:, None] - self.statistics.gather(m)[None]), axis=3)
         close = tf.reduce_sum(tf.exp(-distances), axis=1) - 1.0  # less itself
         return tf.concat([tf.cast(features, tf.float32), close], axis=1)
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from . import statistics
+
 
 class TrainedModel(tf.Module):
     """Networks, their optimizers, and one step of training."""
@@ -23,6 +25,15 @@ class TrainedModel(tf.Module):
         """Names of what a batch holds: columns of the dataset, or its parts (each then a batch of its own)."""
         return ("image",)
 
+    @classmethod
+    def batch_statistics(cls, config) -> str:
+        """What a step takes over the images of its batch, beside the means of losses.
+
+        "none"; "whole", where it takes them over all ranks' images if it is built to (`statistics.py`); or "rank",
+        where it knows its own rank's alone, as is assumed of a model that does not say.
+        """
+        return "rank"
+
     def __init__(self, config, reduce: Callable[[list], list] = list, seed: int = 0):
         """A model without optimizers yet. `seed` is this rank's own: ranks draw different latents.
 
@@ -32,6 +43,7 @@ class TrainedModel(tf.Module):
         super().__init__()
         self.config = config
         self.reduce = reduce
+        self.statistics = statistics.current()
         self.seed = seed
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self.optimizers = {}

@@ -68,6 +68,10 @@ def encoder(config: Config) -> tf.keras.Model:
 class BEGAN(GenerativeModel):
     Config = Config
 
+    @classmethod
+    def batch_statistics(cls, config):
+        return "none"
+
     def __init__(self, config, reduce=list, seed=0):
         super().__init__(config, reduce, seed)
         self.generator = decoder(config, "generator")

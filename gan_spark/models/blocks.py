@@ -5,18 +5,21 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from ..config import UserError
+from . import statistics
 
 
 class BatchNorm(tf.keras.layers.Layer):
-    """Batch normalisation over all axes but the last (arXiv 1502.03167), local or synchronised.
+    """Batch normalisation over all axes but the last (arXiv 1502.03167), of a rank's share of the batch or the whole.
 
-    With `reduce` given, the batch's mean and mean square are averaged over all ranks, in the
-    gradient too, so that ranks of B/2 normalise as one process of B does.
+    With `reduce` given, or built in the scope `statistics.of_whole_batch`, the batch's mean and mean square are
+    averaged over all ranks.
     """
 
     def __init__(self, reduce: Callable[[list], list] | None = None, momentum: float = 0.9, epsilon: float = 1e-5):
         super().__init__(dtype="float32")  # also under a mixed precision policy
-        self.reduce, self.momentum, self.epsilon = reduce, momentum, epsilon
+        scope = statistics.current()
+        self.reduce = reduce or (scope.mean if scope.size > 1 else None)
+        self.momentum, self.epsilon = momentum, epsilon
 
     def build(self, shape):
         size = shape[-1:]

@@ -105,6 +105,10 @@ class CGAN(GenerativeModel):
     def takes(cls, config):
         return ("label",)
 
+    @classmethod
+    def batch_statistics(cls, config):
+        return "whole" if config.network == "convolutional" else "none"
+
     def __init__(self, config, reduce=list, seed=0):
         super().__init__(config, reduce, seed)
         self.generator = generator(config)

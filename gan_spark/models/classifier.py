@@ -60,6 +60,10 @@ class Classifier(TrainedModel):
     def reads(cls, config):
         return ("image", "label")
 
+    @classmethod
+    def batch_statistics(cls, config):
+        return "none" if config.batch_norm == "frozen" else "rank"  # Keras's own layers
+
     def __init__(self, config, reduce=list, seed=0):
         super().__init__(config, reduce, seed)
         if config.class_weights and len(config.class_weights) != config.classes:

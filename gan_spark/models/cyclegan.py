@@ -98,6 +98,10 @@ class CycleGAN(GenerativeModel):
     def takes(cls, config):
         return ("a", "b")
 
+    @classmethod
+    def batch_statistics(cls, config):
+        return "none"
+
     def __init__(self, config, reduce=list, seed=0):
         super().__init__(config, reduce, seed)
         if config.image_size % 4:

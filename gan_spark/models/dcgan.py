@@ -4,8 +4,7 @@ Strided and fractionally-strided convolutions, batch norm but at the generator's
 ReLU and tanh in the generator, LeakyReLU 0.2 in the discriminator, N(0, 0.02) initial weights, Adam at 2e-4 with beta1
 0.5, z uniform in the paper and normal here.
 
-The further options are the aids of 1606.03498 and others, each off by default; `aids.py` has them. Features are matched
-over each rank's share of the batch.
+The further options are the aids of 1606.03498 and others, each off by default; `aids.py` has them.
 
 Differences: kernels of 4 rather than 5 (each output pixel of a stride-2 transposed convolution then sees the same
 number of taps); both networks step on one pass of the same batch; one-sided label smoothing (1606.03498) and a moving
@@ -38,7 +37,8 @@ class Config:
     width: int = option(64, "filters next to the image; doubled at each halving", low=1, high=1024)
     normalisation: str = option(
         "local",
-        "batch norm over each rank's batch, over all ranks' ('synchronised'), instance norm, or none",
+        "batch norm over what train.statistics says, over all ranks' batch always ('synchronised'), instance norm, or"
+        " none",
         choices=("local", "synchronised", "instance", "none"),
     )
     real_target: float = option(0.9, "target of real images; under 1 is one-sided label smoothing", low=0.5, high=1.0)
@@ -145,6 +145,11 @@ class DCGAN(GenerativeModel):
     Config = Config
     cross_entropy = "d_loss"
 
+    @classmethod
+    def batch_statistics(cls, config):
+        normalised = config.normalisation in ("local", "synchronised")
+        return "whole" if normalised or config.minibatch or config.feature_matching else "none"
+
     def __init__(self, config, reduce=list, seed=0):
         super().__init__(config, reduce, seed)
         if config.minibatch and config.batches == "together":
@@ -194,7 +199,9 @@ class DCGAN(GenerativeModel):
             g_loss = losses.generator_non_saturating(fake_logits)
             objectives = {"d": d_loss, "g": g_loss}
             if config.feature_matching:
-                objectives["g"] += config.feature_matching * losses.feature_matching(real_hidden, fake_hidden)
+                objectives["g"] += config.feature_matching * losses.feature_matching(
+                    real_hidden, fake_hidden, self.statistics.mean
+                )
             for name, history in self.histories.items():
                 objectives[name] += config.historical_averaging * history.penalty()
         self.minimize("d", tape, objectives["d"], config.clip, config.discriminator_above)

@@ -10,7 +10,7 @@ decoupled decay is too small at this rate to move a float32 weight). As in that 
 batch, and the generators on each of the next `generator_steps`; together they are one step.
 
 Differences: tanh at the end, as images are in [-1, 1]; the last layers have biases; depth follows from the image's
-size; features are matched over each rank's share of the batch; an image is translated with batch norm's moving
+size; an image is translated with batch norm's moving
 statistics, so that it does not depend on what it is translated with, where that code takes each batch's own.
 """
 
@@ -81,6 +81,10 @@ class DiscoGAN(GenerativeModel):
     def takes(cls, config):
         return ("a", "b")
 
+    @classmethod
+    def batch_statistics(cls, config):
+        return "whole"
+
     def __init__(self, config, reduce=list, seed=0):
         super().__init__(config, reduce, seed)
         self.batches_per_step = 1 + config.generator_steps
@@ -125,7 +129,10 @@ class DiscoGAN(GenerativeModel):
                 fake_logits, *fake_features = critic(fake, training=True)
                 adversarial += losses.generator_non_saturating(fake_logits)
                 levels = zip(real_features, fake_features, strict=True)
-                matching += sum(losses.feature_matching(real_level, fake_level) for real_level, fake_level in levels)
+                matching += sum(
+                    losses.feature_matching(real_level, fake_level, self.statistics.mean)
+                    for real_level, fake_level in levels
+                )
             loss = (0.1 * adversarial + 0.9 * matching) * (1.0 - rate) + rate * reconstruction + self.decay("g")
         self.minimize("g", tape, loss)
         return {"adversarial": adversarial, "matching": matching, "reconstruction": reconstruction}

@@ -54,6 +54,10 @@ class GAN(GenerativeModel):
     Config = Config
     cross_entropy = "d_loss"
 
+    @classmethod
+    def batch_statistics(cls, config):
+        return "none"
+
     def __init__(self, config, reduce=list, seed=0):
         super().__init__(config, reduce, seed)
         self.generator = generator(config)

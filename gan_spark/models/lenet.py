@@ -36,6 +36,10 @@ class LeNet(TrainedModel):
     def reads(cls, config):
         return ("image", "label")
 
+    @classmethod
+    def batch_statistics(cls, config):
+        return "none"
+
     def __init__(self, config, reduce=list, seed=0):
         super().__init__(config, reduce, seed)
         layers = tf.keras.layers

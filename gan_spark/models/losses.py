@@ -57,9 +57,11 @@ def began_balance(k: tf.Tensor, real: tf.Tensor, fake: tf.Tensor, gamma: float, 
     return tf.clip_by_value(k + rate * (gamma * real - fake), 0.0, 1.0)
 
 
-def feature_matching(real: tf.Tensor, fake: tf.Tensor) -> tf.Tensor:
-    """Mean squared difference of the batches' mean features, [n, d] each (arXiv 1606.03498)."""
-    real, fake = (tf.reduce_mean(tf.cast(features, tf.float32), 0) for features in (real, fake))
+def feature_matching(real: tf.Tensor, fake: tf.Tensor, mean: Callable[[list], list] = list) -> tf.Tensor:
+    """Mean squared difference of the batches' mean features, [n, d] each (arXiv 1606.03498); `mean` averages those of
+    all ranks.
+    """
+    real, fake = mean([tf.reduce_mean(tf.cast(features, tf.float32), 0) for features in (real, fake)])
     return tf.reduce_mean(tf.square(real - fake))
 
 

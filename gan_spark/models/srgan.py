@@ -101,6 +101,10 @@ class SRGAN(GenerativeModel):
     def takes(cls, config):
         return ("image",)
 
+    @classmethod
+    def batch_statistics(cls, config):
+        return "whole"
+
     def __init__(self, config, reduce=list, seed=0, pretrained=None, content_run=None):
         super().__init__(config, reduce, seed)
         self.pretrained, self.content_run = pretrained, content_run

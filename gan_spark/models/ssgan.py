@@ -6,7 +6,7 @@ real, and from generated ones not being so. The generator matches the mean of a 
 matching).
 
 Differences: features are matched with the classifier as it is without noise and dropout, whose variance would else be
-most of what is matched, each rank those of its own batch; z is normal; labelled images are not among the unlabelled
+most of what is matched; z is normal; labelled images are not among the unlabelled
 too; a constant learning rate; DCGAN's generator; a classifier of strided 5x5 convolutions with leaky ReLU and dropout,
 without batch norm, as labelled, unlabelled and generated batches have other statistics, and without weight
 normalisation; a moving average of both networks, from which images and classes come. `adversarial = false` trains the
@@ -68,6 +68,10 @@ class SSGAN(GenerativeModel):
     def reads(cls, config):
         return ("labelled", "unlabelled")
 
+    @classmethod
+    def batch_statistics(cls, config):
+        return "whole"
+
     def __init__(self, config, reduce=list, seed=0):
         super().__init__(config, reduce, seed)
         networks = dcgan.Config(
@@ -104,7 +108,9 @@ class SSGAN(GenerativeModel):
                     tf.reduce_logsumexp(real_logits, 1), tf.reduce_logsumexp(fake_logits, 1)
                 )
                 d_loss += self.config.unlabelled * unsupervised
-                g_loss = losses.feature_matching(self.classifier(unlabelled)[0], self.classifier(fake)[0])
+                g_loss = losses.feature_matching(
+                    self.classifier(unlabelled)[0], self.classifier(fake)[0], self.statistics.mean
+                )
                 scalars = {"unsupervised": unsupervised, "g_loss": g_loss}
         self.minimize("d", tape, d_loss)
         if self.config.adversarial:

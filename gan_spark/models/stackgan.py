@@ -100,6 +100,10 @@ class StackGAN(GenerativeModel):
     def takes(cls, config):
         return ("caption",) if config.text == "captions" else ("embedding",)
 
+    @classmethod
+    def batch_statistics(cls, config):
+        return "whole"
+
     def __init__(self, config, reduce, seed, encoder):
         super().__init__(config, reduce, seed)
         self.encoder = encoder
@@ -148,7 +152,7 @@ class StackGAN(GenerativeModel):
     def train_step(self, batches):
         (batch,) = batches
         config, real = self.config, batch["image"]
-        if real.shape[0] == 1:
+        if real.shape[0] == 1 and self.statistics.size == 1:
             raise UserError(
                 "train.batch_size gives a rank one image: expected two or more, as the text of another image of its"
                 " batch is the wrong one"
@@ -160,7 +164,7 @@ class StackGAN(GenerativeModel):
             fake, mean, log_variance = self.generator([*start, embedding, noise], training=True)
             real_features = self.image_features(real, training=True)
             real_logits = self.joint([real_features, embedding], training=True)
-            wrong_logits = self.joint([real_features, tf.roll(embedding, 1, 0)], training=True)
+            wrong_logits = self.joint([real_features, self.statistics.before(embedding)], training=True)
             fake_logits = self.joint([self.image_features(fake, training=True), embedding], training=True)
             d_loss = losses.matching_aware(real_logits, wrong_logits, fake_logits, config.real_target)
             kl = tf.reduce_mean(losses.kl_standard_normal(mean, log_variance)) / config.conditioning

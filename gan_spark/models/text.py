@@ -1,8 +1,8 @@
 """Char-CNN-RNN text encoder, trained with images (Reed et al., 2016; arXiv 1605.05395, 1605.05396).
 
 Convolutions over characters, a recurrent network over what they leave, and its mean over time; images and texts of one
-class are to be found by each other among all of their rank's share of the batch. `encode` is what the text-to-image
-models use.
+class are to be found by each other among all of the batch, or of their rank's share of it (`statistics.py`). `encode`
+is what the text-to-image models use.
 
 Differences: the loss is a cross-entropy over cosines (Radford et al., 2021; arXiv 2103.00020), which spreads the
 embeddings, where the paper's hinge over inner products stops at a margin and leaves them along few directions
@@ -78,6 +78,10 @@ class TextEncoder(TrainedModel):
     def reads(cls, config):
         return ("image", "caption", "label")
 
+    @classmethod
+    def batch_statistics(cls, config):
+        return "whole"
+
     def __init__(self, config, reduce=list, seed=0):
         super().__init__(config, reduce, seed)
         self.text, self.image = text_network(config), image_network(config)
@@ -97,27 +101,31 @@ class TextEncoder(TrainedModel):
             * self.config.embedding**0.5
         )
 
-    def scores(self, images: tf.Tensor, texts: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def scores(self, images: tf.Tensor, texts: tf.Tensor) -> tf.Tensor:
         """Cosines of every image's embedding with every text's, [images, texts]."""
-        text = self.text(characters(texts, self.config.length), training=training)
-        return tf.matmul(
-            tf.math.l2_normalize(self.image(images, training=training), 1),
-            tf.math.l2_normalize(text, 1),
-            transpose_b=True,
-        )
+        text = self.text(characters(texts, self.config.length), training=False)
+        return cosines(self.image(images, training=False), text)
 
     def train_step(self, batches):
         (batch,) = batches
         texts = phrasing(batch["caption"], self.uniform([tf.shape(batch["caption"])[0]], low=0.0))
         with tf.GradientTape() as tape:
-            scores = self.scores(batch["image"], texts, training=True)
-            loss = losses.contrastive(scores / self.config.temperature, batch["label"])
+            image = self.image(batch["image"], training=True)
+            text = self.text(characters(texts, self.config.length), training=True)
+            label, image, text = map(self.statistics.gather, (batch["label"], image, text))
+            scores = cosines(image, text)
+            loss = losses.contrastive(scores / self.config.temperature, label)
         self.minimize("encoder", tape, loss)
-        return {"loss": loss, "matched": tf.reduce_mean(matched(scores, batch["label"]))}
+        return {"loss": loss, "matched": tf.reduce_mean(matched(scores, label))}
 
     def held_out(self, batch):
         scores = self.scores(batch["image"], phrasing(batch["caption"], tf.zeros([tf.shape(batch["caption"])[0]])))
         return {"matched": matched(scores, batch["label"])}
+
+
+def cosines(images: tf.Tensor, texts: tf.Tensor) -> tf.Tensor:
+    """Cosines [images, texts] of embeddings [n, embedding]."""
+    return tf.matmul(tf.math.l2_normalize(images, 1), tf.math.l2_normalize(texts, 1), transpose_b=True)
 
 
 def matched(scores: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:

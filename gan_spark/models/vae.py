@@ -32,6 +32,10 @@ class Config:
 class VAE(GenerativeModel):
     Config = Config
 
+    @classmethod
+    def batch_statistics(cls, config):
+        return "none"
+
     def __init__(self, config, reduce=list, seed=0):
         super().__init__(config, reduce, seed)
         shape = [config.image_size, config.image_size, config.channels]

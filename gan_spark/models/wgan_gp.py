@@ -37,6 +37,10 @@ class Config:
 class WGANGP(GenerativeModel):
     Config = Config
 
+    @classmethod
+    def batch_statistics(cls, config):
+        return "whole"
+
     def __init__(self, config, reduce=list, seed=0):
         super().__init__(config, reduce, seed)
         self.batches_per_step = config.n_critic

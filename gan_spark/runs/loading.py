@@ -1,5 +1,6 @@
 """Models of runs: built, restored, loaded once in a process."""
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -9,6 +10,7 @@ from typing import Any
 
 from .. import lake, models, process
 from ..config import Config, UserError, parse
+from ..models.statistics import of_whole_batch
 from ..process import Team
 from .store import Run
 
@@ -49,10 +51,11 @@ def _used_step(key: str, run: Run, used: Run, before: dict) -> int:
     return steps[-1]
 
 
-def build(config, team: Team = Team(), seed: int = 0, uses: dict[str, dict] | None = None):
+def build(config, team: Team = Team(), seed: int = 0, uses: dict[str, dict] | None = None, statistics: str = "rank"):
     """The model of a model config; every rank starts from the same weights and draws other latents.
 
-    `uses`: the models of other runs that it is built on, as `used_runs` describes them.
+    `uses`: the models of other runs that it is built on, as `used_runs` describes them. `statistics`: over the images
+    of each "rank", or of the whole "batch".
     """
     import tensorflow as tf
 
@@ -64,7 +67,9 @@ def build(config, team: Team = Team(), seed: int = 0, uses: dict[str, dict] | No
             models.config_class(name)  # The code of this model names that one, not the lake alone.
         used[field] = build(model_config(other["model"]), Team(), 0, other["uses"])
     tf.keras.utils.set_random_seed(seed)
-    model = models.find(config.name)(config, team.reduce, seed * 4096 + team.rank, **used)
+    whole = statistics == "batch"
+    with of_whole_batch(team.rank, team.size, team.reduce, team.gather) if whole else contextlib.nullcontext():
+        model = models.find(config.name)(config, team.reduce, seed * 4096 + team.rank, **used)
     # From here on for dropout, which must differ from rank to rank. NumPy takes 32 bits.
     tf.keras.utils.set_random_seed((seed * 4096 + team.rank + 1) % 2**32)
     return model

@@ -35,6 +35,7 @@ RESUMABLE = (
         f"config.train.{key}"
         for key in (
             "steps",
+            "workers",  # Where it would change something, training refuses it.
             "log_every",
             "sample_every",
             "checkpoint_every",

@@ -9,6 +9,8 @@ from ..runs.loading import used_runs
 from ..runs.store import Run
 from . import ranks
 
+FEW = 8  # images of a rank, fewer than which are not what statistics are taken over, where that can be helped
+
 
 def check_settings(spark, config: Config) -> None:
     """`UserError` where the model or the session is not what section [train] asks for: what is known without the
@@ -42,7 +44,45 @@ def check_ingest(config: Config) -> None:
 
 def settings(config: Config) -> dict:
     """What of the config a run's record holds, as it must not change."""
-    return {"model": resolved(config.model), "train": resolved(config.train), "uses": used_runs(config)}
+    train = {**resolved(config.train), "statistics": statistics(config)}
+    return {"model": resolved(config.model), "train": train, "uses": used_runs(config)}
+
+
+def statistics(config: Config) -> str:
+    """Over which images a step takes its statistics: those of each "rank", or of the whole "batch". What
+    `train.statistics` leaves open, a run that is there has decided, or else how many images a rank has.
+    """
+    options, kind = config.train, models.find(config.model.name).batch_statistics(config.model)
+    share, chosen, run = options.batch_size // options.workers, options.statistics, Run.of(config)
+    if chosen == "auto" and lake.exists(run.path("config.json")):
+        chosen = run.record()["config"].get("train", {}).get("statistics", "rank")
+    elif chosen == "auto":
+        chosen = "batch" if kind == "whole" and (share < FEW or options.workers == 1) else "rank"
+    if chosen == "batch" and kind == "rank":
+        raise UserError(
+            f'train.statistics = "batch": model {config.model.name!r} as it is configured takes statistics over each'
+            ' rank\'s images alone; use "auto"'
+        )
+    if kind != "none" and (share if chosen == "rank" else options.batch_size) < 2:
+        raise UserError(
+            f"train.batch_size = {options.batch_size} on train.workers = {options.workers}: model"
+            f" {config.model.name!r} takes statistics over the images of a {chosen}, and has one: expected two or more"
+        )
+    return chosen
+
+
+def check_record(config: Config, run: Run, record: dict) -> None:
+    """`UserError` where the run is there and was started with other settings, or is something else than a run."""
+    if lake.exists(run.path("config.json")):
+        former = run.record()["config"].get("train", {}).get("workers", config.train.workers)
+        is_bound = models.find(config.model.name).batch_statistics(config.model) != "none"
+        if former != config.train.workers and is_bound and record["config"]["train"]["statistics"] == "rank":
+            raise UserError(
+                f"train.workers = {config.train.workers}: run {run.url} was started on {former}, and model"
+                f" {config.model.name!r} takes statistics over each rank's share of the batch, which would be another"
+                f' one; go on with {former}, or start another run with train.statistics = "batch"'
+            )
+    run.check(record, _defaults(config))
 
 
 def check_run(config: Config) -> None:
@@ -51,12 +91,12 @@ def check_run(config: Config) -> None:
     record = {"config": {"run": config.run, **settings(config)}, "dataset": {}}
     if lake.exists(run.path("config.json")):
         record["dataset"] = run.record()["dataset"]
-    run.check(record, defaults(config))
+    check_record(config, run, record)
 
 
-def defaults(config: Config) -> dict:
+def _defaults(config: Config) -> dict:
     """Settings that stand for those which there were not when a run was started."""
-    return {"model": resolved(type(config.model)()), "train": resolved(Train())}
+    return {"model": resolved(type(config.model)()), "train": {**resolved(Train()), "statistics": "rank"}}
 
 
 def check_checkpoint(config: Config, step: int) -> None:

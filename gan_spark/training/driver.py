@@ -14,7 +14,7 @@ from ..runs import tracking
 from ..runs.record import describe
 from ..runs.store import Run
 from . import ranks
-from .checks import check_model, check_settings, defaults, parts_of, settings
+from .checks import check_model, check_record, check_settings, parts_of, settings
 from .loop import work
 from .progress import Progress
 
@@ -34,7 +34,12 @@ def train(spark, config: Config) -> dict:
     folder, manifest = lake.join(lake.to_url(config.lake), "runs"), lake.join(url, schema.MANIFEST)
     ranks.check_reach(spark, config.train, folder, [manifest])
     # Ranks run in folders of their own, in which a relative path is another one.
-    absolute = dataclasses.replace(config, lake=lake.to_url(config.lake), model=_absolute(config.model))
+    absolute = dataclasses.replace(
+        config,
+        lake=lake.to_url(config.lake),
+        model=_absolute(config.model),
+        train=dataclasses.replace(config.train, statistics=record["config"]["train"]["statistics"]),
+    )
     job = {
         "config": resolved(absolute),
         "dataset": url,
@@ -62,7 +67,7 @@ def _checked_dataset(spark, config: Config) -> str:
 def _checked_record(config: Config, run: Run, url: str) -> dict:
     """The run's record; `UserError` where the run was started with another one."""
     record = describe(config, url, schema.read_manifest(url), settings(config))
-    run.check(record, defaults(config))
+    check_record(config, run, record)
     return record
 
 

@@ -102,7 +102,7 @@ def _prepared(team: Team, job: dict, config: Config, run: Run):
     policy = tf.keras.mixed_precision.global_policy()
     tf.keras.mixed_precision.set_global_policy(config.train.precision)
     try:
-        model = build(config.model, team, config.train.seed, job["uses"])
+        model = build(config.model, team, config.train.seed, job["uses"], config.train.statistics)
     finally:
         tf.keras.mixed_precision.set_global_policy(policy)
     if team.rank == 0 and not restore(model, run):

@@ -226,6 +226,7 @@ def _on_rank(job: bytes):
     os.environ.setdefault("HOROVOD_CYCLE_TIME", "2")
     try:
         import horovod.tensorflow as hvd
+        import tensorflow as tf
 
         function, argument = pickle.loads(job)
     except ImportError as error:
@@ -235,7 +236,13 @@ def _on_rank(job: bytes):
     def broadcast(variables):
         hvd.broadcast_variables(variables, root_rank=0)
 
-    team = Team(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.grouped_allreduce, broadcast)
+    def gather(rows):
+        # Horovod's gradient is the ranks' mean; what all of them compute of all rows has their sum.
+        joined = hvd.allgather(rows)
+        constant = tf.stop_gradient(joined)
+        return constant + hvd.size() * (joined - constant) if rows.dtype.is_floating else joined
+
+    team = Team(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.grouped_allreduce, gather, broadcast)
     try:
         return function(team, argument)
     except UserError as error:
