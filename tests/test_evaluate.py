@@ -11,10 +11,11 @@ from conftest import make_config
 
 from gan_spark import features
 from gan_spark import lake as lakes
-from gan_spark.config import Train, UserError, replaced
+from gan_spark.config import Evaluate, Train, UserError, replaced
 from gan_spark.data import images, schema, splits
 from gan_spark.lake import tables
 from gan_spark.quality import caveats, evaluate, measures, promote, statistics
+from gan_spark.quality.accuracy_score import accuracy_scores
 from gan_spark.quality.statistics import Moments
 from gan_spark.runs import catalogue, registry
 from gan_spark.runs.store import Run
@@ -177,6 +178,37 @@ def test_copies_need_images_that_were_not_trained_on(spark, measured):
     config = replaced(measured[0], evaluate={"copies": True, "split": "train"})
     with pytest.raises(UserError, match="evaluate.copies = true with evaluate.split = 'train'"):
         evaluate.evaluate(spark, config)
+
+
+@pytest.mark.parametrize("moved, low, high", [(0, 0.85, 1.0), (1, 0.0, 0.05)])
+def test_a_classifier_learns_what_the_generated_images_teach(spark, digits, moved, low, high):
+    """Of real digits as if they were generated it learns to be right, and of all called the next one to be wrong."""
+    manifest, real = schema.read_manifest(digits), splits.frame(spark, digits, "train")
+    rows = [
+        (row["id"], images.encode_png(pixels), (row["label"] + moved) % 10)
+        for row, pixels in (
+            (row, schema.unpack([row["image"]], manifest.shape, manifest.encoding)[0]) for row in real.collect()
+        )
+    ]
+    fake = spark.createDataFrame(rows[:1000], "id string, image binary, label int")
+    options = Evaluate(classifier_steps=150, classifier_batch=32)
+    result = accuracy_scores(fake, real, digits, manifest, options)
+    assert low <= result["accuracy_score"] <= high and result["accuracy_score_real"] > 0.85
+    assert result["accuracy_score_images"] == 1000
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({}, "accuracy_score = true: expected images that are asked for by class, .* found others in table"),
+        ({"split": "train"}, "'lenet', which is the classifier, and a split that none is trained on"),
+        ({"features": "InceptionV3"}, "'lenet', which is the classifier, and a split that none is trained on"),
+    ],
+)
+def test_an_accuracy_score_needs_images_by_class_and_a_split_apart(spark, measured, changes, message):
+    config, _ = measured
+    with pytest.raises(UserError, match=message):
+        evaluate.evaluate(spark, replaced(config, evaluate={"accuracy_score": True, "copies": False, **changes}))
 
 
 def test_a_sample_is_no_larger_than_the_driver_holds(spark, measured, monkeypatch):

@@ -147,6 +147,11 @@ class Evaluate:
         "measure the share of generated images that are nearer to a training image than 99 of 100 images of the split"
         " are; every training image is looked at",
     )
+    accuracy_score: bool = option(
+        False,
+        "measure how often a classifier that learns from the generated images alone is right about the split, beside"
+        " one that learns from as many real ones",
+    )
     reader: str = option("", "pictures of source 'shapes': run of the attributes model that reads generated ones")
     classifier_steps: int = option(2000, "steps that trains the lenet classifier", low=1)
     classifier_batch: int = option(128, "global batch of the lenet classifier", low=1)

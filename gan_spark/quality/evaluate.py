@@ -15,6 +15,7 @@ from ..runs import registry, tracking
 from ..runs.store import Run
 from ..sampling import generate
 from . import caveats
+from .accuracy_score import accuracy_scores
 from .measures import (
     class_agreement,
     copies,
@@ -29,6 +30,7 @@ from .measures import (
 from .statistics import frechet_distance, inception_score
 
 log = logging.getLogger(__name__)
+_UNLABELLED = "expected images that are asked for by class, from which a classifier can learn"
 _SAMPLE_BYTES = 2**28  # of a side's features, in float64
 
 
@@ -53,6 +55,9 @@ def evaluate(spark, config: Config) -> dict:
     _check_shape(f"table {fake_url} holds", shape, real_url, manifest)
     real_frame = splits.frame(spark, real_url, options.split, options.part)
     # Before a classifier is paid for.
+    asked_for = _asked_for(fake_frame, manifest)
+    if options.accuracy_score and asked_for is None:
+        raise UserError(f"evaluate.accuracy_score = true: {_UNLABELLED}, found others in table {fake_url}")
     sentences = _samples_told(real_frame, fake_frame, options)
     network = features.network(spark, config)
     # Both sides' samples are held on the driver.
@@ -63,7 +68,8 @@ def evaluate(spark, config: Config) -> dict:
     held_out = held_out_means(real_frame, run, step, manifest, options.batch_size)
     result = {
         **_feature_figures(spark, real_url, real_frame, fake_frame, network, manifest, options),
-        **_class_figures(real_frame, fake_frame, network, manifest, options.batch_size),
+        **_class_figures(real_frame, asked_for, network, manifest, options.batch_size),
+        **(_accuracy_scores(spark, asked_for, real_url, manifest, options) if options.accuracy_score else {}),
         **(_pair_figures(real_frame, fake_frame, network, manifest, options) if options.part else {}),
     }
     result |= {f"held_out_{name}": value for name, value in held_out.items()}
@@ -155,8 +161,23 @@ def _feature_figures(
     return figures
 
 
+def _asked_for(fake_frame, manifest: schema.Manifest):
+    """The generated images with the index of the class that each was asked for as column `label`; None where not all
+    were asked for by class.
+    """
+    inputs = fake_frame.select("input").distinct().limit(len(manifest.classes) + 1).collect()
+    if not {row["input"] for row in inputs} <= set(manifest.classes):
+        return None
+    indices = F.create_map(*itertools.chain(*((F.lit(name), F.lit(i)) for i, name in enumerate(manifest.classes))))
+    return fake_frame.withColumn("label", indices[F.col("input")])
+
+
+def _accuracy_scores(spark, asked_for, url: str, manifest: schema.Manifest, options: Evaluate) -> dict:
+    return accuracy_scores(asked_for, splits.frame(spark, url, "train"), url, manifest, options)
+
+
 def _class_figures(
-    real_frame, fake_frame, network: features.Network, manifest: schema.Manifest, batch_size: int
+    real_frame, asked_for, network: features.Network, manifest: schema.Manifest, batch_size: int
 ) -> dict[str, float]:
     """How often a lenet is right about the real images, and, where all images were asked for by class, how often the
     network gives them that class.
@@ -165,11 +186,8 @@ def _class_figures(
     if network.kind == "lenet":
         means = held_out_means(real_frame, network.run, network.step, manifest, batch_size)
         figures["classifier_accuracy"] = means["accuracy"]
-    inputs = fake_frame.select("input").distinct().limit(len(manifest.classes) + 1).collect()
-    if {row["input"] for row in inputs} <= set(manifest.classes):
-        indices = F.create_map(*itertools.chain(*((F.lit(name), F.lit(i)) for i, name in enumerate(manifest.classes))))
-        class_index = indices[F.col("input")]
-        asked = fake_frame.select("image", class_index.alias("class_index"))
+    if asked_for is not None:
+        asked = asked_for.select("image", F.col("label").alias("class_index"))
         figures["class_agreement"] = class_agreement(asked, network, manifest, batch_size)
     return figures
 
@@ -224,6 +242,11 @@ def real_dataset(config: Config) -> tuple[Config, schema.Manifest]:
         raise UserError(
             f"evaluate.part = {options.part!r}: dataset {url} has {', '.join(manifest.parts) or 'no parts'}"
         )
+    if options.accuracy_score and (options.features != "lenet" or options.split == "train"):
+        raise UserError(
+            f"evaluate.accuracy_score = true with evaluate.features = {options.features!r} and evaluate.split ="
+            f" {options.split!r}: expected 'lenet', which is the classifier, and a split that none is trained on"
+        )
     if options.copies and options.split == "train":
         raise UserError(
             "evaluate.copies = true with evaluate.split = 'train': expected images that were not trained on, beside"
@@ -245,6 +268,8 @@ def check_settings(config: Config, model) -> None:
     """
     options, takes = config.evaluate, generate.taken_by(config.run, model)
     check_files(config)
+    if options.accuracy_score and "label" not in takes:
+        raise UserError(f"evaluate.accuracy_score = true: {_UNLABELLED}; model {model.name!r} takes no label")
     caveats.check_images(options, generated=config.generate.images)
     if "a" in takes and options.part and options.part == config.generate.part and not config.generate.append:
         raise UserError(

@@ -127,6 +127,15 @@ def _cards(quality: dict) -> Iterator[tuple[str, str, str]]:
     yield "KID x 1000", f"{1000 * quality['kid']:.1f}", f"± {1000 * error:.1f}, one standard error" if error else ""
     yield "precision", f"{quality['precision']:.3f}", "generated images that look real"
     yield "recall", f"{quality['recall']:.3f}", "real images that could be generated"
+    if "accuracy_score" in quality:
+        yield (
+            "accuracy score",
+            f"{quality['accuracy_score']:.1%}",
+            (
+                f"a classifier's that learnt from {quality['accuracy_score_images']:,} generated images alone;"
+                f" {quality['accuracy_score_real']:.1%} from as many real ones"
+            ),
+        )
     if "copies" in quality:
         yield "copies", f"{quality['copies']:.1%}", "nearer to a training image than 99 of 100 held-out ones"
     if "class_agreement" in quality:
