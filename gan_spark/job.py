@@ -92,6 +92,10 @@ JOBS = {
         "Register a run as a version of a named model, and promote it if it is better.",
         "gan_spark.quality.promote.promote_run",
     ),
+    "doctor": Job(
+        "Look a cluster over before it is paid for: Python, Java, slots, GPUs, Horovod, the lake, ports, memory.",
+        "gan_spark.doctor.doctor",
+    ),
     "report": Job("One self-contained HTML page about a run.", "gan_spark.quality.report.report"),
 }
 

@@ -155,3 +155,10 @@ def test_ingest_train_on_two_workers_and_generate(cluster, tmp_path):
     assert code == 2
     assert "error: train.workers = 4: not that many free task slots in train.start_timeout = 8 s" in out[-1]
     assert not (tmp_path / "lake" / "runs" / "wide").exists()
+
+
+def test_the_doctor_sees_both_executors(cluster, tmp_path):
+    config = write_config(tmp_path, make_config("lake", train={"workers": 2, "launcher": "spark"}))
+    code, out = submit(cluster, tmp_path, "doctor", "--config", config)
+    assert code == 0 and json.loads(out[-1])["tasks"] == 2, out
+    assert any(line.startswith("ok    ports") for line in out) and any("(2 tasks)" in line for line in out)

@@ -56,28 +56,41 @@ def check(spark, config: Train) -> None:
             f" fewer workers, or ask for more slots than cores: MASTER={master} in the environment, or spark-submit"
             f" --master {master}"
         )
-    if problem := _horovod_problem():
+    if problem := horovod_problem():
         raise UserError(f'train.launcher = "{config.launcher}": {problem}; build it anew: {BUILD}')
 
 
-def _horovod_problem() -> str | None:
+def horovod_problem() -> str | None:
     """What Horovod lacks for ranks of TensorFlow that meet by Gloo: a look into its library, of which nothing runs."""
     try:
-        from horovod.common.basics import HorovodBasics
         from horovod.common.util import get_extension_full_path
 
-        package = importlib.util.find_spec("horovod.tensorflow").origin
+        package = _horovod()
     except ImportError as error:
         return f"Horovod cannot be imported ({error})"
     if not os.path.exists(get_extension_full_path(package, "mpi_lib")):
         return f"the Horovod in {os.path.dirname(os.path.dirname(package))} was built without TensorFlow"
-    import tensorflow  # noqa: F401 (the library of Horovod links against those that this loads)
-
     try:
-        library = HorovodBasics(package, "mpi_lib")
+        library = _library()
     except OSError as error:
         return f"Horovod's library for TensorFlow cannot be loaded ({error}): it was built for another TensorFlow"
     return None if library.gloo_built() else "Horovod was built without Gloo"
+
+
+def has_nccl() -> bool:
+    """Whether Horovod, with which nothing is wrong, exchanges between GPUs by NCCL."""
+    return bool(_library().nccl_built())
+
+
+def _horovod() -> str:
+    return importlib.util.find_spec("horovod.tensorflow").origin
+
+
+def _library():
+    import tensorflow  # noqa: F401 (the library of Horovod links against those that this loads)
+    from horovod.common.basics import HorovodBasics
+
+    return HorovodBasics(_horovod(), "mpi_lib")
 
 
 def check_reach(spark, config: Train, folder: str, files: list[str]) -> None:
