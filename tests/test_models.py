@@ -208,6 +208,69 @@ def test_began_carries_a_k_that_comes_from_all_ranks():
     assert any(variable is alone.k for variable in alone.state())
 
 
+def test_began_halves_its_rate_where_m_stalls():
+    """Means of windows: 3, then 2.985 (not 1% less: halved), 2.9 (less), 4 (halved), 2.9 (no less than 2.9: halved)."""
+    from gan_spark.models.began import Stall
+
+    stall, halvings = Stall(2), []
+    for mean in (3.0, 2.985, 2.9, 4.0, 2.9):
+        for measure in (mean - 1.0, mean + 1.0):
+            stall.update(tf.constant(measure))
+        halvings.append(int(stall.halvings))
+    assert halvings == [0, 1, 1, 2, 3]
+
+    model = build("began", stall_steps=2, rate=0.0, lambda_k=0.0)  # nothing learns, so M stays what its noise makes it
+    rates = [float(model.train_step([make_batch("began")])["rate"]) for _ in range(2)]
+    assert rates == [0.0, 0.0]
+    model = build("began", stall_steps=1, rate=1e-3)
+    model.stall.best.assign(1e-6)  # no M is below this
+    rates = [float(model.train_step([make_batch("began")])["rate"]) for _ in range(3)]
+    np.testing.assert_allclose(rates, [1e-3, 5e-4, 2.5e-4], rtol=1e-6)
+    np.testing.assert_allclose(model.optimizers["d"].learning_rate, 2.5e-4, rtol=1e-6)
+
+
+def test_began_stalls_by_what_all_ranks_share_and_goes_on_from_a_checkpoint(tmp_path):
+    """A reduce that triples stands for other ranks with other losses."""
+    alone = build("began", stall_steps=9, rate=0.0)
+    together = build("began", reduce=lambda tensors: [3 * tensor for tensor in tensors], stall_steps=9, rate=0.0)
+    for model in (alone, together):
+        model.train_step([make_batch("began")])
+    assert float(together.stall.sum) == pytest.approx(3 * float(alone.stall.sum), rel=1e-3)
+    alone.stall.halvings.assign(2)
+    tf.train.Checkpoint(model=alone).write(str(tmp_path / "checkpoint"))
+    resumed = build("began", stall_steps=9, rate=1e-3)
+    tf.train.Checkpoint(model=resumed).read(str(tmp_path / "checkpoint")).assert_existing_objects_matched()
+    assert float(resumed.stall.sum) == float(alone.stall.sum) > 0 and int(resumed.stall.count) == 1
+    assert float(resumed.train_step([make_batch("began")])["rate"]) == pytest.approx(2.5e-4)
+
+
+def test_began_without_the_rule_carries_what_it_carried_before():
+    names = [variable.name for variable in build("began").state() if "/" not in variable.name]
+    assert not {"sum:0", "best:0", "halvings:0"} & set(names)
+
+
+def test_began_gives_each_network_z_of_its_own():
+    model, drawn = build("began"), []
+    network = model.generator
+    model.generator = lambda z: drawn.append(z.numpy()) or network(z)
+    model.train_step([make_batch("began")])
+    assert len(drawn) == 2 and not np.isin(*drawn).any()
+
+
+def test_began_has_the_papers_optimizer_and_no_batch_norm():
+    model = build("began")
+    assert (model.config.rate, model.config.beta1, model.config.lambda_k) == (1e-4, 0.9, 1e-3)
+    kinds = {type(layer).__name__ for layer in [*model.generator.layers, *model.encoder.layers, *model.decoder.layers]}
+    assert not [kind for kind in kinds if "Norm" in kind]
+
+
+def test_began_with_skips_has_z_beside_every_enlarged_map():
+    generator = build("began", skips=True).generator
+    joined = [layer for layer in generator.layers if isinstance(layer, tf.keras.layers.Concatenate)]
+    assert [tuple(layer.output_shape[1:]) for layer in joined] == [(16, 16, 8)]
+    assert generator.output_shape == (None, 16, 16, 1)
+
+
 def test_cgan_makes_the_class_that_is_asked_for_an_input():
     for network in ("perceptron", "convolutional"):
         model = build("cgan", network=network)
@@ -246,6 +309,72 @@ def test_cyclegan_logs_the_cycle_of_its_generators():
         tf.abs(b - model.to_b(model.to_a(b)))
     )
     assert float(model.train_step([batch])["cycle"]) == pytest.approx(float(cycle), rel=1e-4)
+
+
+def test_cyclegan_flips_and_crops_each_image_of_training_apart():
+    images = tf.tile(tf.reshape(tf.range(256.0) / 128.0 - 1.0, [1, 16, 16, 1]), [64, 1, 1, 1])
+    flipped = build("cyclegan", flip=True).augmented(images, 0).numpy()
+    mirrored = np.isclose(flipped, images[:, :, ::-1]).all((1, 2, 3))
+    assert np.isclose(flipped, images).all((1, 2, 3)).sum() == 64 - mirrored.sum() and 10 < mirrored.sum() < 54
+    np.testing.assert_array_equal(build("cyclegan").augmented(images, 0), images)
+    model = build("cyclegan", enlarge=20)
+    whole = tf.image.resize(images[:1], [20, 20], "bicubic").numpy()[0]
+    crops = model.augmented(images, 0).numpy()
+    places = [
+        [(top, left) for top in range(5) for left in range(5) if np.allclose(crop, window(whole, top, left), atol=1e-5)]
+        for crop in crops
+    ]
+    assert all(len(found) == 1 for found in places) and len({found[0] for found in places}) > 10
+    assert not np.allclose(crops, model.augmented(images, 1))  # of the other domain
+    with pytest.raises(UserError, match="model.enlarge = 12: expected 0, or no less than model.image_size = 16"):
+        build("cyclegan", enlarge=12)
+
+
+def window(whole, top, left):
+    return np.clip(whole[top : top + 16, left : left + 16], -1.0, 1.0)
+
+
+def test_cyclegans_discriminators_are_shown_former_images_that_are_alike_on_all_ranks():
+    """Two ranks in lock step, `reduce` answering the second one with what the first sends, halved with its zeros."""
+    first, second = build("cyclegan", pool=2), build("cyclegan", pool=2)
+    second.seed = 1
+    sent = []
+    first.reduce = lambda tensors: sent.append([tensor / 2 for tensor in tensors]) or sent[-1]
+    second.reduce = lambda tensors: [mean + tensor / 2 for mean, tensor in zip(sent[-1], tensors, strict=True)]
+    for step in range(6):
+        for rank, model in enumerate((first, second)):
+            model.step.assign(step)
+            fakes = [tf.fill([4, 16, 16, 1], 10.0 * step + rank + 0.5 * part) for part in range(2)]
+            former = [set(np.unique(pool.images[: int(pool.count)])) for pool in model.pools]
+            for shown, of_pool, made in zip(model.shown(fakes), former, fakes, strict=True):
+                values = set(np.unique(shown))
+                assert values <= of_pool | set(np.unique(made))
+                assert values & of_pool or not step
+        for one, other in zip(first.pools, second.pools, strict=True):
+            np.testing.assert_array_equal(one.images, other.images)
+            assert int(one.count) == int(other.count) == min(step + 1, 2)
+            assert set(np.unique(one.images[: int(one.count)]) % 10) <= {0.0, 0.5}  # of rank 0
+
+
+def test_cyclegans_pool_is_what_its_discriminators_learn_from():
+    """The first step finds the pool empty, and the second one image in it."""
+    batch, same = make_batch("cyclegan"), []
+    models_of = [build("cyclegan", pool=pool) for pool in (0, 3)]
+    for _ in range(2):
+        for model in models_of:
+            model.train_step([batch])
+            model.step.assign_add(1)
+        same.append(all(map(np.array_equal, *(model.critic_b.get_weights() for model in models_of))))
+    assert same == [True, False]
+
+
+@pytest.mark.parametrize("size, depth", [(16, 1), (32, 1), (64, 1), (128, 2), (256, 3), (512, 4)])
+def test_cyclegans_discriminator_is_as_deep_as_its_images_are_large(size, depth):
+    from gan_spark.models.cyclegan import Config, discriminator
+
+    network = discriminator(Config(image_size=size, channels=1, width=2, layers=0), "critic")
+    strides = [layer.strides[0] for layer in network.layers if isinstance(layer, tf.keras.layers.Conv2D)]
+    assert strides == [2] * depth + [1, 1]
 
 
 @pytest.mark.slow

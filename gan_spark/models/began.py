@@ -1,12 +1,18 @@
 """BEGAN: boundary equilibrium GAN (Berthelot, Schumm and Metz, 2017; arXiv 1703.10717).
 
 The discriminator is an auto-encoder, and the losses compare its reconstruction errors of real and generated images. k_t
-in [0, 1] keeps their ratio at gamma: low gamma, less diversity. 3x3 convolutions with ELU, nearest-neighbour
-up-sampling; the decoder has the generator's form.
+in [0, 1] keeps their ratio at gamma: low gamma, less diversity. 3x3 convolutions with ELU, no batch norm,
+nearest-neighbour up-sampling; the decoder has the generator's form. Each network has z of its own, and both step at
+once, each by its own Adam. The learning rate, 1e-4 or half of that at first, is halved where the measure of convergence
+M = L(x) + |gamma L(x) - L(G(z))| stalls (`stall_steps`). The authors published no code; where the paper leaves
+something open, github.com/carpedm20/BEGAN-tensorflow was read.
 
-Differences: one z a step for both losses; the learning rate is halved every `halve_every` steps or never, not when M
-stalls; no skip connections and vanishing residuals, which the paper leaves optional; sizes from a smallest map of 7 or
-8 pixels up to any even one; samples are drawn from a moving average of the generator.
+Differences: what stalls is M's mean over `stall_steps` steps, where it is not 1% below the best before (the paper gives
+no rule; that repository has this one commented out, and halves every so many steps down to 2e-5, as `halve_every` does
+without an end); no vanishing residuals, which the paper leaves optional, as it does `skips`; a code and z of one size,
+as in the paper's runs; convolutions of stride 2 already have the next size's filters (in that repository those before
+it); sizes from a smallest map of 7 or 8 pixels, where the paper has 8, up to any even one; samples are drawn from a
+moving average of the generator.
 """
 
 import dataclasses
@@ -26,14 +32,21 @@ class Config:
     channels: int = option(1, "of the image", choices=(1, 3))
     latent: int = option(64, "size of z, and of the auto-encoder's code", low=1)
     width: int = option(32, "n, filters next to the image", low=1, high=1024)
+    skips: bool = option(False, "z's or the code's first map stands beside every map that is enlarged from it")
     gamma: float = option(0.5, "ratio of the losses that k_t keeps: diversity", low=0.0, high=1.0)
     lambda_k: float = option(1e-3, "rate of k_t", low=0.0, high=1.0)
     average: float = option(
         0.999, "decay of the generator's moving average; 0 for its newest weights", low=0.0, high=0.99999
     )
     rate: float = option(1e-4, "Adam's learning rate", low=0.0, high=1.0)
+    stall_steps: int = option(
+        0,
+        "the learning rate is halved after so many steps whose mean M is not 1% below that of the best so many before;"
+        " 0 for never",
+        low=0,
+    )
     halve_every: int = option(0, "steps after which the learning rate is halved; 0 for never", low=0)
-    beta1: float = option(0.5, "Adam's", low=0.0, high=0.999)
+    beta1: float = option(0.9, "Adam's", low=0.0, high=0.999)
 
 
 def _convolution(filters: int, strides: int = 1):
@@ -44,11 +57,14 @@ def decoder(config: Config, name: str) -> tf.keras.Model:
     """Code or z [n, latent] -> images, linear at the end."""
     layers, (side, doublings) = tf.keras.layers, pyramid(config.image_size, 7, 0)
     z = tf.keras.Input([config.latent])
-    x = layers.Reshape([side, side, config.width])(layers.Dense(side * side * config.width)(z))
+    first = x = layers.Reshape([side, side, config.width])(layers.Dense(side * side * config.width)(z))
     for level in range(doublings + 1):
         x = _convolution(config.width)(_convolution(config.width)(x))
         if level < doublings:
             x = layers.UpSampling2D(interpolation="nearest")(x)
+            if config.skips:
+                enlarged = layers.UpSampling2D(2 ** (level + 1), interpolation="nearest")(first)
+                x = layers.Concatenate()([x, enlarged])
     return tf.keras.Model(z, layers.Conv2D(config.channels, 3, padding="same", dtype="float32")(x), name=name)
 
 
@@ -65,6 +81,41 @@ def encoder(config: Config) -> tf.keras.Model:
     return tf.keras.Model(image, layers.Dense(config.latent)(layers.Flatten()(x)), name="encoder")
 
 
+class Stall(tf.Module):
+    """Counts how often a positive measure that should fall did not, over windows of so many steps: `halvings`."""
+
+    def __init__(self, steps: int):
+        super().__init__()
+        self.steps = steps
+        self.sum = tf.Variable(0.0, trainable=False, name="sum")  # of this window
+        self.count = tf.Variable(0, trainable=False, name="count", dtype=tf.int64)  # of its steps
+        self.best = tf.Variable(0.0, trainable=False, name="best")  # lowest mean of a window; 0 before the first
+        self.halvings = tf.Variable(0, trainable=False, name="halvings", dtype=tf.int64)
+
+    def update(self, measure: tf.Tensor) -> None:
+        """Once a step, with a value that all ranks share."""
+        total, count, best = self.sum + measure, self.count + 1, self.best.value()
+        mean, full, first = total / float(self.steps), tf.equal(count, self.steps), tf.equal(best, 0.0)
+        stalled = full & ~first & (mean > 0.99 * best)
+        self.halvings.assign_add(tf.cast(stalled, tf.int64))
+        self.best.assign(tf.where(full, tf.where(first, mean, tf.minimum(best, mean)), best))
+        self.sum.assign(tf.where(full, 0.0, total))
+        self.count.assign(tf.where(full, tf.zeros_like(count), count))
+
+
+class _Halved(tf.keras.optimizers.schedules.LearningRateSchedule):
+    """`rate`, halved every so many steps and as often as `stall` says, each where there is such a thing."""
+
+    def __init__(self, rate: float, every: int, stall: Stall | None):
+        self.rate, self.every, self.stall = rate, every, stall
+
+    def __call__(self, step):
+        halvings = tf.cast(step // self.every, tf.float32) if self.every else tf.constant(0.0)
+        if self.stall is not None:
+            halvings += tf.cast(self.stall.halvings, tf.float32)
+        return self.rate * 0.5**halvings
+
+
 class BEGAN(GenerativeModel):
     Config = Config
 
@@ -78,17 +129,13 @@ class BEGAN(GenerativeModel):
         self.encoder, self.decoder = encoder(config), decoder(config, "decoder")
         self.sampler = self.average(decoder(config, "sampler"), self.generator)
         self.k = tf.Variable(0.0, trainable=False, name="k")
-        rate = (
-            tf.keras.optimizers.schedules.ExponentialDecay(config.rate, config.halve_every, 0.5, staircase=True)
-            if config.halve_every
-            else config.rate
-        )
-        self.optimize(
-            "d",
-            tf.keras.optimizers.Adam(rate, config.beta1),
-            [*self.encoder.trainable_variables, *self.decoder.trainable_variables],
-        )
-        self.optimize("g", tf.keras.optimizers.Adam(rate, config.beta1), self.generator.trainable_variables)
+        self.stall = Stall(config.stall_steps) if config.stall_steps else None
+        self.rate = _Halved(config.rate, config.halve_every, self.stall)
+        for name, variables in (
+            ("d", [*self.encoder.trainable_variables, *self.decoder.trainable_variables]),
+            ("g", self.generator.trainable_variables),
+        ):
+            self.optimize(name, tf.keras.optimizers.Adam(self.rate, config.beta1), variables)
 
     def reconstruction(self, images: tf.Tensor) -> tf.Tensor:
         """L(v) = |v - D(v)|, the mean over batch and pixels."""
@@ -96,23 +143,24 @@ class BEGAN(GenerativeModel):
 
     def train_step(self, batches):
         (batch,) = batches
-        z = self.uniform([tf.shape(batch["image"])[0], self.config.latent])
-        with tf.GradientTape(persistent=True) as tape:
+        z_g, z_d = (self.uniform([tf.shape(batch["image"])[0], self.config.latent], stream) for stream in (0, 1))
+        with tf.GradientTape() as tape_d:
             real = self.reconstruction(batch["image"])
-            fake = self.reconstruction(self.generator(z))
-            d_loss = real - self.k * fake
-        self.minimize("d", tape, d_loss)
-        self.minimize("g", tape, fake)
+            d_loss = real - self.k * self.reconstruction(self.generator(z_d))
+        with tf.GradientTape() as tape_g:
+            fake = self.reconstruction(self.generator(z_g))
+        # Both gradients are of the weights from before the step.
+        self.minimize("d", tape_d, d_loss)
+        self.minimize("g", tape_g, fake)
         # Reduced, since every rank carries the same k.
         real, fake = self.reduce([real, fake])
+        measure = real + tf.abs(self.config.gamma * real - fake)
+        rate = self.rate(self.optimizers["g"].iterations - 1)
         self.k.assign(losses.began_balance(self.k, real, fake, self.config.gamma, self.config.lambda_k))
+        if self.stall is not None:
+            self.stall.update(measure)
         self.update_averages(self.config.average)
-        return {
-            "m_global": real + tf.abs(self.config.gamma * real - fake),
-            "k": self.k.value(),
-            "loss_real": real,
-            "loss_fake": fake,
-        }
+        return {"m_global": measure, "k": self.k.value(), "loss_real": real, "loss_fake": fake, "rate": rate}
 
     def generate(self, inputs, seeds):
         return tf.clip_by_value(self.sampler(self.latents(seeds, self.config.latent, "uniform")), -1.0, 1.0)
