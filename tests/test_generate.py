@@ -74,6 +74,28 @@ def test_generate_refuses_a_run_or_a_checkpoint_that_is_not_there(spark, lake, r
         generate.generate(spark, make_config(lake, run=run.run, generate={"checkpoint": 3}))
 
 
+def test_a_table_says_by_which_weights_its_images_are(spark, run):
+    newest = replaced(run, generate={"weights": "newest", "table": f"{run.run}-newest"})
+    if run.model.name == "vae":
+        with pytest.raises(
+            UserError, match="generate.weights = 'newest': model 'vae' of run .* keeps no moving averages"
+        ):
+            generate.generate(spark, newest)
+        return
+    pixels = {}
+    for config in (run, newest, run):  # the last is not by what a task has kept of the second
+        result = generate.generate(spark, config)
+        rows = generate.images_of(spark, config).collect()
+        names = {row["model"] for row in rows}
+        assert names == ({"dcgan (newest weights)"} if config is newest else {"dcgan"})
+        assert result.get("weights") == ("newest" if config is newest else None)
+        images_now = {row["seed"]: bytes(row["image"]) for row in rows}
+        assert pixels.setdefault(config.generate.weights, images_now) == images_now and len(images_now) == 50
+    assert pixels["average"] != pixels["newest"]
+    with pytest.raises(UserError, match=r"has no images of run .*; it has those of .* at step 4 \(newest weights\)"):
+        generate.images_of(spark, replaced(newest, generate={"weights": "average"}))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("other", ["no", "another"])
 def test_all_tasks_load_the_checkpoint_that_was_chosen_whatever_a_training_makes_of_it(spark, lake, digits, other):

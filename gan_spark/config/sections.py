@@ -113,6 +113,12 @@ class Generate:
     batch_size: int = option(64, "images a forward pass", low=1, high=65536)
     partitions: int = option(0, "Spark tasks; 0 for the session's parallelism", low=0)
     checkpoint: int = option(0, "step of the checkpoint; 0 for the newest", low=0)
+    weights: str = option(
+        "average",
+        "models that keep moving averages: images by those, or by the newest weights, which the table's column `model`"
+        " then says",
+        choices=("average", "newest"),
+    )
     append: bool = option(
         False, "Delta tables: what the table does not have yet of this run and step is added, and the rest of it stays"
     )

@@ -156,6 +156,11 @@ class GenerativeModel(TrainedModel):
             for average, weight in zip(copy.variables, network.variables, strict=True):
                 average.assign(rate * average + (1.0 - rate) * weight)
 
+    def use_newest_weights(self) -> None:
+        """Samples are drawn from the newest weights from here on: each average takes those that it follows."""
+        for copy, network in self._averages:
+            copy.set_weights(network.get_weights())
+
     def latents(self, seeds: tf.Tensor, size: int, distribution: str = "normal", stream: int = 0) -> tf.Tensor:
         """N(0, 1), or uniform in [-1, 1], [n, size]; row i is a function of seeds[i] and `stream` alone."""
 

@@ -83,6 +83,7 @@ def evaluate(spark, config: Config) -> dict:
         "part": options.part,
         "run": run,
         "step": step,
+        **({"weights": "newest"} if config.generate.weights == "newest" else {}),
         "evaluated": datetime.datetime.now(datetime.UTC).isoformat(),
         "caveats": sentences,
     }

@@ -118,16 +118,21 @@ def read_checkpoint(spark, run: Run, step: int = 0) -> Checkpoint:
     return Checkpoint(run.url, step, record, digest, spark.sparkContext.broadcast(files))
 
 
-def carried_model(checkpoint: Checkpoint):
-    """The model of a checkpoint that a driver has read, as `load_model` gives it."""
+def carried_model(checkpoint: Checkpoint, weights: str = "average"):
+    """The model of a checkpoint that a driver has read, as `load_model` gives it.
+
+    With `weights` "newest", one whose samples are drawn from them and not from their moving averages.
+    """
 
     def fill(model) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for name, data in checkpoint.files.value.items():
                 Path(folder, name).write_bytes(data)
             _read(model, os.path.join(folder, "checkpoint"))
+        if weights == "newest":
+            model.use_newest_weights()
 
-    return _kept(checkpoint.url, checkpoint.step, checkpoint.record, checkpoint.digest, fill)
+    return _kept(checkpoint.url, checkpoint.step, checkpoint.record, f"{checkpoint.digest} {weights}", fill)
 
 
 def load_model(url: str, step: int, record: dict):

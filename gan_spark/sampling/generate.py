@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 TABLE = (
     "run string, model string, step long, seed long, input string, image binary, height int, width int, channels int"
 )
+_NEWEST = " (newest weights)"  # what column `model` ends with where images are not by moving averages
 COLUMNS, KIND = tables.column_names(TABLE), "generated images"
 _GRID = 64
 _HANDED_ON, _HANDED_ON_BYTES = 1024, 16 * 2**20  # images, and their pixels, that a task holds before it hands them on
@@ -42,7 +43,7 @@ def generate(spark, config: Config) -> dict:
     checkpoint = loading.read_checkpoint(spark, run, options.checkpoint)
     step, rows = checkpoint.step, requested
     if options.append and lake.exists(url):
-        rows = _without_present(requested, _of_step(tables.read(spark, url), run, step))
+        rows = _without_present(requested, _of_step(tables.read(spark, url), run, step, options.weights))
     count = rows.count()
     if not count:
         log.warning(
@@ -68,7 +69,8 @@ def generate(spark, config: Config) -> dict:
     lake.write_picture(grid, images.encode_png(_grid(first_rows, sources, run)))
     if tracker := tracking.tracker(config, run):
         tracker.artifact(grid, "generated")
-    return {"images": count, "table": url, "grid": grid, "run": run.url, "step": step}
+    weights = {"weights": "newest"} if options.weights == "newest" else {}
+    return {"images": count, "table": url, "grid": grid, "run": run.url, "step": step, **weights}
 
 
 def check_table(spark, config: Config) -> None:
@@ -97,7 +99,7 @@ def _written(spark, config: Config, frame, count: int, run: Run, step: int, sour
     url = lake.table_url(config)
     if config.tables == "delta":
         tables.write_delta(frame, url, "append" if config.generate.append else "overwrite")
-        return _first_rows(_of_step(tables.read(spark, url), run, step), sources)
+        return _first_rows(_of_step(tables.read(spark, url), run, step, config.generate.weights), sources)
     with tables.replacing(frame, url, KIND) as table:
         written = table.count()
         if written != count:
@@ -105,9 +107,11 @@ def _written(spark, config: Config, frame, count: int, run: Run, step: int, sour
         return _first_rows(table, sources)
 
 
-def _of_step(table, run: Run, step: int):
-    """Those rows of a generated table that are of the run at the step, with the run's URL in them."""
-    return table.where(F.col("run").isin(run.names()) & (F.col("step") == step)).withColumn("run", F.lit(run.url))
+def _of_step(table, run: Run, step: int, weights: str):
+    """Those rows of a generated table that are of the run at the step, by these weights, with the run's URL in them."""
+    of_step = F.col("run").isin(run.names()) & (F.col("step") == step)
+    by_newest = F.col("model").endswith(_NEWEST)
+    return table.where(of_step & (by_newest == (weights == "newest"))).withColumn("run", F.lit(run.url))
 
 
 def _without_present(requested, present):
@@ -139,18 +143,25 @@ def images_of(spark, config: Config):
 
     A Delta table that is added to holds several runs and steps. `UserError` where it holds none of these.
     """
-    url, run, step = lake.table_url(config), Run.of(config), config.generate.checkpoint
+    url, run, step, weights = (
+        lake.table_url(config),
+        Run.of(config),
+        config.generate.checkpoint,
+        config.generate.weights,
+    )
     table, names = tables.read(spark, url), run.names()
-    contents = sorted((row["run"], row["step"]) for row in table.select("run", "step").distinct().collect())
-    steps = sorted(row_step for row_run, row_step in contents if row_run in names and step in (0, row_step))
+    rows = table.select("run", "step", F.col("model").endswith(_NEWEST).alias("newest")).distinct().collect()
+    contents = sorted((row["run"], row["step"], _NEWEST if row["newest"] else "") for row in rows)
+    suffix = _NEWEST if weights == "newest" else ""
+    steps = sorted(of for name, of, by in contents if name in names and step in (0, of) and by == suffix)
     if not steps:
-        listed = (f"{lake.absolute(config.lake, row_run)} at step {row_step}" for row_run, row_step in contents)
+        listed = (f"{lake.absolute(config.lake, name)} at step {of}{by}" for name, of, by in contents)
         raise UserError(
-            f"table {url} has no images of run {run.url}{f' at step {step}' if step else ''}; it has those of"
-            f" {', '.join(listed) or 'no run'}: make them with jobs/generate.py, or name another run or table"
-            " (generate.table)"
+            f"table {url} has no images of run {run.url}{f' at step {step}' if step else ''}{suffix}; it has those of"
+            f" {', '.join(listed) or 'no run'}: make them with jobs/generate.py, or name another run, table or weights"
+            " (generate.table, generate.weights)"
         )
-    return _of_step(table, run, steps[-1])
+    return _of_step(table, run, steps[-1], weights)
 
 
 def inputs(spark, config: Config):
@@ -200,6 +211,11 @@ def check_settings(config: Config, model) -> None:
                 f"generate.{name} = {value!r}: model {model.name!r} of run {config.run!r} takes"
                 f" {', '.join(takes) or 'seeds alone'}; leave it out"
             )
+    if options.weights == "newest" and not hasattr(model, "average"):
+        raise UserError(
+            f"generate.weights = 'newest': model {model.name!r} of run {config.run!r} keeps no moving averages, and its"
+            " images are always by its newest weights; leave it out"
+        )
     if "a" in takes and not options.part:
         raise UserError(f"generate.part is empty: expected the domain to start from, one of {', '.join(takes)}")
 
@@ -270,15 +286,17 @@ def generated(rows, run: Run, options: Generate, checkpoint: loading.Checkpoint 
             f" {', '.join(rows.columns)})"
         )
     checkpoint = checkpoint or loading.read_checkpoint(rows.sparkSession, run, options.checkpoint)
-    return rows.mapInPandas(functools.partial(_generate, checkpoint, options.batch_size, options.part), TABLE)
+    return rows.mapInPandas(functools.partial(_generate, checkpoint, options), TABLE)
 
 
 def _generate(
-    checkpoint: loading.Checkpoint, batch_size: int, part: str, frames: Iterator[pd.DataFrame]
+    checkpoint: loading.Checkpoint, options: Generate, frames: Iterator[pd.DataFrame]
 ) -> Iterator[pd.DataFrame]:
     import tensorflow as tf
 
-    model, record = loading.carried_model(checkpoint), checkpoint.record
+    model, record = loading.carried_model(checkpoint, options.weights), checkpoint.record
+    batch_size, part = options.batch_size, options.part
+    name = record["config"]["model"]["name"] + (_NEWEST if options.weights == "newest" else "")
     sample = loading.compiled(model.generate)
     takes = taken_by_run(record)
     manifest, seeds, sources, pngs, shape = None, [], [], [], None
@@ -287,7 +305,7 @@ def _generate(
         images_frame = pd.DataFrame(
             {
                 "run": checkpoint.url,
-                "model": record["config"]["model"]["name"],
+                "model": name,
                 "step": checkpoint.step,
                 "seed": seeds,
                 "input": sources,
