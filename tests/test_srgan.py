@@ -110,6 +110,20 @@ def test_crops_are_inside_and_of_their_size():
     assert len(seen) > 5
 
 
+def test_each_image_of_a_batch_has_a_crop_of_its_own():
+    model = build(crop=8)
+    images = tf.tile(tf.reshape(tf.range(256.0), [1, 16, 16, 1]), [64, 1, 1, 1])
+    crops = model.cropped(images).numpy()
+    corners = {(int(crop.min()), bool(crop[0, 0, 0] < crop[0, 1, 0])) for crop in crops}  # place, mirrored or not
+    assert len({corner for corner, _ in corners}) > 20 and len({mirrored for _, mirrored in corners}) == 2
+    for crop in crops:
+        crop = crop if crop[0, 0, 0] < crop[0, 1, 0] else crop[:, ::-1]
+        top, left = divmod(int(crop.min()), 16)
+        np.testing.assert_array_equal(crop, images[0, top : top + 8, left : left + 8])
+    whole = build().cropped(images).numpy()[:, 0, 0, 0]
+    assert set(whole) == {0.0, 15.0}  # where nothing is cropped, each is mirrored or not
+
+
 def test_features_of_vgg19_from_a_file(tmp_path):
     tf.keras.utils.set_random_seed(1)
     network = tf.keras.applications.VGG19(weights=None, include_top=False)

@@ -189,14 +189,11 @@ class CycleGAN(GenerativeModel):
         chances = self.uniform([count, 3], stream, 0.0)
         if self.config.enlarge:
             images = tf.image.resize(images, [self.config.enlarge] * 2, "bicubic")
-            corners = tf.cast(chances[:, :2] * (self.config.enlarge - side + 1), tf.int32)
-            corners = tf.minimum(corners, self.config.enlarge - side)
-            crops = tf.map_fn(
-                lambda pair: tf.image.crop_to_bounding_box(pair[0], pair[1][0], pair[1][1], side, side),
-                (images, corners),
-                fn_output_signature=tf.float32,
-            )
-            images = tf.clip_by_value(crops, -1.0, 1.0)
+            room = self.config.enlarge - side
+            corners = tf.minimum(tf.cast(chances[:, :2] * (room + 1.0), tf.int32), room)
+            rows, columns = (corners[:, axis, None] + tf.range(side) for axis in (0, 1))
+            images = tf.gather(tf.gather(images, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
+            images = tf.clip_by_value(images, -1.0, 1.0)
         if self.config.flip:
             images = tf.where(chances[:, 2, None, None, None] < 0.5, images[:, :, ::-1], images)
         return images

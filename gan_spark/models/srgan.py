@@ -5,10 +5,15 @@ mean squared error alone (`adversarial = "none"`), then, from its weights (`pret
 features of a network, with an adversarial loss. The dataset holds the high-resolution images; the low-resolution input
 is their bicubic reduction with anti-aliasing.
 
-Differences: the network adds to the bicubic enlargement instead of drawing the image anew, and its last convolution
-starts at 0, so that it is no worse than bicubic from the first step; least squares (1611.04076) is offered for the
-adversarial loss; the learning rate does not fall for the second half; widths and depths are config values; moving
-averages. PSNR and SSIM are of the luminance with 4 pixels cut off at each side, as in the paper.
+The authors published no code; github.com/tensorlayer/srgan was read beside the paper. Squared errors are of images in
+[-1, 1] and crops of an image each, as in the paper; that repository adds the pixels' error to the features' (`pixels`).
+
+Differences: low-resolution images are in [-1, 1] too, where the paper has [0, 1]; crops are mirrored half of the time;
+both networks step on one pass of the same batch; the network adds to the bicubic enlargement instead of drawing the
+image anew, and its last convolution starts at 0, so that it is no worse than bicubic from the first step; least squares
+(1611.04076) is offered for the adversarial loss; the learning rate does not fall for the second half; widths and depths
+are config values; moving averages. PSNR and SSIM are of the luminance with 4 pixels cut off at each side, as in the
+paper.
 """
 
 import dataclasses
@@ -208,13 +213,15 @@ class SRGAN(GenerativeModel):
         return scalars
 
     def cropped(self, images: tf.Tensor) -> tf.Tensor:
-        """A random square of each batch, the same for all its images, flipped half of the time."""
-        share = self.uniform([3], low=0.0)
-        images = tf.cond(share[2] < 0.5, lambda: images, lambda: images[:, :, ::-1])
-        if not self.config.crop:
+        """A random square of each image, mirrored half of the time."""
+        config, chances = self.config, self.uniform([tf.shape(images)[0], 3], low=0.0)
+        images = tf.where(chances[:, 2, None, None, None] < 0.5, images, images[:, :, ::-1])
+        if not config.crop:
             return images
-        top, left = tf.unstack(tf.cast(share[:2] * (self.config.image_size - self.config.crop + 1), tf.int32))
-        return images[:, top : top + self.config.crop, left : left + self.config.crop]
+        room = config.image_size - config.crop
+        corners = tf.minimum(tf.cast(chances[:, :2] * (room + 1.0), tf.int32), room)
+        rows, columns = (corners[:, axis, None] + tf.range(config.crop) for axis in (0, 1))
+        return tf.gather(tf.gather(images, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
 
     def generate(self, inputs, seeds):
         """Images of the dataset's size are reduced and enlarged again; smaller ones are enlarged."""
