@@ -87,6 +87,50 @@ def test_continuity_smooths_and_l2_pulls_to_the_middle():
     assert np.abs(made["small"]).mean() < 0.1 < np.abs(made["plain"]).mean()
 
 
+def test_lbfgs_goes_up_in_rounds_each_on_the_image_shifted_anew():
+    options = Dream(layers=("a",), method="lbfgs", octaves=1, rounds=5, iterations=7, jitter=3)
+    seen = []
+
+    def recorded(x):
+        seen.append(x.numpy())
+        return bright(x)
+
+    def slope(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            score = dream.objective(recorded, options)(x)
+        return score, tape.gradient(score, x)
+
+    before = image()
+    made = dream.dreamt_by_rounds(before, slope, options)
+    assert len(made) == 5 and np.array_equal(made[-1], dream.dreamt(before, slope, options))
+    value = dream.objective(bright, options)
+    scores = [float(value(tf.constant(each[None]))) for each in (before, *made)]
+    assert scores == sorted(scores) and scores[-1] > scores[1] > scores[0]
+    starts = [before, *made[:-1]]  # each round begins where the last one ended, somewhere else
+    places = [
+        [
+            (y, x)
+            for y in range(-3, 4)
+            for x in range(-3, 4)
+            if any(close(np.roll(start, (y, x), (0, 1)), s) for s in seen)
+        ]
+        for start in starts
+    ]
+    assert all(places) and len({place for found in places for place in found}) > 1
+
+
+def close(image, batch):
+    return np.allclose(image[None], batch, atol=1e-6)
+
+
+def test_lbfgs_in_one_round_does_not_shift():
+    options = Dream(layers=("a",), method="lbfgs", octaves=1, iterations=9, jitter=0)
+    slope = dream.slope_of(dream.objective(lambda x: [tf.nn.avg_pool2d(x, 3, 2, "VALID")], options))
+    shifting = dataclasses.replace(options, jitter=4)
+    assert np.array_equal(dream.dreamt(image(), slope, options), dream.dreamt(image(), slope, shifting))
+
+
 def test_one_seed_is_one_dream():
     options = Dream(layers=("a",), octaves=2, iterations=5, jitter=3)
     value = dream.objective(lambda x: [tf.nn.avg_pool2d(x, 3, 2, "VALID")], options)
@@ -127,6 +171,28 @@ def test_a_table_of_dreams(spark, config):
         row["input"]: bytes(row["image"]) for row in spark.read.parquet(dream.dream(spark, config)["table"]).collect()
     }
     assert again == {row["input"]: bytes(row["image"]) for row in rows}
+
+
+def test_a_picture_is_kept_of_each_round(spark, config):
+    of_rounds = changed(dataclasses.replace(config, run="dreams-in-rounds"), method="lbfgs", rounds=3, iterations=4)
+    result = dream.dream(spark, of_rounds)
+    rows = spark.read.parquet(result["table"]).collect()
+    for row in rows:
+        pictures = [images.decode_png(picture) for picture in row["rounds"]]
+        assert len(pictures) == 3 and bytes(row["rounds"][-1]) == bytes(row["image"])
+        assert not np.array_equal(pictures[0], pictures[2])
+    assert images.decode_png(lakes.read_bytes(result["rounds"])).shape[:2] == (5 * 18 + 2, 4 * 18 + 2)
+    alone = dream.dream(spark, changed(of_rounds, rounds=1))
+    assert "rounds" not in alone
+    assert {len(row["rounds"]) for row in spark.read.parquet(alone["table"]).collect()} == {0}
+
+
+def test_a_table_of_dreams_without_rounds_is_replaced(spark, config, monkeypatch):
+    """One that a former version made, which did not say so in the table either."""
+    former = dataclasses.replace(config, run="dreams-of-before")
+    url = lakes.table_url(former) + "-dream"
+    spark.createDataFrame([], dream.FORMER).coalesce(1).write.parquet(url)
+    assert dream.dream(spark, former)["images"] == 5
 
 
 def test_tasks_are_handed_no_more_images_at_once_than_memory_holds(spark, config, handed, default_batches, monkeypatch):

@@ -213,9 +213,17 @@ class Dream:
     method: str = option("gradient", "ascent by normalised gradients, or L-BFGS", choices=("gradient", "lbfgs"))
     octaves: int = option(3, "sizes, from small to the image's own", low=1, high=20)
     octave_scale: float = option(1.4, "between sizes", low=1.01, high=4.0)
-    iterations: int = option(20, "steps of each octave; for L-BFGS evaluations", low=0, high=10000)
+    rounds: int = option(
+        1, "L-BFGS: rounds of each octave, each on the image shifted anew; a picture is kept of each", low=1, high=1000
+    )
+    iterations: int = option(20, "steps of each octave; for L-BFGS evaluations of each round", low=0, high=10000)
     step: float = option(0.02, "gradient: length of a step, for pixels in [-1, 1]", low=0.0, high=2.0)
-    jitter: int = option(4, "gradient: pixels that the image is shifted by at most before each step", low=0, high=256)
+    jitter: int = option(
+        4,
+        "pixels that the image is shifted by at most before each step, and for L-BFGS before each of several rounds",
+        low=0,
+        high=256,
+    )
     continuity: float = option(0.1, "weight of the total variation, with exponent 1.25", low=0.0)
     l2: float = option(0.02, "weight of the squared image", low=0.0)
     split: str = option("test", "images to dream on", choices=("train", "validation", "test"))

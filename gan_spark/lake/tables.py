@@ -118,12 +118,13 @@ def _check_delta(spark, url: str) -> None:
 
 
 @contextlib.contextmanager
-def replacing(frame, url: str, kind: str) -> Iterator:
+def replacing(frame, url: str, kind: str, former: Sequence[str] = ()) -> Iterator:
     """Writes `frame` as Parquet beside `url` and hands out what was written; puts it at `url` unless that raises.
 
-    `UserError` where something else than a table of this `kind`, made here, is at `url`.
+    `UserError` where something else than a table of this `kind`, made here, is at `url`. `former` are the columns that
+    a version gave it which did not say who made it, where they were others than the frame's.
     """
-    lake.check_replaceable(url, kind, frame.columns)
+    lake.check_replaceable(url, kind, former or frame.columns)
     lake.tidy(url)
     staged = lake.staging(url)
     try:
@@ -131,7 +132,7 @@ def replacing(frame, url: str, kind: str) -> Iterator:
         frame.write.mode("append").parquet(staged)
         lake.write_bytes(lake.join(staged, lake.SUCCESS), b"")  # Not every committer leaves one.
         yield frame.sparkSession.read.parquet(staged)
-        lake.check_replaceable(url, kind, frame.columns)  # Writing took a while.
+        lake.check_replaceable(url, kind, former or frame.columns)  # Writing took a while.
         lake.replace(staged, url)
     finally:
         lake.remove(staged)

@@ -2,7 +2,15 @@
 
 The method is that of Mordvintsev, Olah and Tyka (2015). The objective is the layers' mean squared activation, less a
 continuity term (total variation with exponent 1.25) and the squared image. Octaves go from small to the image's own
-size; after each, the detail that the smaller size had lost is put back.
+size; after each, the detail that the smaller size had lost is put back. By gradients it goes up as in the authors'
+notebook (github.com/google/deepdream), by L-BFGS as in Keras's example, deep_dream.py, whose layers of VGG16,
+block5_conv1 at 0.05 and block5_conv2 at 0.02, continuity of 0.1 and L2 of 0.02 are `dream.layers`,
+`dream.weights_of_layers`, `dream.continuity` and `dream.l2`; its five rounds of seven evaluations are `dream.rounds`
+and `dream.iterations`, with `dream.octaves` = 1.
+
+Differences: jitter shifts the image, as in the notebook, before each step or round, where that example adds noise to
+its pixels; a layer's edges count, of which the example leaves out 2 pixels; the terms of continuity and L2, and the
+bounds of L-BFGS, are of images in [-1, 1], where the example has 256 values and no bounds.
 """
 
 import functools
@@ -23,21 +31,27 @@ from ..runs import loading
 from ..runs.store import Run
 
 log = logging.getLogger(__name__)
-TABLE = (
+FORMER = (
     "network string, input string, image binary, height int, width int, channels int, objective_before double,"
     " objective_after double"
 )
+TABLE = f"{FORMER}, rounds array<binary>"  # PNGs, where there are several rounds; the last is the image
+_SHOWN = 16
 
 
 def dream(spark, config: Config) -> dict:
     """Writes `<lake>/generated/<run>-dream`, a row an image of the dataset's split, and a grid of images before and
-    after.
+    after; with several rounds, a grid of images before and after each round beside it.
     """
     options, url = config.dream, lake.dataset_url(config)
     manifest = schema.read_manifest(url)
     table = lake.table_url(config) + "-dream"
-    lake.check_replaceable(table, "dreams", tables.column_names(TABLE))
-    lake.check_file(f"{table}.png", "picture")
+    former = tables.column_names(FORMER)
+    lake.check_replaceable(table, "dreams", former)
+    has_rounds = options.method == "lbfgs" and options.rounds > 1
+    pictures = {"grid": f"{table}.png"} | ({"rounds": f"{table}.rounds.png"} if has_rounds else {})
+    for picture in pictures.values():
+        lake.check_file(picture, "picture")
     if not options.layers:
         raise UserError("dream.layers is empty: no layer is named that should be driven up")
     source = _source(spark, config)
@@ -53,34 +67,43 @@ def dream(spark, config: Config) -> dict:
     dataset = splits.frame(spark, url, options.split).select("id", "image")
     rows = splits.lowest_hashes(dataset, options.images).repartition(partitions)
     dreams = rows.mapInPandas(functools.partial(_dream, source, options, manifest), TABLE)
-    with batches.at_most(spark, batches.rows_of(manifest)), tables.replacing(dreams, table, "dreams") as written:
-        first_rows = written.orderBy("input").limit(16).collect()
+    with (
+        batches.at_most(spark, batches.rows_of(manifest)),
+        tables.replacing(dreams, table, "dreams", former) as written,
+    ):
+        first_rows = written.orderBy("input").limit(_SHOWN).collect()
         means = written.selectExpr(
             "avg(objective_before) as before", "avg(objective_after) as after", "count(*) as count"
         ).first()
-    lake.write_picture(f"{table}.png", images.encode_png(_grid(first_rows, rows, manifest)))
+    before = _before(first_rows, rows, manifest)
+    lake.write_picture(pictures["grid"], images.encode_png(_grid(first_rows, before)))
+    if has_rounds:
+        lake.write_picture(pictures["rounds"], images.encode_png(_grid_of_rounds(first_rows, before)))
     return {
         "images": means["count"],
         "table": table,
-        "grid": f"{table}.png",
+        **pictures,
         "objective_before": means["before"],
         "objective_after": means["after"],
     }
 
 
-def _grid(dreams: list, rows, manifest: schema.Manifest) -> np.ndarray:
-    """Each of the dreams beside the image that it was made from, which is one of `rows`."""
-    shown = rows.where(rows["id"].isin([row["input"] for row in dreams]))
-    before = {row["id"]: row["image"] for row in shown.collect()}
-    pairs = [
-        pixels
-        for row in dreams
-        for pixels in (
-            schema.unpack([before[row["input"]]], manifest.shape, manifest.encoding)[0],
-            images.decode_png(row["image"]),
-        )
-    ]
+def _before(dreams: list, rows, manifest: schema.Manifest) -> dict[str, np.ndarray]:
+    """By id, the images that the dreams were made from, which are some of `rows`."""
+    stored = rows.where(rows["id"].isin([row["input"] for row in dreams])).collect()
+    return {row["id"]: schema.unpack([row["image"]], manifest.shape, manifest.encoding)[0] for row in stored}
+
+
+def _grid(dreams: list, before: dict[str, np.ndarray]) -> np.ndarray:
+    """Each of the dreams beside the image that it was made from."""
+    pairs = [pixels for row in dreams for pixels in (before[row["input"]], images.decode_png(row["image"]))]
     return images.grid(np.stack(pairs), 8)
+
+
+def _grid_of_rounds(dreams: list, before: dict[str, np.ndarray]) -> np.ndarray:
+    """A row for each of the dreams: the image that it was made from, and what each round made of it."""
+    rows = [[before[row["input"]], *map(images.decode_png, row["rounds"])] for row in dreams]
+    return images.grid(np.concatenate([np.stack(row) for row in rows]), len(rows[0]))
 
 
 def _source(spark, config: Config) -> tuple:
@@ -175,6 +198,11 @@ def slope_of(value: Callable) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tenso
 
 def dreamt(image: np.ndarray, slope: Callable, options: Dream, seed: int = 0) -> np.ndarray:
     """Image [h, w, c] in [-1, 1] to the one that it turns into; `slope` as `slope_of` makes it."""
+    return dreamt_by_rounds(image, slope, options, seed)[-1]
+
+
+def dreamt_by_rounds(image: np.ndarray, slope: Callable, options: Dream, seed: int = 0) -> list[np.ndarray]:
+    """`dreamt`, after each round of the last octave; by gradients there is one."""
     rng = np.random.default_rng(seed)
     shape = np.array(image.shape[:2])
     sizes = [
@@ -183,13 +211,14 @@ def dreamt(image: np.ndarray, slope: Callable, options: Dream, seed: int = 0) ->
     original = tf.constant(image[None], tf.float32)
     x = tf.image.resize(original, sizes[0], antialias=True) if options.octaves > 1 else original
     for size, following in zip(sizes, [*sizes[1:], None], strict=True):
-        x = _lbfgs(x, slope, options) if options.method == "lbfgs" else _ascend(x, slope, options, rng)
+        made = _lbfgs(x, slope, options, rng) if options.method == "lbfgs" else [_ascend(x, slope, options, rng)]
+        x = made[-1]
         if following is not None:
             detail = tf.image.resize(original, following, antialias=True) - tf.image.resize(
                 tf.image.resize(original, size, antialias=True), following
             )
             x = tf.image.resize(x, following) + detail
-    return tf.clip_by_value(x, -1.0, 1.0)[0].numpy()
+    return [tf.clip_by_value(x, -1.0, 1.0)[0].numpy() for x in made]
 
 
 def _ascend(x: tf.Tensor, slope: Callable, options: Dream, rng: np.random.Generator) -> tf.Tensor:
@@ -201,10 +230,21 @@ def _ascend(x: tf.Tensor, slope: Callable, options: Dream, rng: np.random.Genera
     return x
 
 
-def _lbfgs(x: tf.Tensor, slope: Callable, options: Dream) -> tf.Tensor:
+def _lbfgs(x: tf.Tensor, slope: Callable, options: Dream, rng: np.random.Generator) -> list[tf.Tensor]:
+    """The image after each round, which begins anew where the last one ended: also where a line search gave up."""
+    made = []
+    for _ in range(options.rounds):
+        jitter = options.jitter if options.rounds > 1 else 0
+        shift = rng.integers(-jitter, jitter + 1, 2)
+        x = tf.roll(_minimised(tf.roll(x, shift, [1, 2]), slope, options.iterations), -shift, [1, 2])
+        made.append(x)
+    return made
+
+
+def _minimised(x: tf.Tensor, slope: Callable, evaluations: int) -> tf.Tensor:
     from scipy.optimize import fmin_l_bfgs_b
 
-    if not options.iterations:
+    if not evaluations:
         return x
 
     def negative(values: np.ndarray) -> tuple[float, np.ndarray]:
@@ -215,7 +255,7 @@ def _lbfgs(x: tf.Tensor, slope: Callable, options: Dream) -> tf.Tensor:
         negative,
         x.numpy().astype(np.float64).ravel(),
         bounds=[(-1.0, 1.0)] * int(np.prod(x.shape)),
-        maxfun=options.iterations,
+        maxfun=evaluations,
     )
     return tf.constant(values.reshape(x.shape), tf.float32)
 
@@ -227,7 +267,8 @@ def _dream(
     for frame in frames:
         for id, stored in zip(frame["id"], frame["image"], strict=True):
             before = images.to_unit(schema.unpack([stored], manifest.shape, manifest.encoding)[0])
-            after = dreamt(before, slope, options, int.from_bytes(id.encode()[-6:], "big"))
+            made = dreamt_by_rounds(before, slope, options, int.from_bytes(id.encode()[-6:], "big"))
+            after = made[-1]
             scores = [float(slope(tf.constant(pixels[None]))[0]) for pixels in (before, after)]
             yield pd.DataFrame(
                 {
@@ -239,5 +280,6 @@ def _dream(
                     "channels": [after.shape[2]],
                     "objective_before": [scores[0]],
                     "objective_after": [scores[1]],
+                    "rounds": [[images.encode_png(images.to_pixels(pixels)) for pixels in made if len(made) > 1]],
                 }
             )
