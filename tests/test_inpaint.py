@@ -98,6 +98,20 @@ def test_the_search_finds_an_image_that_the_generator_can_make():
     assert errors[3] == errors[0]  # of the ends, the best is kept
 
 
+def test_z_is_held_to_its_bound(monkeypatch):
+    """Each step's z is what the generator is asked for next; the first one is a draw as it is."""
+    model, seen = make_model("dcgan", width=8), []
+    monkeypatch.setattr(inpaint.tf, "function", lambda function: function)
+    decode = model.decode
+    monkeypatch.setattr(model, "decode", lambda z: seen.append(np.abs(z).max()) or decode(z))
+    for clip in (0.0, 0.5):
+        seen.clear()
+        options = Inpaint(iterations=3, draws=4, starts=1, rate=0.5, clip=clip)
+        inpaint.search(model, np.zeros([1, 16, 16, 1], np.float32), mask_of(Inpaint())[None], options)
+        # The last is what comes out, the one before it is for the losses, and two steps are before that.
+        assert (max(seen[-4:]) <= 0.5) == bool(clip)
+
+
 def test_the_perceptual_weight_makes_the_discriminator_surer():
     model = make_model("dcgan", width=8)
     for variable in [*model.sampler.variables, *model.discriminator.trainable_variables]:

@@ -194,10 +194,19 @@ class Inpaint:
     starts: int = option(8, "how many of the draws that come nearest to an image are searched from", low=1, high=1024)
     iterations: int = option(200, "steps of Adam on z", low=0)
     rate: float = option(0.03, "Adam's learning rate", low=0.0, high=1.0)
-    perceptual: float = option(0.1, "lambda, weight of the perceptual loss", low=0.0)
+    clip: float = option(
+        0.0,
+        "bound of z's numbers, to which each step holds them: 1 in the paper, whose z is uniform; 0 for none",
+        low=0.0,
+    )
+    perceptual: float = option(
+        0.1, "lambda, weight of the perceptual loss; 0.003 in the paper, 0.2 in its authors' code", low=0.0
+    )
     window: int = option(7, "side of the window in which pixels near the hole count more", low=1, high=99)
     blend: str = option(
-        "none", "how the hole is filled in: as it is, or by Poisson editing", choices=("none", "poisson")
+        "none",
+        "how the hole is filled in: as it is, or by Poisson editing, as in the paper",
+        choices=("none", "poisson"),
     )
 
 

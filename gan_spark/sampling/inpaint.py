@@ -5,6 +5,14 @@ the hole more) and which the discriminator takes for real (perceptual loss); the
 the paper's, the search begins at several z, the best of many draws, and keeps the end with the lowest loss. Beside it
 stand two fillings that anyone could make: the training images' mean, and the training image that is nearest in what is
 left.
+
+Differences from the paper and from the authors' code (github.com/moodoki/semantic_image_inpainting): besides where the
+search begins and ends, lambda is 0.1 (0.003 in the paper, 0.2 in that code, 0.1 in bamos/dcgan-completion.tensorflow);
+Adam, as in the paper, where that code has Nesterov's momentum, for 200 steps, where it has 3,000; z is held to [-1, 1],
+the range of their uniform z, only as far as `inpaint.clip` says, as a DCGAN's z is normal here; the hole is filled as
+it is, and by Poisson editing, as in the paper, where `inpaint.blend` asks for it. The perceptual loss is the paper's
+log(1 - D), where that code has -log D; weights are the paper's share of missing pixels, where that code has the share
+of those that are left, mirrored at the image's edges.
 """
 
 import functools
@@ -233,6 +241,7 @@ def search(model, originals: np.ndarray, masks: np.ndarray, options: Inpaint) ->
         _, gradient = slope(z)
         mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * tf.square(gradient)
         z -= options.rate * (mean / (1 - 0.9**t)) / (tf.sqrt(square / (1 - 0.999**t)) + 1e-8)
+        z = tf.clip_by_value(z, -options.clip, options.clip) if options.clip else z
     losses = slope(z)[0].numpy().reshape(len(originals), starts)
     best = z.numpy().reshape(len(originals), starts, -1)[np.arange(len(originals)), losses.argmin(1)]
     return model.decode(tf.constant(best)).numpy()
