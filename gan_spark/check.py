@@ -23,7 +23,7 @@ from .training import loop, ranks
 # Small enough that a step takes milliseconds.
 MODEL_CONFIGS = {
     "attributes": {"name": "attributes", "image_size": 16, "channels": 1, "width": 4, "features": 16},
-    "began": {"name": "began", "image_size": 16, "width": 4, "latent": 8},
+    "began": {"name": "began", "image_size": 16, "width": 4, "latent": 8, "stall_steps": 2},
     "cgan": {"name": "cgan", "image_size": 16, "width": 4, "latent": 8},
     "classifier": {
         "name": "classifier",
@@ -37,7 +37,7 @@ MODEL_CONFIGS = {
         "rate": 1.0,
         "batch_norm": "trained",
     },
-    "cyclegan": {"name": "cyclegan", "image_size": 16, "channels": 1, "width": 4, "blocks": 1, "layers": 1},
+    "cyclegan": {"name": "cyclegan", "image_size": 16, "channels": 1, "width": 4, "blocks": 1, "layers": 1, "pool": 2},
     "dcgan": {"name": "dcgan", "image_size": 16, "width": 4, "latent": 8},
     "discogan": {"name": "discogan", "image_size": 16, "channels": 1, "width": 4, "code": 8},
     "gan": {"name": "gan", "image_size": 16, "hidden": 16, "latent": 8},

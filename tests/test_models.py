@@ -268,6 +268,15 @@ def test_began_without_the_rule_carries_what_it_carried_before():
     assert not {"sum:0", "best:0", "halvings:0"} & set(names)
 
 
+def test_began_steps_its_auto_encoder_at_a_rate_of_its_own():
+    model = build("began", rate=1e-3, discriminator_rate=2e-4, stall_steps=1)
+    model.stall.halvings.assign(1)
+    model.train_step([make_batch("began")])
+    rates = [float(model.optimizers[name].learning_rate) for name in "gd"]
+    np.testing.assert_allclose(rates, [5e-4, 1e-4], rtol=1e-6)
+    assert float(build("began", rate=1e-3).optimizers["d"].learning_rate) == pytest.approx(1e-3)
+
+
 def test_began_gives_each_network_z_of_its_own():
     model, drawn = build("began"), []
     network = model.generator

@@ -1,18 +1,20 @@
 """BEGAN: boundary equilibrium GAN (Berthelot, Schumm and Metz, 2017; arXiv 1703.10717).
 
 The discriminator is an auto-encoder, and the losses compare its reconstruction errors of real and generated images. k_t
-in [0, 1] keeps their ratio at gamma: low gamma, less diversity. 3x3 convolutions with ELU, no batch norm,
-nearest-neighbour up-sampling; the decoder has the generator's form. Each network has z of its own, and both step at
-once, each by its own Adam. The learning rate, 1e-4 or half of that at first, is halved where the measure of convergence
+in [0, 1] keeps their ratio at gamma: low gamma, less diversity. An auto-encoder that could learn anything would
+reconstruct an image as long as real ones are more than k_t times as dense there as generated ones, so k_t is about the
+share of the real images that the generator has to cover. 3x3 convolutions with ELU, no batch norm, nearest-neighbour
+up-sampling; the decoder has the generator's form. Each network has z of its own, and both step at once, each by its own
+Adam. The learning rate, 1e-4 or half of that at first, is halved where the measure of convergence
 M = L(x) + |gamma L(x) - L(G(z))| stalls (`stall_steps`). The authors published no code; where the paper leaves
 something open, github.com/carpedm20/BEGAN-tensorflow was read.
 
 Differences: what stalls is M's mean over `stall_steps` steps, where it is not 1% below the best before (the paper gives
 no rule; that repository has this one commented out, and halves every so many steps down to 2e-5, as `halve_every` does
-without an end); no vanishing residuals, which the paper leaves optional, as it does `skips`; a code and z of one size,
-as in the paper's runs; convolutions of stride 2 already have the next size's filters (in that repository those before
-it); sizes from a smallest map of 7 or 8 pixels, where the paper has 8, up to any even one; samples are drawn from a
-moving average of the generator.
+without an end); no vanishing residuals, which the paper leaves optional, as it does `skips`; the auto-encoder may have
+a rate of its own, as in that repository; a code and z of one size, as in the paper's runs; convolutions of stride 2
+already have the next size's filters (in that repository those before it); sizes from a smallest map of 7 or 8 pixels,
+where the paper has 8, up to any even one; samples are drawn from a moving average of the generator.
 """
 
 import dataclasses
@@ -39,6 +41,9 @@ class Config:
         0.999, "decay of the generator's moving average; 0 for its newest weights", low=0.0, high=0.99999
     )
     rate: float = option(1e-4, "Adam's learning rate", low=0.0, high=1.0)
+    discriminator_rate: float = option(
+        0.0, "that of the auto-encoder; 0 for the same. The slower it is, the higher is k_t", low=0.0, high=1.0
+    )
     stall_steps: int = option(
         0,
         "the learning rate is halved after so many steps whose mean M is not 1% below that of the best so many before;"
@@ -131,11 +136,12 @@ class BEGAN(GenerativeModel):
         self.k = tf.Variable(0.0, trainable=False, name="k")
         self.stall = Stall(config.stall_steps) if config.stall_steps else None
         self.rate = _Halved(config.rate, config.halve_every, self.stall)
-        for name, variables in (
-            ("d", [*self.encoder.trainable_variables, *self.decoder.trainable_variables]),
-            ("g", self.generator.trainable_variables),
+        d_rate = _Halved(config.discriminator_rate or config.rate, config.halve_every, self.stall)
+        for name, rate, variables in (
+            ("d", d_rate, [*self.encoder.trainable_variables, *self.decoder.trainable_variables]),
+            ("g", self.rate, self.generator.trainable_variables),
         ):
-            self.optimize(name, tf.keras.optimizers.Adam(self.rate, config.beta1), variables)
+            self.optimize(name, tf.keras.optimizers.Adam(rate, config.beta1), variables)
 
     def reconstruction(self, images: tf.Tensor) -> tf.Tensor:
         """L(v) = |v - D(v)|, the mean over batch and pixels."""

@@ -205,8 +205,9 @@ class CycleGAN(GenerativeModel):
             pool.mixed(fake, self.uniform([count, 2], stream, 0.0))
             for pool, fake, stream in zip(self.pools, fakes, (2, 3), strict=True)
         ]
-        # All other ranks add zeros, and the mean of who adds anything undoes the mean over ranks.
-        flag = tf.constant(float(self.seed % RANKS == 0))
+        # All other ranks add zeros, and the mean of who adds anything undoes the mean over ranks. By a variable: what
+        # has constants alone for inputs, a reduce of zeros too, TensorFlow computes once, while it optimises a graph.
+        flag = tf.cast(self.step < (2**62 if self.seed % RANKS == 0 else 0), tf.float32)
         values = [*(fake[0] for fake in fakes), *tf.unstack(self.uniform([2], 4, 0.0))]
         *means, share = self.reduce([*(value * flag for value in values), flag])
         image_a, image_b, chance_a, chance_b = (tf.math.divide_no_nan(mean, share) for mean in means)
