@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 
 from gan_spark import lake
 from gan_spark.config import Config, Ingest, UserError, parse, replaced
-from gan_spark.data import ingest, schema, sources
+from gan_spark.data import ingest, passes, schema, sources, tasks
 
 CONFIG = Ingest(source="table", height=8, width=8, validation=0.2, test=0.2, planned_workers=2, label_column="label")
 COLUMNS = ["id", "image", "split", "label"]
@@ -226,7 +226,7 @@ def test_labels_go_to_images_that_can_be_read(spark, root):
 
 @pytest.mark.slow
 def test_files_of_a_table_are_bounded_and_handed_over_few_at_once(spark, root, monkeypatch, tmp_path):
-    monkeypatch.setattr(ingest, "_ARROW_BYTES", 3 * 2**20)
+    monkeypatch.setattr(passes, "_ARROW_BYTES", 3 * 2**20)
     frame = make_frame(spark, PIXELS).union(
         spark.createDataFrame([("huge", bytearray(2**20 + 1), "odd")], "id string, content binary, label string")
     )
@@ -251,7 +251,7 @@ def test_a_batch_is_decoded_in_pieces():
         pa.RecordBatch.from_pydict({"id": list(range(start, start + count))})
         for start, count in ((0, 7), (7, 3), (10, 4))
     ]
-    assert [piece.column("id").to_pylist() for piece in ingest._pieces(iter(batches), 4)] == [
+    assert [piece.column("id").to_pylist() for piece in tasks._pieces(iter(batches), 4)] == [
         [0, 1, 2, 3],
         [4, 5, 6],
         [7, 8, 9],

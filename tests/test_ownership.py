@@ -24,6 +24,9 @@ from gan_spark.training import driver
 
 # Every call that removes or replaces something in the lake, by file, with what shows that it is ours.
 CALLS = {
+    "data/append.py": {"remove": "staged here"},
+    "data/petastorm_view.py": {"remove": "Hadoop's checksum of the metadata that it has just written"},
+    "data/snapshots.py": {"remove": "files that a manifest of the dataset names, or that a job wrote aside in it"},
     "data/ingest.py": {"remove": "staged here", "replace": "check_replaceable", "rm_file": "in a folder staged here"},
     "features/classifier.py": {"replace": "check_is_run", "remove": "a run of its own, named by chance"},
     "lake/files.py": {"rm": "`remove` itself"},

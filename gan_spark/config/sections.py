@@ -17,6 +17,17 @@ class Ingest:
         imported=True,
     )
     path: str = option("", "folder, file or table to read; URL or local path")
+    mode: str = option(
+        "replace",
+        "what becomes of the dataset that is there: it is replaced, or what its ids do not hold yet is added to it",
+        choices=("replace", "append"),
+    )
+    new_classes: str = option(
+        "refuse",
+        "mode 'append': labels that the dataset does not have yet; added, they come behind its classes, so that a model"
+        " of its own has fewer",
+        choices=("refuse", "add"),
+    )
     height: int = option(28, "pixels", low=4, high=4096)
     width: int = option(28, "pixels", low=4, high=4096)
     channels: int = option(1, "1 for grey, 3 for RGB", choices=(1, 3))
@@ -88,6 +99,9 @@ class Train:
     threads: int = option(0, "TensorFlow threads a rank; 0 for spark.task.cpus", low=0, high=256)
     precision: str = option("float32", "compute type of the layers", choices=("float32", "mixed_bfloat16"))
     split: str = option("train", "split to train on", choices=("train", "validation", "test"))
+    snapshot: int = option(
+        0, "snapshot of the dataset to train on; 0 for the newest when the run starts, and then for that one", low=0
+    )
     seed: int = option(0, "of weights, latents and shuffling", low=0, high=2**31 - 1)
     shuffle_buffer: int = option(8192, "images that a rank shuffles among (at most 48 MiB)", low=1)
     log_every: int = option(50, "steps", low=1)

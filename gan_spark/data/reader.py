@@ -7,7 +7,6 @@ element-wise `unbatch().shuffle().batch()` costs several microseconds an image, 
 
 import collections
 import itertools
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import numpy as np
 
 from .. import lake
 from ..config import UserError
-from . import images, order, schema
+from . import images, order, schema, snapshots
 from .splits import columns, files, in_words, unpack
 
 # Bounds of a rank's memory: the rows of the pool are held twice while a block of them is drawn, and ingest keeps row
@@ -25,28 +24,6 @@ _POOL_BYTES = 48 * 2**20
 _PIECES_AHEAD = 4
 _FOOTERS_AT_ONCE = 16
 _BLOCK_BYTES = 2**20
-
-
-def petastorm_filesystem(url: str):
-    """The filesystem that Petastorm needs to open `url`; None for local paths, which it knows.
-
-    It is fsspec's, in the legacy interface of pyarrow that Petastorm reads through.
-    """
-    if lake.mounted(url).startswith("file:"):
-        return None
-    fs, _ = lake.filesystem(url)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        from pyarrow.filesystem import DaskFileSystem
-
-        class Wrapped(DaskFileSystem):
-            def isdir(self, path):
-                return self.fs.isdir(path)
-
-            def isfile(self, path):
-                return self.fs.isfile(path)
-
-        return Wrapped(fs)
 
 
 def batches(
@@ -200,7 +177,11 @@ class RowGroups:
 
 def _opened(url: str):
     fs, path = lake.filesystem(url)
-    return fs.open(path, "rb")
+    try:
+        return fs.open(path, "rb")
+    except FileNotFoundError:  # A snapshot that was just made has moved it.
+        fs, path = lake.filesystem(snapshots.other_place(url))
+        return fs.open(path, "rb")
 
 
 def _footer(url: str):

@@ -9,7 +9,11 @@ A large RGB image is PNG bytes under Petastorm's `CompressedImageCodec`.
 import dataclasses
 import hashlib
 import io
+import json
+import posixpath
+import re
 import typing
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -19,12 +23,16 @@ from .images import decode_png
 
 SPLITS = ("train", "validation", "test")
 MANIFEST = lake.MANIFEST
+SOURCE_COLUMNS = ("source_version", "source_hash")  # by which an ingest that adds tells what changed in the source
 _RAW_LIMIT = 64 * 1024
+_FILE = re.compile(rf"split=({'|'.join(SPLITS)})/(part=\w+/)?part-[\w.-]+\.parquet")
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The description of a dataset that `<dataset>/_gan_spark.json` holds."""
+    """The description of one snapshot of a dataset: of what was last ingested whole in `<dataset>/_gan_spark.json`, and
+    of each one since in `<dataset>/_snapshots/<number>.json`.
+    """
 
     height: int
     width: int
@@ -39,6 +47,16 @@ class Manifest:
     parts: tuple[str, ...] = ()  # what the images are divided into; a folder each in a split
     captioned: bool = False
     embedding: tuple[int, ...] = ()  # (how many an image, size of each); empty for none
+    number: int = 1  # of the snapshot
+    files: dict[str, int] = dataclasses.field(default_factory=dict)  # row groups of each; empty: whatever is there
+    sums: dict[str, str] = dataclasses.field(default_factory=dict)  # what the fingerprint is made of; empty: not known
+    base: str = ""  # `identity` of the whole ingest that it adds to; empty for that itself
+    made_by: str = ""  # the job
+
+    @property
+    def identity(self) -> str:
+        """What tells a whole ingest from all others at the same place."""
+        return f"{self.number} {self.created} {self.fingerprint}"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -46,9 +64,71 @@ class Manifest:
 
 
 def read_manifest(url: str) -> Manifest:
-    """The manifest of the dataset at `url`; `UserError` where there is no whole dataset."""
+    """The manifest of the newest snapshot of the dataset at `url`, or of the one that `url` names (`lake.at_snapshot`).
+
+    `UserError` where there is no whole dataset, or no such snapshot.
+    """
+    folder, number = lake.split_snapshot(url)
+    numbers = []
+    for manifest in snapshots(folder):
+        if number in (0, manifest.number):
+            return manifest
+        numbers.append(manifest.number)
+    raise UserError(
+        f"dataset {folder} has no snapshot {number} (there are: {', '.join(map(str, sorted(numbers)))}): it was"
+        " expired, or went when the dataset was replaced"
+    )
+
+
+def snapshots(folder: str) -> Iterator[Manifest]:
+    """Manifests of the dataset's snapshots, the newest first, each read when it comes to it.
+
+    One that was added to something which a whole ingest has since replaced is none.
+    """
+    base = _read(folder)
+    is_alone = True
+    for number in sorted(_numbers(folder), reverse=True):
+        if number < base.number:
+            break
+        manifest = _read(folder, number)
+        if manifest.base == base.identity:
+            is_alone = False
+            yield manifest
+    if is_alone:
+        yield base
+
+
+def next_number(folder: str) -> int:
+    """The number of the next snapshot: to be asked before the newest manifest is read, so that of two jobs that add to
+    the same snapshot one finds its number taken.
+    """
+    return max([read_base(folder).number, *_numbers(folder)]) + 1
+
+
+def _numbers(folder: str) -> list[int]:
+    fs, path = lake.filesystem(lake.join(folder, lake.SNAPSHOTS))
     try:
-        return _parsed(lake.read_json(lake.join(url, MANIFEST)))
+        names = [posixpath.basename(name) for name in fs.ls(path, detail=False)]
+    except FileNotFoundError:
+        return []
+    return [int(name.removesuffix(".json")) for name in names if re.fullmatch(r"\d{8}\.json", name)]
+
+
+def snapshot_url(folder: str, number: int) -> str:
+    """Where the manifest of a snapshot is that was added to others."""
+    return lake.join(folder, lake.SNAPSHOTS, f"{number:08d}.json")
+
+
+def read_base(folder: str) -> Manifest:
+    """The manifest of what was last ingested whole; `UserError` where there is no whole dataset."""
+    return _read(folder)
+
+
+def _read(url: str, number: int = 0) -> Manifest:
+    """The manifest of a snapshot that was added to others, or of what was last ingested whole."""
+    place = snapshot_url(url, number) if number else lake.join(url, MANIFEST)
+    try:
+        return _parsed(lake.read_json(place))
     except FileNotFoundError:
         died = (
             " again; one died while it replaced this dataset, whose former state it will put back"
@@ -57,7 +137,8 @@ def read_manifest(url: str) -> Manifest:
         )
         raise UserError(f"no dataset at {url}: expected {MANIFEST} there; make it with jobs/ingest.py{died}") from None
     except ValueError as error:
-        raise UserError(f"dataset {url}: {MANIFEST} cannot be understood ({error}); ingest it again") from None
+        name = posixpath.relpath(place, url)
+        raise UserError(f"dataset {url}: {name} cannot be understood ({error}); ingest it again") from None
 
 
 def _parsed(table: object) -> Manifest:
@@ -66,7 +147,7 @@ def _parsed(table: object) -> Manifest:
         raise ValueError(f"expected a JSON object, found {type(table).__name__}")
     fields = {field.name: field for field in dataclasses.fields(Manifest)}
     for name, field in fields.items():
-        if name not in table and field.default is dataclasses.MISSING:
+        if name not in table and field.default is field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{name} is missing")
     kinds = typing.get_type_hints(Manifest)
     values = {}
@@ -77,6 +158,8 @@ def _parsed(table: object) -> Manifest:
             expected = kind.__name__ if isinstance(kind, type) else kind
             raise ValueError(f"{name} = {value!r:.80}: expected {expected}")
         values[name] = tuple(value) if isinstance(value, list) else value
+    if strangers := [name for name in values.get("files", ()) if not is_file(name)]:
+        raise ValueError(f"files: {strangers[0]!r:.80} is no file of a dataset")
     return Manifest(**values)
 
 
@@ -91,7 +174,17 @@ def _is_of(value: object, kind: typing.Any) -> bool:
 
 
 def write_manifest(url: str, manifest: Manifest) -> None:
-    lake.write_json(lake.join(url, MANIFEST), dataclasses.asdict(manifest))
+    """Writes the manifest of what was ingested whole."""
+    lake.write_bytes(lake.join(url, MANIFEST), to_json(manifest))
+
+
+def to_json(manifest: Manifest) -> bytes:
+    return (json.dumps(dataclasses.asdict(manifest), indent=2) + "\n").encode()
+
+
+def is_file(name: str) -> bool:
+    """Whether a path in a dataset's folder is that of one of its Parquet files."""
+    return _FILE.fullmatch(name) is not None
 
 
 def choose_encoding(encoding: str, shape: tuple[int, int, int]) -> str:

@@ -1,7 +1,6 @@
 """Splits of a dataset: their files, and their rows as arrays."""
 
 import itertools
-import posixpath
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from .. import lake
 from ..config import UserError
-from . import schema
+from . import schema, snapshots
 
 Row = TypeVar("Row")
 
@@ -25,11 +24,11 @@ def in_words(split: str, part: str = "") -> str:
 
 
 def files(url: str, split: str, part: str = "") -> list[str]:
-    """URLs of the Parquet files of a split, or of a part of it, sorted, so that every rank sees the same order."""
-    split_url = folder(url, split, part)
-    fs, path = lake.filesystem(split_url)
-    names = sorted(name for name in fs.find(path) if name.endswith(".parquet"))
-    return [lake.join(split_url, posixpath.relpath(name, path)) for name in names]
+    """URLs of the Parquet files of a split, or of a part of it, sorted by their paths in the dataset, so that every
+    rank sees the same order.
+    """
+    beginning = folder("", split, part).lstrip("/") + "/"
+    return [place for name, place in snapshots.files(url).items() if name.startswith(beginning)]
 
 
 def frame(spark, url: str, split: str, part: str = ""):

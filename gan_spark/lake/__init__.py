@@ -1,6 +1,7 @@
 """The data lake: its files, crash-safe replacement of its folders, and where everything is."""
 
 from .files import (
+    create,
     exists,
     filesystem,
     is_object_store,
@@ -13,7 +14,17 @@ from .files import (
     write_bytes,
     write_json,
 )
-from .layout import dataset_url, model_url, pipeline_url, predictions_url, report_url, run_url, table_url
+from .layout import (
+    at_snapshot,
+    dataset_url,
+    model_url,
+    pipeline_url,
+    predictions_url,
+    report_url,
+    run_url,
+    split_snapshot,
+    table_url,
+)
 from .ownership import check_displaced, check_file, check_replaceable, claim, write_figures, write_picture
 from .references import (
     absolute,
@@ -29,6 +40,7 @@ from .swap import (
     MANIFEST,
     MARKERS,
     OWNER,
+    SNAPSHOTS,
     SUCCESS,
     displaced,
     recover,
@@ -42,13 +54,16 @@ __all__ = [
     "MANIFEST",
     "MARKERS",
     "OWNER",
+    "SNAPSHOTS",
     "SUCCESS",
     "absolute",
+    "at_snapshot",
     "canonical",
     "check_displaced",
     "check_file",
     "check_replaceable",
     "claim",
+    "create",
     "dataset_url",
     "displaced",
     "exists",
@@ -72,6 +87,7 @@ __all__ = [
     "report_url",
     "run_url",
     "spellings",
+    "split_snapshot",
     "staging",
     "table_url",
     "tidy",

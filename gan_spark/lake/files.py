@@ -82,6 +82,43 @@ def write_bytes(url: str, data: bytes) -> None:
     fs.mv(part, path)
 
 
+def create(url: str, data: bytes) -> bool:
+    """Writes the file whole, unless one is there; whether it was written. Of several that try at once, one does.
+
+    Where a filesystem is neither a disk nor an object store, two that try within the same moment may both believe so.
+    """
+    fs, path = filesystem(url)
+    if is_object_store(url):
+        return _create_object(fs, path, data)
+    fs.makedirs(os.path.dirname(path), exist_ok=True)
+    part = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex[:8]}"
+    fs.pipe_file(part, data)
+    try:
+        if mounted(url).startswith("file:"):
+            os.link(part, path)
+        elif fs.exists(path):
+            return False
+        else:
+            fs.mv(part, path)
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        if fs.exists(part):
+            fs.rm_file(part)
+
+
+def _create_object(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:
+    try:
+        fs.pipe_file(path, data, mode="create")
+        return True
+    except OSError:  # That of a condition that is not met has no name of its own.
+        fs.invalidate_cache()
+        if fs.exists(path):
+            return False
+        raise
+
+
 def read_json(url: str) -> Any:
     return json.loads(read_bytes(url))
 

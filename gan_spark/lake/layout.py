@@ -1,5 +1,7 @@
 """Layout of the lake: where its runs, datasets and tables are. A name that could leave its folder is refused."""
 
+import re
+
 from ..config import Config, check_name, check_path
 from .files import join, to_url
 
@@ -20,6 +22,17 @@ def model_url(root: str, name: str) -> str:
 
 def dataset_url(config: Config) -> str:
     return _place(config.lake, "datasets", "dataset", config.dataset)
+
+
+def at_snapshot(url: str, number: int) -> str:
+    """What stands for one snapshot of the dataset at `url`, wherever a dataset is read: `<url>@<number>`."""
+    return f"{split_snapshot(url)[0]}@{number}"
+
+
+def split_snapshot(url: str) -> tuple[str, int]:
+    """(URL of the dataset's folder, number of the snapshot; 0 for the newest), of what `at_snapshot` gives or a URL."""
+    match = re.fullmatch(r"(.+/[^/@]+)@([1-9]\d*)", url)
+    return (match[1], int(match[2])) if match else (url, 0)
 
 
 def table_url(config: Config) -> str:

@@ -15,13 +15,15 @@ from collections.abc import Sequence
 from ..config import UserError
 from .files import exists, filesystem, is_object_store, join, read_bytes, write_bytes, write_json
 from .references import write_record
-from .swap import MANIFEST, OWNER, displaced, journal
+from .swap import MANIFEST, OWNER, SNAPSHOTS, displaced, journal
 
 # Names of files that Spark, Petastorm and this project write into such folders.
 _OURS = re.compile(
     rf"part-[\w.-]+|_SUCCESS|_(started|committed)_\w+|_(common_)?metadata|{re.escape(MANIFEST)}|{re.escape(OWNER)}"
-    rf"|\.[\w.-]+\.crc|\.({re.escape(MANIFEST)}|{re.escape(OWNER)}|_SUCCESS)\.[0-9a-f]{{8}}"
+    rf"|\.[\w.-]+\.crc|\.({re.escape(MANIFEST)}|{re.escape(OWNER)}|_SUCCESS|_common_metadata)\.[0-9a-f]{{8}}"
 )
+# And those of its snapshots, in a folder of theirs alone: a user's own file may well be named by a date.
+_SNAPSHOT = re.compile(rf"{SNAPSHOTS}/(\d{{8}}\.json|\.\d{{8}}\.json\.[0-9a-f]{{8}})")
 
 _META = b'<meta name="generator" content="gan_spark">'
 _TEXT = b"tEXtSoftware\0gan_spark"
@@ -135,8 +137,9 @@ def _stranger(url: str, kind: str, columns: Sequence[str]) -> str | None:
         is_empty = is_empty and not files
         for name in files:
             file = posixpath.join(str(folder), name)
-            if not _OURS.fullmatch(name):
-                return posixpath.relpath(file, path)
+            relative = posixpath.relpath(file, path)
+            if not _OURS.fullmatch(name) and not _SNAPSHOT.fullmatch(relative):
+                return relative
             if name.startswith("part-") and name.endswith(".parquet"):
                 first_part = first_part or file
     if is_empty:

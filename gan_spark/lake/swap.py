@@ -16,6 +16,7 @@ from .files import exists, filesystem, is_object_store, join, read_bytes, remove
 
 MANIFEST, SUCCESS = MARKERS = ("_gan_spark.json", "_SUCCESS")  # of a dataset, and of a table, that is whole
 OWNER = "_made_by_gan_spark.json"  # of a folder that this project made
+SNAPSHOTS = "_snapshots"  # folder of a dataset in which each of its snapshots is described
 _STALE = 24 * 3600  # seconds without a change, after which what was staged is a dead job's
 
 

@@ -138,6 +138,25 @@ def replacing(frame, url: str, kind: str, former: Sequence[str] = ()) -> Iterato
         lake.remove(staged)
 
 
+def files(url: str) -> list[str]:
+    """URLs of the Parquet files of the table at `url`."""
+    fs, path = lake.filesystem(url)
+    names = map(posixpath.basename, fs.ls(path, detail=False) if fs.exists(path) else [])
+    return sorted(lake.join(url, name) for name in names if re.fullmatch(r"part-.+\.parquet", name))
+
+
+def add_file(frame, url: str, name: str) -> None:
+    """Adds the rows of `frame` to the Parquet table at `url` as one file, which is whole once it is there."""
+    staged = lake.staging(url)
+    try:
+        lake.claim(staged, "rows to add")
+        frame.coalesce(1).write.mode("append").parquet(staged)
+        fs, path = lake.filesystem(files(staged)[0])
+        fs.mv(path, lake.filesystem(lake.join(url, name))[1])
+    finally:
+        lake.remove(staged)
+
+
 def write_delta(frame, url: str, mode: str) -> None:
     """Writes `frame` to the Delta table at `url` in one commit.
 

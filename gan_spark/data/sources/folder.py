@@ -26,6 +26,9 @@ _SYSTEM_FOLDERS = (
     "system volume information",
 )
 
+# By which stores tell that a file was written anew: S3, Google, Azure, HDFS and a disk.
+_VERSIONS = ("ETag", "etag", "content_md5", "mtime", "modificationTime", "last_modified", "LastModified")
+
 
 class _Part(NamedTuple):
     """Files that have a label and a split in common."""
@@ -53,7 +56,7 @@ def source(spark, config: Ingest) -> Source:
     listing = context.parallelize(parts, len(parts)).mapPartitions(
         functools.partial(_list, root, config.max_file_mb * 2**20, _names(labels, config.classes), splits)
     )
-    frame = listing.toDF("id string, url string, label string, split string, reason string").persist(
+    frame = listing.toDF("id string, url string, label string, split string, reason string, version string").persist(
         StorageLevel.DISK_ONLY
     )
     count = frame.count()
@@ -168,7 +171,7 @@ def _entries(fs, folder: str) -> Iterator[tuple[dict, str | None]]:
 def _list(
     root: str, max_bytes: int, names: dict[str, str], splits: frozenset[str], parts: Iterator[_Part]
 ) -> Iterator[tuple]:
-    """(id, url, label, split, reason) of every file of each part."""
+    """(id, url, label, split, reason, version) of every file of each part."""
     fs, base = lake.filesystem(root)
     base = base.rstrip("/") + "/"
     for part in parts:
@@ -186,7 +189,7 @@ def _list(
             if reason is None and part.label is not None and label is None:
                 reason = f"label {part.label} has no name in ingest.classes"
             url = lake.join(root, path) if problem is None and _is_utf8(path) else None
-            yield _readable(path), url, label, split, reason
+            yield _readable(path), url, label, split, reason, _version(entry)
 
 
 def _reason(fs, entry: dict, path: str, part: _Part, max_bytes: int) -> str | None:
@@ -204,6 +207,13 @@ def _reason(fs, entry: dict, path: str, part: _Part, max_bytes: int) -> str | No
     if (entry["size"] or 0) > max_bytes:
         return f"{entry['size']} bytes, over the limit of {max_bytes >> 20} MB"
     return None
+
+
+def _version(entry: dict) -> str | None:
+    """Size, and what else the store tells of which content a file has: its ETag, or when it was changed."""
+    told = next((entry[key] for key in _VERSIONS if entry.get(key) is not None), None)
+    # Of a link it tells the link's own.
+    return None if told is None or entry.get("islink") else f"{entry.get('size')} {told}"
 
 
 def _readable(path: str) -> str:

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 import pandas as pd
 import pyarrow as pa
 
-# `content` is encoded bytes, or raw pixels where height, width and channels are given.
+# `content` is encoded bytes, or raw pixels where height, width and channels are given. `version` is any text that is
+# another one once the file at `url` is another; null where nothing tells.
 ROW = (
     "id string, url string, content binary, height int, width int, channels int, label string, split string, reason"
-    " string, caption string, embedding array<float>"
+    " string, caption string, embedding array<float>, version string"
 )
 _SPARK = dict(field.split() for field in ROW.split(", "))
 _ARROW = {"string": pa.string(), "binary": pa.binary(), "int": pa.int32(), "array<float>": pa.list_(pa.float32())}
