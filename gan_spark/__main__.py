@@ -65,9 +65,16 @@ def _parser() -> argparse.ArgumentParser:
             "--model", default="default", metavar="NAME", help="name of the model (default: %(default)s)"
         )
     runs = commands.add_parser("runs", help="the lake's runs, as a table")
-    show = commands.add_parser("show", help="what a run came from and led to")
-    show.add_argument("run", metavar="RUN")
-    for command in (promote, rollback, runs, show):
+    show = commands.add_parser("show", help="what a run came from and led to, or the snapshots of a dataset")
+    show.add_argument("name", metavar="NAME", help="of a run, or else of a dataset")
+    datasets = commands.add_parser("datasets", help="the lake's datasets, as a table")
+    expire = commands.add_parser("expire", help="forget snapshots of a dataset, and remove the files of theirs alone")
+    expire.add_argument("--keep", type=int, required=True, metavar="N", help="keep the newest N")
+    expire.add_argument("--force", action="store_true", help="even those that a run needs to be trained further")
+    compact = commands.add_parser("compact", help="write the small files of a dataset anew as few, as a new snapshot")
+    for command in (expire, compact):
+        command.add_argument("dataset", metavar="DATASET")
+    for command in (promote, rollback, runs, show, datasets, expire, compact):
         command.add_argument("--lake", default="lake", metavar="URL", help="path or URL (default: %(default)s)")
         command.add_argument("--json", action="store_true", help="print JSON, not a table")
     init = commands.add_parser("init", help="write an example config into this folder, or list the examples")
@@ -165,7 +172,32 @@ def _runs(arguments) -> None:
 def _show(arguments) -> None:
     from .runs import catalogue
 
-    _print(catalogue.lineage(arguments.lake, arguments.run), arguments.json)
+    _print(catalogue.show(arguments.lake, arguments.name), arguments.json)
+
+
+def _datasets(arguments) -> None:
+    from .runs import catalogue
+
+    _print(catalogue.datasets(arguments.lake), arguments.json, "datasets")
+
+
+def _expire(arguments) -> None:
+    from .runs import catalogue
+
+    answer = catalogue.expire(arguments.lake, arguments.dataset, arguments.keep, arguments.force)
+    _print(answer, arguments.json)
+
+
+def _compact(arguments) -> None:
+    from . import lake
+    from .data.compact import compact
+    from .job import session
+
+    spark = session(f"compact {arguments.dataset}")
+    try:
+        _print(compact(spark, lake.dataset_place(arguments.lake, arguments.dataset)), arguments.json)
+    finally:
+        spark.stop()
 
 
 def _promote(arguments) -> None:
@@ -184,7 +216,7 @@ def _rollback(arguments) -> None:
     _print(registry.rollback(arguments.lake, arguments.model), arguments.json)
 
 
-def _print(value: list[dict] | dict, as_json: bool) -> None:
+def _print(value: list[dict] | dict, as_json: bool, what: str = "runs") -> None:
     """A table: a row for each item of a list, a line for each leaf of a dict."""
     if as_json:
         print(json.dumps(value))
@@ -194,7 +226,7 @@ def _print(value: list[dict] | dict, as_json: bool) -> None:
     elif value:
         rows = [tuple(value[0]), *(tuple(_cell(content) for content in row.values()) for row in value)]
     else:
-        rows = [("no runs",)]
+        rows = [(f"no {what}",)]
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -209,7 +241,10 @@ def _cell(content) -> str:
 _COMMANDS = {
     "bigdl-jars": _bigdl_jars,
     "check": _check,
+    "compact": _compact,
+    "datasets": _datasets,
     "download": _download,
+    "expire": _expire,
     "init": _init,
     "java-home": _java_home,
     "models": _models,

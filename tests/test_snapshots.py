@@ -14,7 +14,7 @@ from test_ingest import CONFIG, PIXELS, everything, folder_config, make_frame, s
 
 from gan_spark import lake
 from gan_spark.config import UserError
-from gan_spark.data import append, ingest, passes, reader, schema, snapshots, sources, splits, tasks
+from gan_spark.data import append, ingest, reader, schema, snapshots, splits, tasks
 from gan_spark.lake import tables
 
 APPEND = dataclasses.replace(CONFIG, mode="append")
@@ -227,9 +227,9 @@ def test_a_folder_that_grows(spark, tmp_path, monkeypatch):
 
 
 def test_a_dataset_of_before_is_snapshot_one_and_grows(spark, tmp_path):
-    from test_former import FORMER
-
     import shutil
+
+    from test_former import FORMER
 
     shutil.copytree(FORMER / "lake" / "datasets", tmp_path / "lake" / "datasets")
     url = lake.to_url(str(tmp_path / "lake" / "datasets" / "digits"))
@@ -291,7 +291,7 @@ def test_of_two_that_add_at_the_same_moment_one_is_refused_by_name(spark, small,
         each.join()
     assert len(answers) == len(errors) == 1
     (refusal,), (winner,) = errors.values(), answers
-    assert f"snapshot 2 was made meanwhile" in refusal and spark.sparkContext.applicationId in refusal
+    assert "snapshot 2 was made meanwhile" in refusal and spark.sparkContext.applicationId in refusal
     held = IDS[:60] if winner == "one" else IDS[:70]
     assert read_ids(small, schema.read_manifest(small)) == held
     assert not [name for name in snapshots._present(small) if name.startswith("_aside/")]

@@ -41,22 +41,24 @@ def append(spark, source: sources.Source, url: str, config: Ingest, format: str)
     former = schema.read_manifest(url)
     manifest = _grown(former, source, config)
     config = passes.without_stated_splits(source, config)
-    compared = _compared(spark, source, former, url)
-    counts = {row["state"]: row["count"] for row in compared.groupBy("state").count().collect()}
-    known = counts.get(_SAME, 0) + counts.get(_UNTOLD, 0)
-    if counts.get(_UNTOLD):
-        log.warning(
-            "ingest: %d images were ingested before it was kept what they were read from: whether one of them has"
-            " changed since is not known, and they stay as they are",
-            counts[_UNTOLD],
-        )
-    answer = {"dataset": url, "snapshot": former.number, "rows": sum(former.rows.values()), "added": 0}
-    answer |= {"known": known, "rejected": 0, "splits": former.rows, "rejects": f"{url}.rejected"}
-    left = sum(counts.values()) - known
-    if left:
-        source = dataclasses.replace(source, frame=_left_to_do(source, compared, left), count=left)
-        answer |= _added(spark, source, url, config, format, dataclasses.replace(manifest, number=number), known)
-    compared.unpersist()
+    former_rows = sum(former.rows.values())
+    answer = {"dataset": url, "snapshot": former.number, "rows": former_rows, "added": 0}
+    answer |= {"rejected": 0, "splits": former.rows, "classes": {}, "rejects": f"{url}.rejected"}
+    with passes.partitions_for(spark, source.count + former_rows):
+        compared = _compared(spark, source, former, url)
+        counts = {row["state"]: row["count"] for row in compared.groupBy("state").count().collect()}
+        answer["known"] = counts.get(_SAME, 0) + counts.get(_UNTOLD, 0)
+        if counts.get(_UNTOLD):
+            log.warning(
+                "ingest: %d images were ingested before it was kept what they were read from: whether one of them has"
+                " changed since is not known, and they stay as they are",
+                counts[_UNTOLD],
+            )
+        if left := sum(counts.values()) - answer["known"]:
+            source = dataclasses.replace(source, frame=_left_to_do(source, compared, counts), count=left)
+            manifest = dataclasses.replace(manifest, number=number)
+            answer |= _added(spark, source, url, config, format, manifest, answer["known"])
+        compared.unpersist()
     if not answer["added"]:
         log.info("ingest: nothing is new: all of %d images are there already", answer["known"])
     return {**answer, "fingerprint": schema.read_manifest(url).fingerprint}
@@ -170,15 +172,18 @@ def _compared(spark, source: sources.Source, former: schema.Manifest, url: str):
     )
 
 
-def _left_to_do(source: sources.Source, compared, count: int):
+def _left_to_do(source: sources.Source, compared, counts: dict[str, int]):
     """The rows of the source that are not there, or may be others; those that have changed are rejected."""
+    rows = passes.versioned(source.frame)
+    if counts.keys() == {_NEW}:
+        return rows.withColumn("known_hash", F.lit(None).cast("binary"))
     wanted = compared.where(~F.col("state").isin(_SAME, _UNTOLD)).dropDuplicates(["id", "source_version"])
     wanted = wanted.select(
         F.col("id").alias("wanted_id"), F.col("source_version").alias("wanted_version"), "known_hash", "state"
     )
-    rows = passes.versioned(source.frame)
+    is_small = sum(count for state, count in counts.items() if state not in (_SAME, _UNTOLD)) <= _BROADCAST_ROWS
     alike = (rows["id"] == wanted["wanted_id"]) & rows["source_version"].eqNullSafe(wanted["wanted_version"])
-    rows = rows.join(F.broadcast(wanted) if count <= _BROADCAST_ROWS else wanted, alike)
+    rows = rows.join(F.broadcast(wanted) if is_small else wanted, alike)
     reason = F.coalesce("reason", F.when(F.col("state") == _CHANGED, tasks.CHANGED))
     return rows.withColumn("reason", reason).drop("wanted_id", "wanted_version", "state")
 

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import logging
 import math
+from collections.abc import Iterator
 
 from pyspark.sql import functions as F
 
@@ -22,6 +23,7 @@ from . import batches, schema, sources, splits, tasks
 log = logging.getLogger(__name__)
 _FILE_BYTES = 128 * 2**20
 _ARROW_BYTES = 2**30
+_IDS_OF_A_TASK = 200_000
 _ROWS_OF_A_TASK = 256  # worth a task of its own, where few are added
 
 
@@ -124,6 +126,20 @@ def batches_that_fit(spark, source: sources.Source, config: Ingest) -> contextli
     if not source.holds_files:
         return contextlib.nullcontext()
     return batches.at_most(spark, max(1, _ARROW_BYTES // (config.max_file_mb * 2**20)))
+
+
+@contextlib.contextmanager
+def partitions_for(spark, rows: int) -> Iterator[None]:
+    """Jobs that run meanwhile sort and join ids of so many rows in no more tasks than that is worth: Spark's own 200
+    take longer to start than some thousand ids to compare.
+    """
+    key = "spark.sql.shuffle.partitions"
+    before = spark.conf.get(key)
+    spark.conf.set(key, str(max(spark.sparkContext.defaultParallelism, math.ceil(rows / _IDS_OF_A_TASK))))
+    try:
+        yield
+    finally:
+        spark.conf.set(key, before)
 
 
 def run(rows, work: tasks.Work) -> Written:

@@ -69,11 +69,15 @@ def read_manifest(url: str) -> Manifest:
     `UserError` where there is no whole dataset, or no such snapshot.
     """
     folder, number = lake.split_snapshot(url)
-    numbers = []
-    for manifest in snapshots(folder):
-        if number in (0, manifest.number):
+    if not number:
+        return next(snapshots(folder))
+    if lake.exists(snapshot_url(folder, number)):
+        manifest = _read(folder, number)
+        if manifest.base == read_base(folder).identity:
             return manifest
-        numbers.append(manifest.number)
+    numbers = {manifest.number: manifest for manifest in snapshots(folder)}
+    if number in numbers:  # All there is, and nothing was added to it.
+        return numbers[number]
     raise UserError(
         f"dataset {folder} has no snapshot {number} (there are: {', '.join(map(str, sorted(numbers)))}): it was"
         " expired, or went when the dataset was replaced"

@@ -12,6 +12,7 @@ about what is in a snapshot: readers of this project look in both (`files`). Aft
 the newest snapshot into sight; where it died on its way, the next job that writes the dataset goes on with it.
 """
 
+import contextlib
 import dataclasses
 import logging
 import posixpath
@@ -160,15 +161,21 @@ def remove_unfinished(folder: str, token: str, keep: set[str]) -> None:
 
 
 def find(url: str, number: int, fingerprint: str) -> int:
-    """The number of the snapshot of the dataset that has this fingerprint, `number` where that one has; 0 for none."""
-    numbers = [manifest.number for manifest in schema.snapshots(url) if manifest.fingerprint == fingerprint]
-    return number if number in numbers else max(numbers, default=0)
+    """The number of the snapshot of the dataset that has this fingerprint, `number` where that one has; 0 for none, or
+    no dataset.
+    """
+    if not lake.exists(lake.join(url, schema.MANIFEST)):
+        return 0
+    if number:
+        with contextlib.suppress(UserError):
+            if schema.read_manifest(lake.at_snapshot(url, number)).fingerprint == fingerprint:
+                return number
+    return next((manifest.number for manifest in schema.snapshots(url) if manifest.fingerprint == fingerprint), 0)
 
 
 def pinned(url: str, number: int) -> str:
-    """The URL of a snapshot, or of the dataset itself where that one is gone, or for 0."""
-    is_there = number and any(manifest.number == number for manifest in schema.snapshots(url))
-    return lake.at_snapshot(url, number) if is_there else url
+    """The URL of a snapshot, or for 0 of the dataset itself."""
+    return lake.at_snapshot(url, number) if number else url
 
 
 def listing(url: str) -> list[dict]:

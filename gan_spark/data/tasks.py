@@ -54,7 +54,7 @@ class Work:
     token: str = ""  # in the files' names, where other jobs write to the same folder
 
 
-def _rows_schema(manifest: schema.Manifest) -> pa.Schema:
+def rows_schema(manifest: schema.Manifest) -> pa.Schema:
     fields = [pa.field("id", pa.string(), False), pa.field("image", pa.binary(), False)]
     fields += [pa.field("label", pa.int32(), False)] * bool(manifest.classes)
     fields += [pa.field("caption", pa.string(), False)] * manifest.captioned
@@ -129,7 +129,7 @@ def write(work: Work, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBa
                     place = lake.join(
                         splits.folder(work.folder, split, part), f"{name}-{split}{part and '-' + part}.parquet"
                     )
-                    file = ParquetFile(place, _rows_schema(work.manifest), work.group_rows)
+                    file = ParquetFile(place, rows_schema(work.manifest), work.group_rows)
                 files[split, part] = stack.enter_context(file)
             return files[split, part]
 

@@ -16,6 +16,7 @@ from .files import (
 )
 from .layout import (
     at_snapshot,
+    dataset_place,
     dataset_url,
     model_url,
     pipeline_url,
@@ -64,6 +65,7 @@ __all__ = [
     "check_replaceable",
     "claim",
     "create",
+    "dataset_place",
     "dataset_url",
     "displaced",
     "exists",

@@ -21,7 +21,12 @@ def model_url(root: str, name: str) -> str:
 
 
 def dataset_url(config: Config) -> str:
-    return _place(config.lake, "datasets", "dataset", config.dataset)
+    return dataset_place(config.lake, config.dataset)
+
+
+def dataset_place(root: str, name: str) -> str:
+    """URL of the dataset `name` of the lake at `root` (a path or URL)."""
+    return _place(root, "datasets", "dataset", name)
 
 
 def at_snapshot(url: str, number: int) -> str:

@@ -20,7 +20,7 @@ def finetune(spark, config: Config) -> dict:
     The network's weights at that checkpoint are written to `<run>/network.h5`, for a featurizer or another run to begin
     from.
     """
-    url = lake.dataset_url(config)
+    url = driver.dataset_to_train_on(config)
     manifest = labelled(url)
     if config.model is None or config.model.name != "classifier":
         raise UserError(f"model.name = {config.model and config.model.name!r}: expected 'classifier'")

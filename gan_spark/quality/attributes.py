@@ -14,6 +14,7 @@ from .. import lake
 from ..config import Config, UserError
 from ..data import images, schema, shapes, splits
 from ..runs import loading, registry
+from ..runs.record import dataset_of
 from ..runs.store import Run
 from ..sampling import generate
 from . import measures
@@ -84,7 +85,7 @@ def attributes(spark, config: Config) -> dict:
 
 def _real(spark, checkpoint: loading.Checkpoint, batch_size: int) -> dict:
     """The reader's own accuracies on pictures of the test split of its dataset."""
-    url = checkpoint.record["dataset"]["url"]
+    url = dataset_of(checkpoint.record)
     manifest, frame = schema.read_manifest(url), splits.frame(spark, url, "test")
     frames = {kind: frame.where(frame["id"].startswith(f"{kind}/")) for kind in KINDS}
     return {

@@ -12,6 +12,7 @@ from .. import features, lake, models
 from ..config import Config, Evaluate, UserError, check_sections
 from ..data import schema, splits
 from ..runs import registry, tracking
+from ..runs.record import dataset_of
 from ..runs.store import Run
 from ..sampling import generate
 from . import caveats
@@ -215,7 +216,7 @@ def _translated(spark, fake_frame, run: str, part: str, url: str):
     record = Run(run).record()
     if "a" not in generate.taken_by_run(record):
         return fake_frame
-    dataset, source = record["dataset"]["url"], "b" if part == "a" else "a"
+    dataset, source = dataset_of(record), "b" if part == "a" else "a"
     ids = spark.read.parquet(
         *(file for split in schema.SPLITS for file in splits.files(dataset, split, source))
     ).select("id")

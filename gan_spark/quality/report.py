@@ -15,6 +15,7 @@ from .. import features, lake
 from ..config import Config, leaves
 from ..data import images, schema, splits
 from ..runs import catalogue, registry
+from ..runs.record import dataset_of
 from ..runs.store import Run
 from ..sampling import generate
 from . import evaluate, statistics
@@ -71,7 +72,7 @@ def report(spark, config: Config) -> dict:
 
 def _sections(spark, config: Config, run: Run, record: dict, generated, lines: list[dict]) -> list[dict]:
     """Sections of the page with pictures; `lines` are the run's metrics."""
-    url = record["dataset"]["url"]
+    url = dataset_of(record)
     manifest = schema.read_manifest(url)
     rows = generated.orderBy("seed").limit(_SHOWN).select("image").collect()
     fakes = np.stack([images.decode_png(row["image"]) for row in rows])

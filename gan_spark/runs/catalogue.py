@@ -1,6 +1,8 @@
-"""Catalogue of the lake's runs, and lineage: from a run to its config, code, dataset and figures."""
+"""Catalogue of the lake's runs and datasets, and lineage: from a run to its config, code, dataset and figures."""
 
 from .. import lake
+from ..config import UserError
+from ..data import schema, snapshots
 from . import registry
 from .store import Run
 
@@ -37,6 +39,18 @@ def runs(root: str) -> list[dict]:
     return sorted(rows, key=lambda row: row["created"])
 
 
+def show(root: str, name: str) -> list[dict] | dict:
+    """`lineage` of the run of this name, or `snapshots_of` the dataset where there is no such run."""
+    if lake.exists(Run.named(root, name).path("config.json")):
+        return lineage(root, name)
+    if lake.exists(lake.join(lake.dataset_place(root, name), schema.MANIFEST)):
+        return snapshots_of(root, name)
+    raise UserError(
+        f"no run at {lake.run_url(root, name)}, and no dataset at {lake.dataset_place(root, name)}:"
+        " `gan-spark runs` and `gan-spark datasets` list what there is"
+    )
+
+
 def lineage(root: str, name: str) -> dict:
     """All that a run came from and led to.
 
@@ -57,6 +71,7 @@ def lineage(root: str, name: str) -> dict:
         "created": record["created"],
         **record["versions"],
         "dataset": record["dataset"]["url"],
+        "snapshot": record["dataset"].get("snapshot"),
         "fingerprint": record["dataset"]["fingerprint"],
         "config": record["config"],
         "checkpoints": run.checkpoints(),
@@ -67,3 +82,52 @@ def lineage(root: str, name: str) -> dict:
         },
         "registered": versions,
     }
+
+
+def datasets(root: str) -> list[dict]:
+    """The lake's datasets by name: dataset, snapshot (the newest), snapshots (how many), rows, files, created, runs."""
+    rows = []
+    for name in registry.names(lake.join(lake.to_url(root), "datasets")):
+        if name.startswith(".") or not lake.exists(lake.join(lake.to_url(root), "datasets", name, schema.MANIFEST)):
+            continue
+        listing = snapshots.listing(lake.dataset_place(root, name))
+        rows.append(
+            {
+                "dataset": name,
+                "snapshot": listing[-1]["snapshot"],
+                "snapshots": len(listing),
+                **{key: listing[-1][key] for key in ("rows", "files", "created")},
+                "runs": ", ".join(run for runs in needed(root, name).values() for run in runs),
+            }
+        )
+    return rows
+
+
+def snapshots_of(root: str, name: str) -> list[dict]:
+    """The snapshots of a dataset, oldest first, each with the runs that are of it."""
+    runs = needed(root, name)
+    return [
+        {**row, "runs": ", ".join(runs.get(row["snapshot"], []))}
+        for row in snapshots.listing(lake.dataset_place(root, name))
+    ]
+
+
+def needed(root: str, name: str) -> dict[int, list[str]]:
+    """Names of the runs that are of each snapshot of a dataset."""
+    url, found = lake.dataset_place(root, name), {}
+    for run in registry.names(lake.join(lake.to_url(root), "runs")):
+        if not lake.exists(Run.named(root, run).path("config.json")):
+            continue
+        dataset = Run.named(root, run).record().get("dataset") or {}
+        if lake.canonical(dataset.get("url", "")) != lake.canonical(url):
+            continue
+        if number := snapshots.find(url, dataset.get("snapshot", 0), dataset["fingerprint"]):
+            found.setdefault(number, []).append(run)
+    return found
+
+
+def expire(root: str, name: str, keep: int, force: bool = False) -> dict:
+    """Forgets the snapshots of a dataset but for the newest `keep`; `UserError` where a run is of one."""
+    if keep < 1:
+        raise UserError(f"--keep {keep}: expected at least 1, as the newest snapshot is the dataset")
+    return snapshots.expire(lake.dataset_place(root, name), keep, needed(root, name), force)

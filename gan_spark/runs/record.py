@@ -6,7 +6,7 @@ import platform
 
 from .. import lake
 from ..config import Config
-from ..data import schema
+from ..data import schema, snapshots
 from ..version import code_version
 
 
@@ -18,7 +18,8 @@ def describe(config: Config, url: str, manifest: schema.Manifest, settings: dict
     return {
         "config": {"run": config.run, **settings, "model": settings["model"] | _files(config, settings["model"])},
         "dataset": {
-            "url": url,
+            "url": lake.split_snapshot(url)[0],
+            "snapshot": manifest.number,
             "fingerprint": manifest.fingerprint,
             "classes": list(manifest.classes),
             "fit": manifest.ingest["fit"],
@@ -31,6 +32,13 @@ def describe(config: Config, url: str, manifest: schema.Manifest, settings: dict
         },
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def dataset_of(record: dict) -> str:
+    """URL of the snapshot that the run of this record is of; of its dataset, where that one is gone or was not kept."""
+    dataset = record["dataset"]
+    number = snapshots.find(dataset["url"], dataset.get("snapshot", 0), dataset["fingerprint"])
+    return snapshots.pinned(dataset["url"], number)
 
 
 def _files(config: Config, model: dict) -> dict[str, str]:

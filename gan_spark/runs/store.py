@@ -46,10 +46,12 @@ RESUMABLE = (
             "start_timeout",
             "threads",
             "launcher",
+            "snapshot",  # To which a number leads, dataset.fingerprint tells.
         )
     ),
     "config.lenet.epochs",
     "dataset.fit",  # What it makes of the images, the fingerprint tells.
+    "dataset.snapshot",
     "dataset.url",  # Wherever a copy of it is, the fingerprint tells whether it is the same.
 )
 # What a run holds at its first level.

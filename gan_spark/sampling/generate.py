@@ -21,6 +21,7 @@ from ..config import Config, Generate, UserError
 from ..data import batches, images, schema, splits
 from ..lake import tables
 from ..runs import loading, registry, tracking
+from ..runs.record import dataset_of
 from ..runs.store import Run
 
 log = logging.getLogger(__name__)
@@ -175,7 +176,8 @@ def inputs(spark, config: Config):
     model, dataset = loading.model_config(record["config"]["model"]), record["dataset"]
     takes = taken_by(config.run, model)
     check_settings(config, model)
-    check_dataset(spark, config, model, dataset["url"], dataset.get("classes", []))
+    url = dataset_of(record)
+    check_dataset(spark, config, model, url, dataset.get("classes", []))
     # A task loads the model, and fills its last batch up.
     partitions = options.partitions or min(
         spark.sparkContext.defaultParallelism, math.ceil(options.images / options.batch_size)
@@ -193,7 +195,7 @@ def inputs(spark, config: Config):
             for i, text in enumerate(options.captions * -(-options.images // len(options.captions)))
         ][: options.images]
         return spark.createDataFrame(rows, "seed long, input string, caption string").repartition(partitions)
-    return _dataset_rows(spark, options, takes, dataset["url"]).repartition(partitions)
+    return _dataset_rows(spark, options, takes, url).repartition(partitions)
 
 
 def check_settings(config: Config, model) -> None:

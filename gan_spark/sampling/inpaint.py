@@ -28,6 +28,7 @@ from ..config import Config, Inpaint, UserError
 from ..data import batches, images, schema, splits
 from ..lake import tables
 from ..runs import loading, registry
+from ..runs.record import dataset_of
 from ..runs.store import Run
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def inpaint(spark, config: Config) -> dict:
     if record["config"]["model"]["name"] != "dcgan":
         raise UserError(f"run {run.url}: expected a dcgan to inpaint with, found {record['config']['model']['name']!r}")
     checkpoint = loading.read_checkpoint(spark, run, config.generate.checkpoint)
-    url = record["dataset"]["url"]
+    url = dataset_of(record)
     manifest = schema.read_manifest(url)
     rows = _rows_to_fill(spark, options, url).persist()
     table = lake.table_url(config) + "-inpainted"

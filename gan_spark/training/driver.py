@@ -9,7 +9,7 @@ import uuid
 
 from .. import lake
 from ..config import Config, TaskFailure, UserError, check_sections, resolved
-from ..data import reader, schema
+from ..data import reader, schema, snapshots
 from ..runs import tracking
 from ..runs.record import describe
 from ..runs.store import Run
@@ -31,7 +31,7 @@ def train(spark, config: Config) -> dict:
     url = _checked_dataset(spark, config)
     run = Run.of(config)
     record = _checked_record(config, run, url)
-    folder, manifest = lake.join(lake.to_url(config.lake), "runs"), lake.join(url, schema.MANIFEST)
+    folder, manifest = lake.join(lake.to_url(config.lake), "runs"), lake.join(lake.dataset_url(config), schema.MANIFEST)
     ranks.check_reach(spark, config.train, folder, [manifest])
     # Ranks run in folders of their own, in which a relative path is another one.
     absolute = dataclasses.replace(
@@ -52,9 +52,9 @@ def train(spark, config: Config) -> dict:
 
 
 def _checked_dataset(spark, config: Config) -> str:
-    """URL of the dataset to train on; `UserError` where the model, the session or the dataset do not fit each other."""
+    """URL of the snapshot to train on; `UserError` where model, session and dataset do not fit each other."""
     check_settings(spark, config)
-    url = lake.dataset_url(config)
+    url = dataset_to_train_on(config)
     manifest = schema.read_manifest(url)
     check_model(config, manifest, url)
     for part in parts_of(config.model, manifest) or ("",):
@@ -62,6 +62,35 @@ def _checked_dataset(spark, config: Config) -> str:
     if config.train.validate_every:
         reader.check_split(url, "validation")
     return url
+
+
+def dataset_to_train_on(config: Config) -> str:
+    """URL of the snapshot of the config's dataset that its run is of, or `train.snapshot`, or else the newest one.
+
+    A run goes on with the snapshot that it was started with, and the log says so where there is a newer one.
+    """
+    url, run, number = lake.dataset_url(config), Run.of(config), config.train.snapshot
+    newest = schema.read_manifest(url)
+    if lake.exists(run.path("config.json")):
+        former = run.record()["dataset"]
+        started = snapshots.find(url, former.get("snapshot", 0), former["fingerprint"])
+        if number and started and number != started:
+            raise UserError(
+                f"train.snapshot = {number}: run {run.url} is of snapshot {started} of dataset {url}, and goes on with"
+                " that one; name another run"
+            )
+        number = started or number
+    if number and number != newest.number:
+        rows = sum(schema.read_manifest(lake.at_snapshot(url, number)).rows.values())
+        log.info(
+            "train: on snapshot %d of %s, of %d images; there is a newer one, %d, of %d images, for another run",
+            number,
+            url,
+            rows,
+            newest.number,
+            sum(newest.rows.values()),
+        )
+    return lake.at_snapshot(url, number or newest.number)
 
 
 def _checked_record(config: Config, run: Run, url: str) -> dict:
