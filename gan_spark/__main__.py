@@ -64,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--model", default="default", metavar="NAME", help="name of the model (default: %(default)s)"
         )
+    export = commands.add_parser("export", help="write a run's model as a TensorFlow SavedModel and an MLflow model")
+    which = export.add_mutually_exclusive_group(required=True)
+    which.add_argument("run", nargs="?", default="", metavar="RUN", help="at its preferred checkpoint")
+    which.add_argument("--model", default="", metavar="NAME", help="the promoted version of this registered model")
+    export.add_argument("--to", required=True, metavar="URL", help="folder to write to, as a path or URL")
     runs = commands.add_parser("runs", help="the lake's runs, as a table")
     show = commands.add_parser("show", help="what a run came from and led to, or the snapshots of a dataset")
     show.add_argument("name", metavar="NAME", help="of a run, or else of a dataset")
@@ -74,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     compact = commands.add_parser("compact", help="write the small files of a dataset anew as few, as a new snapshot")
     for command in (expire, compact):
         command.add_argument("dataset", metavar="DATASET")
-    for command in (promote, rollback, runs, show, datasets, expire, compact):
+    for command in (promote, rollback, export, runs, show, datasets, expire, compact):
         command.add_argument("--lake", default="lake", metavar="URL", help="path or URL (default: %(default)s)")
         command.add_argument("--json", action="store_true", help="print JSON, not a table")
     init = commands.add_parser("init", help="write an example config into this folder, or list the examples")
@@ -210,6 +215,12 @@ def _promote(arguments) -> None:
     _print(answer, arguments.json)
 
 
+def _export(arguments) -> None:
+    from .serving import export
+
+    _print(export.export(arguments.lake, arguments.to, arguments.run, arguments.model), arguments.json)
+
+
 def _rollback(arguments) -> None:
     from .runs import registry
 
@@ -244,6 +255,7 @@ _COMMANDS = {
     "compact": _compact,
     "datasets": _datasets,
     "download": _download,
+    "export": _export,
     "expire": _expire,
     "init": _init,
     "java-home": _java_home,

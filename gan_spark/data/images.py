@@ -20,7 +20,7 @@ FORMATS = (
     *(name for name, feature in (("AVIF", "avif"), ("JPEG2000", "jpg_2000")) if features.check(feature)),
     "TGA",
 )
-BILINEAR, LANCZOS = Image.Resampling.BILINEAR, Image.Resampling.LANCZOS
+BILINEAR, BOX, LANCZOS = Image.Resampling.BILINEAR, Image.Resampling.BOX, Image.Resampling.LANCZOS
 
 ValueRange = str | tuple[float, float]  # "type", "file" or (low, high)
 

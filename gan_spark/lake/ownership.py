@@ -34,9 +34,12 @@ _FORMER_PAGE = b"<details><summary>Config, data, code and figures</summary><tabl
 _FORMER_KEYS = {"evaluation": {"fid", "kid", "precision", "recall", "table"}, "reading": {"seen", "heldout", "reader"}}
 
 
-def claim(url: str, kind: str, columns: Sequence[str] = ()) -> None:
-    """Says in the folder at `url` that this project makes it, as a `kind`: "dataset", "rejects", "pipeline", ..."""
-    write_json(join(url, OWNER), {"kind": kind, "columns": list(columns)})
+def claim(url: str, kind: str, columns: Sequence[str] = (), files: Sequence[str] = ()) -> None:
+    """Says in the folder at `url` that this project makes it, as a `kind`: "dataset", "rejects", "pipeline", ...
+
+    `files` are paths in it of what it is to hold beside what jobs write.
+    """
+    write_json(join(url, OWNER), {"kind": kind, "columns": list(columns), **({"files": list(files)} if files else {})})
 
 
 def check_replaceable(url: str, kind: str, columns: Sequence[str] = ()) -> None:
@@ -129,6 +132,7 @@ def _stranger(url: str, kind: str, columns: Sequence[str]) -> str | None:
         return None
     if not fs.isdir(path):
         return "a file"
+    listed = _listed(url, kind)
     first_part = None
     is_empty = True
     for folder, _, names in fs.walk(path):
@@ -138,7 +142,7 @@ def _stranger(url: str, kind: str, columns: Sequence[str]) -> str | None:
         for name in files:
             file = posixpath.join(str(folder), name)
             relative = posixpath.relpath(file, path)
-            if not _OURS.fullmatch(name) and not _SNAPSHOT.fullmatch(relative):
+            if not _OURS.fullmatch(name) and not _SNAPSHOT.fullmatch(relative) and relative not in listed:
                 return relative
             if name.startswith("part-") and name.endswith(".parquet"):
                 first_part = first_part or file
@@ -156,6 +160,16 @@ def _stranger(url: str, kind: str, columns: Sequence[str]) -> str | None:
     if recorded and first_part and kind != "dataset" and sorted(_columns(fs, first_part)) != sorted(recorded):
         return f"other columns than its {OWNER} says"
     return None
+
+
+def _listed(url: str, kind: str) -> list[str]:
+    """Paths of the files that the `OWNER` of a folder of this `kind` lists."""
+    try:
+        owner = json.loads(read_bytes(join(url, OWNER)))
+    except (FileNotFoundError, ValueError):
+        return []
+    files = owner.get("files") if isinstance(owner, dict) and owner.get("kind") == kind else None
+    return files if isinstance(files, list) else []
 
 
 def _is_former(url: str, kind: str, columns: Sequence[str], first_part: str | None) -> bool:

@@ -1,0 +1,1 @@
+"""Answers to whoever asks for an image: exports for other servers."""
