@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from . import failures, process
 from .config import UserError, leaves
 from .job import JOBS, conf_folder, java_home, script
+from .serving import server
 
 PROMOTE = """gan-spark promote RUN [--model NAME] [--if-better] [--lake URL] [--json]
        gan-spark promote --config FILE [--set KEY=VALUE] [--dry-run] [--verbose]"""
@@ -69,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("run", nargs="?", default="", metavar="RUN", help="at its preferred checkpoint")
     which.add_argument("--model", default="", metavar="NAME", help="the promoted version of this registered model")
     export.add_argument("--to", required=True, metavar="URL", help="folder to write to, as a path or URL")
+    serve = commands.add_parser("serve", help="answer over HTTP by the promoted version of a registered model")
+    server.add_arguments(serve)
     runs = commands.add_parser("runs", help="the lake's runs, as a table")
     show = commands.add_parser("show", help="what a run came from and led to, or the snapshots of a dataset")
     show.add_argument("name", metavar="NAME", help="of a run, or else of a dataset")
@@ -79,8 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     compact = commands.add_parser("compact", help="write the small files of a dataset anew as few, as a new snapshot")
     for command in (expire, compact):
         command.add_argument("dataset", metavar="DATASET")
-    for command in (promote, rollback, export, runs, show, datasets, expire, compact):
+    for command in (promote, rollback, export, serve, runs, show, datasets, expire, compact):
         command.add_argument("--lake", default="lake", metavar="URL", help="path or URL (default: %(default)s)")
+    for command in (promote, rollback, export, runs, show, datasets, expire, compact):
         command.add_argument("--json", action="store_true", help="print JSON, not a table")
     init = commands.add_parser("init", help="write an example config into this folder, or list the examples")
     init.add_argument("name", nargs="?", metavar="NAME", help="without it, the examples are listed")
@@ -221,6 +225,10 @@ def _export(arguments) -> None:
     _print(export.export(arguments.lake, arguments.to, arguments.run, arguments.model), arguments.json)
 
 
+def _serve(arguments) -> None:
+    server.serve(arguments)
+
+
 def _rollback(arguments) -> None:
     from .runs import registry
 
@@ -263,6 +271,7 @@ _COMMANDS = {
     "promote": _promote,
     "reference": _reference,
     "rollback": _rollback,
+    "serve": _serve,
     "runs": _runs,
     "show": _show,
 }

@@ -58,6 +58,7 @@ ELSEWHERE = {
     "export JAVA_HOME": ("tests/test_cluster.py", "JAVA_HOME"),
     "uv run benchmarks/": ("benchmarks/README.md", "measured"),
     "gan-spark export": ("tests/test_export.py", "command_line.main"),
+    "gan-spark serve": ("tests/service.py", '"serve"'),
     "gan-spark download": ("tests/test_downloads.py", "download("),
     # docs/extending.md, from a folder of its own.
     "export PYTHONPATH": ("tests/test_extending.py", "PYTHONPATH"),

@@ -261,7 +261,7 @@ def test_every_model_that_makes_images_has_signatures_which_make_the_same(name):
     parts = takes if "a" in takes else ()
     shape = (side, side, config.channels)
     answers = functions.Answers(model, takes, parts, tuple("0123456789"), shape, "crop", embedding.shape[1])
-    exported = signatures.Exported(answers, {"generate": [4, 64], "classify": [1]})
+    exported = signatures.Exported(answers, {name: [4, 64] for name in answers.calls()})
     given = {
         "seed": tf.constant([3, 1, 2**40], tf.int64),
         "label": tf.constant([3, 9, 0]),
@@ -296,7 +296,7 @@ def test_sizes_that_change_the_last_bit_are_not_exact():
         return values + (1e-7 if rows["seed"].shape[0] in (2, 8) else 0.0)
 
     rows = {"seed": tf.ones([16], tf.int64)}
-    assert functions.exact_sizes(call, rows, 16) == [1, 4, 16]
+    assert list(functions.exact_sizes(call, rows, 16)) == [1, 4, 16]
 
 
 def test_statistics_of_nothing():

@@ -1,1 +1,1 @@
-"""Answers to whoever asks for an image: exports for other servers."""
+"""Answers to whoever asks for an image: a service over HTTP, exports for other servers."""

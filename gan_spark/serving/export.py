@@ -23,13 +23,12 @@ from ..runs import registry
 from ..runs.store import Run
 from ..version import code_version
 from . import mlflow_model, statistics
-from .functions import Answers, answers, exact_sizes
+from .functions import Answers, answers, exact
 from .signatures import Exported
 
 log = logging.getLogger(__name__)
 KIND = "an export"
 DESCRIPTION = "description.json"
-_TRIED = 2**18  # pixels of the images on which sizes are tried, about
 
 
 def export(root: str, to: str, run_name: str = "", model: str = "") -> dict:
@@ -42,7 +41,7 @@ def export(root: str, to: str, run_name: str = "", model: str = "") -> dict:
     run, step, entry = _chosen(root, run_name, model)
     log.info("export: run %s at step %d", run.url, step)
     answered = answers(run, step)
-    sizes = tried(answered)
+    sizes = {name: list(functions) for name, functions in exact(answered).items()}
     exported = Exported(answered, sizes)
     description = _description(run, step, model, entry, answered, exported, sizes)
     with tempfile.TemporaryDirectory() as folder:
@@ -76,26 +75,6 @@ def _chosen(root: str, run_name: str, model: str) -> tuple[Run, int, dict]:
             f" {', '.join(registry.models(root)) or 'none'}); promote one with `gan-spark promote`"
         )
     return Run.named(root, entry["run"]), entry["step"], entry
-
-
-def tried(answered: Answers) -> dict[str, list[int]]:
-    """For "generate" and "classify", as far as the model has them, the numbers of rows that are exact.
-
-    Images are what they are in a batch of `Answers.batch`, classes what they are of a single image.
-    """
-    sizes = {}
-    if answered.generates:
-        rows = answered.noise(answered.batch, answered.columns())
-        alike = [
-            set(exact_sizes(lambda chunk, part=part: answered.generate(chunk, part), rows, answered.batch))
-            for part in answered.parts or ("",)
-        ]
-        sizes["generate"] = sorted(set.intersection(*alike))
-    if answered.classifies:
-        pixels = answered.shape[0] * answered.shape[1]
-        rows = answered.noise(min(32, max(1, 1 << ((_TRIED // pixels).bit_length() - 1))), ("image",))
-        sizes["classify"] = exact_sizes(answered.classify, rows, 1)
-    return sizes
 
 
 def _description(

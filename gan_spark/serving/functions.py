@@ -5,6 +5,7 @@ numbers of rows that change nothing.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -18,7 +19,8 @@ from ..runs.store import Run
 
 BATCH = Generate().batch_size  # rows of a forward pass of the batch job, whose images are to be had here too
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
-_PIXELS = 4 * 2**20  # in a forward pass at most, which memory holds
+_PIXELS = 2**22  # in a forward pass at most, which memory holds
+_TRIED = 2**18  # pixels of the images that numbers of rows are tried on, where a single one is the measure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Answers:
     shape: tuple[int, int, int]  # height, width, channels of the images that it learnt from
     fit: str  # how images of another aspect ratio were fitted
     embedding: int  # numbers of an embedding that it takes; 0 for none
+    descriptions: tuple[str, ...] = ()  # of the classes, where these are not what a person reads
 
     @property
     def generates(self) -> bool:
@@ -47,8 +50,7 @@ class Answers:
 
         A power of 2.
         """
-        fitting = max(1, _PIXELS // (self.shape[0] * self.shape[1]))
-        return min(BATCH, 1 << (fitting.bit_length() - 1))
+        return min(BATCH, _power_of_2(_PIXELS // (self.shape[0] * self.shape[1])))
 
     def generate(self, columns: dict[str, tf.Tensor], part: str = "") -> tf.Tensor:
         """Images in [-1, 1], one a row: `columns` are `seed` and what the model takes; `image` is uint8."""
@@ -63,21 +65,45 @@ class Answers:
         """Class probabilities [n, classes] of `image`, uint8."""
         return self.model.classify(images.to_unit(columns["image"]))
 
-    def noise(self, rows: int, kinds: Iterable[str]) -> dict[str, tf.Tensor]:
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns that `generate` is called with."""
+        return ("seed", *(("image",) if self.parts else self.takes))
+
+    def calls(self) -> dict[str, "Call"]:
+        """What the model can be asked: `generate`, or one for each domain it translates from, and `classify`."""
+        calls = {}
+        if self.generates:
+            for part in self.parts or ("",):
+                function = functools.partial(self.generate, part=part)
+                calls[f"generate_{part}" if part else "generate"] = Call(
+                    function, self.columns(), self.batch, self.batch
+                )
+        if self.classifies:
+            pixels = self.shape[0] * self.shape[1]
+            calls["classify"] = Call(self.classify, ("image",), 1, min(32, _power_of_2(_TRIED // pixels)))
+        return calls
+
+    def noise(self, rows: int, columns: Iterable[str]) -> dict[str, tf.Tensor]:
         """Rows of these columns that are all different, to try a function on."""
         random = np.random.default_rng(0)
-        columns = {
+        kinds = {
             "seed": lambda: tf.constant(random.integers(0, 2**31, rows), tf.int64),
             "label": lambda: tf.constant(np.arange(rows) % max(len(self.classes), 1), tf.int32),
             "caption": lambda: tf.constant([f"a picture, number {number}" for number in range(rows)]),
             "embedding": lambda: tf.constant(random.normal(size=(rows, self.embedding)), tf.float32),
             "image": lambda: tf.constant(random.integers(0, 256, (rows, *self.shape)), tf.uint8),
         }
-        return {kind: columns[kind]() for kind in kinds}
+        return {column: kinds[column]() for column in columns}
 
-    def columns(self) -> tuple[str, ...]:
-        """Names of the columns that `generate` is called with."""
-        return ("seed", *(("image",) if self.parts else self.takes))
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One thing that a model can be asked, as a function of rows: a tensor by column."""
+
+    function: Callable[[dict[str, tf.Tensor]], tf.Tensor]
+    columns: tuple[str, ...]
+    reference: int  # rows at once, by which it is what it is
+    tried: int  # rows at once, to which others are tried
 
 
 def answers(run: Run, step: int) -> Answers:
@@ -103,24 +129,43 @@ def answers(run: Run, step: int) -> Answers:
     )
 
 
+def exact(answers: Answers) -> dict[str, dict[int, Callable]]:
+    """For each of the model's `calls`, the numbers of rows that are exact, smallest first, with the function of each.
+
+    Images are what they are in a batch of `Answers.batch`, classes what they are of a single image.
+    """
+    return {
+        name: exact_sizes(call.function, answers.noise(call.tried, call.columns), call.reference)
+        for name, call in answers.calls().items()
+    }
+
+
 def exact_sizes(
     call: Callable[[dict[str, tf.Tensor]], tf.Tensor], rows: dict[str, tf.Tensor], reference: int
-) -> list[int]:
-    """Numbers of rows by which `call` gives what it gives of `reference` rows at once, to the last bit of its floats.
+) -> dict[int, Callable]:
+    """Numbers of rows by which `call` gives what it gives of `reference` rows at once, to the last bit of its floats,
+    with `call` compiled for each.
 
     It is called on all of `rows`, different ones, by each number up to theirs. Which way TensorFlow adds up follows
     from shapes and not from values, so that equal sums of many numbers tell that it is the same one.
     """
     count = len(next(iter(rows.values())))
-    expected = _by(call, rows, reference, count)
-    sizes = [size for size in _SIZES if size <= count and size != reference]
-    return sorted([reference, *(size for size in sizes if np.array_equal(_by(call, rows, size, count), expected))])
+    sizes = sorted({reference, *(size for size in _SIZES if size <= count)})
+    compiled = {size: _compiled(call, rows, size) for size in sizes}
+    outputs = {size: _by(function, rows, size, count) for size, function in compiled.items()}
+    return {size: compiled[size] for size in sizes if np.array_equal(outputs[size], outputs[reference])}
 
 
-def _by(call, rows: dict[str, tf.Tensor], size: int, count: int) -> np.ndarray:
-    compiled = tf.function(call)
-    outputs = [
-        compiled({name: value[start : start + size] for name, value in rows.items()}).numpy()
-        for start in range(0, count, size)
-    ]
-    return np.concatenate(outputs)
+def _compiled(call, rows: dict[str, tf.Tensor], size: int) -> Callable:
+    specs = {name: tf.TensorSpec([size, *value.shape[1:]], value.dtype) for name, value in rows.items()}
+    return tf.function(lambda columns: call(columns)).get_concrete_function(specs)
+
+
+def _by(function: Callable, rows: dict[str, tf.Tensor], size: int, count: int) -> np.ndarray:
+    parts = ({name: value[start : start + size] for name, value in rows.items()} for start in range(0, count, size))
+    return np.concatenate([function(part).numpy() for part in parts])
+
+
+def _power_of_2(number: int) -> int:
+    """The largest power of 2 that is not over `number`, at least 1."""
+    return 1 << (max(number, 1).bit_length() - 1)

@@ -7,7 +7,7 @@ for with.
 import tensorflow as tf
 
 from .decoding import decoded
-from .functions import Answers
+from .functions import Answers, Call
 
 # What a caller hands over, by the columns that a model takes.
 NAMES = {"seed": "seed", "label": "label", "caption": "caption", "embedding": "embedding", "image": "image_bytes"}
@@ -24,16 +24,14 @@ class Exported(tf.Module):
     """
 
     def __init__(self, answers: Answers, sizes: dict[str, list[int]]):
-        """`sizes`: by "generate" and "classify", the numbers of rows that are exact, smallest first."""
+        """`sizes`: for each of the answers' `calls`, the numbers of rows that are exact, smallest first."""
         super().__init__()
         self._answers = answers
         self._sizes = sizes
-        functions = {}
-        if answers.generates:
-            for part in answers.parts or ("",):
-                functions[f"generate_{part}" if part else "generate"] = self._generate(part)
-        if answers.classifies:
-            functions["classify"] = self._classify()
+        functions = {
+            name: self._classify() if name == "classify" else self._generate(name, call)
+            for name, call in answers.calls().items()
+        }
         self.functions = {name: function.get_concrete_function() for name, function in functions.items()}
         variables = {id(one): one for function in self.functions.values() for one in function.variables}
         self.weights = list(variables.values())
@@ -43,8 +41,8 @@ class Exported(tf.Module):
         shape = [None, self._answers.embedding] if column == "embedding" else [None]
         return tf.TensorSpec(shape, kinds.get(column, tf.string), NAMES[column])
 
-    def _generate(self, part: str):
-        columns = self._answers.columns()
+    def _generate(self, name: str, call: Call):
+        columns = call.columns
 
         def generate(*values):
             rows = dict(zip(columns, values, strict=True))
@@ -53,10 +51,10 @@ class Exported(tf.Module):
             if "image" in rows:
                 rows["image"] = decoded(rows["image"], self._answers.shape, self._answers.fit)
             image = _in_chunks(
-                lambda chunk: _pixels(self._answers.generate(chunk, part)),
+                lambda chunk: _pixels(call.function(chunk)),
                 rows,
                 tf.TensorSpec(self._answers.shape, tf.uint8),
-                [self._sizes["generate"][0], self._answers.batch],
+                [self._sizes[name][0], call.reference],
             )
             return {"image": image, "png_bytes": tf.map_fn(tf.io.encode_png, image, fn_output_signature=tf.string)}
 
