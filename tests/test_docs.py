@@ -57,6 +57,7 @@ ELSEWHERE = {
     "uv run spark-submit --master": ("tests/test_cluster.py", '"--properties-file"'),
     "export JAVA_HOME": ("tests/test_cluster.py", "JAVA_HOME"),
     "uv run benchmarks/": ("benchmarks/README.md", "measured"),
+    "gan-spark doctor": ("tests/test_doctor.py", "doctor.doctor"),
     "gan-spark export": ("tests/test_export.py", "command_line.main"),
     "gan-spark serve": ("tests/service.py", '"serve"'),
     "gan-spark download": ("tests/test_downloads.py", "download("),
