@@ -45,6 +45,11 @@ JOBS = {
         "gan_spark.data.ingest.ingest",
         sections=("ingest",),
     ),
+    "stream": Job(
+        "Images that arrive -> more of a Petastorm dataset, micro-batch by micro-batch.",
+        "gan_spark.data.stream.stream",
+        sections=("ingest",),
+    ),
     "train": Job(
         "Train a model on a dataset, on any number of Horovod ranks.",
         "gan_spark.training.driver.train",

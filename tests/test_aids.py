@@ -40,6 +40,7 @@ def test_minibatch_discrimination_is_the_formula():
     np.testing.assert_allclose(same[:, 2], 4.0)  # a collapsed batch stands out
 
 
+@pytest.mark.slow
 def test_minibatch_discrimination_is_in_the_discriminator():
     assert (
         build(minibatch=3).discriminator.layers[-1].kernel.shape[0]
@@ -60,6 +61,7 @@ def test_history_is_the_running_mean():
     assert history.means[0].numpy() == pytest.approx([4.0])  # of 1, 4 and 7
 
 
+@pytest.mark.slow
 def test_historical_averaging_holds_weights_near_their_mean():
     sgd = {
         "generator_optimizer": "sgd",
@@ -76,6 +78,7 @@ def test_historical_means_are_part_of_the_state():
     assert model.history_means and all(id(mean) in state for mean in model.history_means)
 
 
+@pytest.mark.slow
 def test_feature_matching_is_the_distance_of_means():
     real, fake = tf.constant([[0.0, 2.0], [2.0, 2.0]]), tf.constant([[1.0, 0.0], [1.0, 0.0]])
     assert float(losses.feature_matching(real, fake)) == pytest.approx((0.0 + 4.0) / 2)
@@ -84,6 +87,7 @@ def test_feature_matching_is_the_distance_of_means():
     assert moved(with_it, "g") > 1.2 * moved(without, "g")
 
 
+@pytest.mark.slow
 def test_spectral_norm_bounds_every_kernel():
     model = build(spectral_norm=True, normalisation="none", discriminator_rate=0.0)
     for _ in range(30):
@@ -153,6 +157,7 @@ def test_two_time_scales_and_two_optimizers():
     assert kinds == {"d": ("SGD", 0.5), "g": ("Adam", 0.001)}
 
 
+@pytest.mark.slow
 def test_a_network_waits_until_its_loss_is_above_the_bound():
     assert moved(build(discriminator_above=100.0), "d") == 0.0
     assert moved(build(discriminator_above=0.01), "d") > 0.0

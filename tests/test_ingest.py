@@ -486,6 +486,7 @@ def folder_config(root, **options) -> Config:
     return parse({"run": "r", "dataset": "d", "lake": str(root / "lake"), "ingest": ingest_options})
 
 
+@pytest.mark.slow
 def test_what_a_source_states_as_test_is_never_trained_on(spark, tmp_path):
     write_images(tmp_path / "images", train__a=shaded(40), train__b=shaded(40), val__a=shaded(3), test__b=shaded(5))
     answer = ingest.ingest(spark, folder_config(tmp_path, validation=0.3, test=0.3))
@@ -495,6 +496,7 @@ def test_what_a_source_states_as_test_is_never_trained_on(spark, tmp_path):
     assert all(row["id"].split("/")[0] == {"validation": "val"}.get(row["split"], row["split"]) for row in read)
 
 
+@pytest.mark.slow
 def test_what_a_user_may_not_have_meant_is_told(spark, tmp_path, caplog):
     caplog.set_level("INFO")
     write_images(tmp_path / "images", **{"1": shaded(8), "2": [np.full((8, 8), 9, np.uint8)] * 3, "3": []})
@@ -507,6 +509,7 @@ def test_what_a_user_may_not_have_meant_is_told(spark, tmp_path, caplog):
     assert any(message.startswith("ingest: 3 images use under 1/16 of their range") for message in caplog.messages)
 
 
+@pytest.mark.slow
 def test_a_label_zero_that_no_image_has_is_told(spark, tmp_path, caplog):
     write_images(tmp_path / "images", **{"1": shaded(8), "2": shaded(4)})
     answer = ingest.ingest(spark, folder_config(tmp_path, classes=["zero", "one", "two"]))
@@ -514,6 +517,7 @@ def test_a_label_zero_that_no_image_has_is_told(spark, tmp_path, caplog):
     assert "ingest: no image has label 0, 'zero': do the source's labels begin at 1?" in caplog.messages
 
 
+@pytest.mark.slow
 def test_the_range_of_deep_files_is_the_configs(spark, tmp_path, caplog):
     deep = [np.linspace(0, 1000 + i, 64).astype(np.uint16).reshape(8, 8) for i in range(9)]
     write_images(tmp_path / "images", a=deep)

@@ -156,6 +156,7 @@ def test_a_users_error_is_told_without_a_traceback_but_with_verbose(capsys, spar
     assert any(record.levelno == logging.DEBUG and record.exc_info for record in caplog.records)
 
 
+@pytest.mark.slow
 def test_a_task_that_raises_is_told_by_the_last_line_of_its_python(capsys, spark, toml, caplog):
     def fails(row):
         raise ValueError(f"row {row} is not an image\nand more of that")
@@ -277,6 +278,7 @@ def test_a_session_that_has_stopped_can_still_say_what_failed(digits, toml, tmp_
     assert re.match(rf"error: \w+: .*{name} is not a Parquet file", line)
 
 
+@pytest.mark.slow
 def test_a_resume_with_another_config_lists_the_differences(capsys, spark, digits, toml):
     assert run(capsys, driver.train, "--config", toml, "--set", "run=resumed")[0] == 0
     code, _, errors = run(

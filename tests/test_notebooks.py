@@ -109,6 +109,7 @@ def test_quickstart_and_quality_report(spark, monkeypatch, root):
     assert tables[0][0]["run"] == "quickstart" and names["measured"]["fid"] > 0 and "<h1>quickstart</h1>" in pages[0]
 
 
+@pytest.mark.long
 def test_conditional_generation(spark, monkeypatch, root, digits_idx):
     names, _, pages = run(
         spark,
@@ -127,6 +128,7 @@ def test_conditional_generation(spark, monkeypatch, root, digits_idx):
     assert len(pages) == 1 and 0 <= names["measured"]["class_agreement"] <= 1
 
 
+@pytest.mark.long
 def test_image_translation(spark, monkeypatch, root, digits_idx):
     small = f"{LOCAL};model.width=4;model.blocks=1;generate.batch_size=20"
     _, _, pages = run(
@@ -138,6 +140,7 @@ def test_image_translation(spark, monkeypatch, root, digits_idx):
     assert len(pages) == 1
 
 
+@pytest.mark.long
 def test_text_to_image(spark, monkeypatch, root):
     names, tables, pages = run(
         spark,

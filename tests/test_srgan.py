@@ -152,6 +152,7 @@ def test_sizes_that_cannot_be_enlarged_to_are_refused(changes):
         build(**changes)
 
 
+@pytest.mark.long
 def test_a_run_starts_from_another_and_looks_through_a_third(spark, lake, digits):
     classifier = make_config(lake, "lenet", run="sr-features", train={"steps": 2})
     driver.train(spark, classifier)

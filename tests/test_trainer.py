@@ -234,12 +234,13 @@ for table in json.loads(sys.argv[1]):
 """
 
 
-def test_a_resumed_run_is_the_run_that_was_not_interrupted(lake, digits):
+@pytest.mark.parametrize(
+    "names", [("dcgan", "lenet"), pytest.param(("cgan", "wgan_gp"), marks=pytest.mark.long)], ids=" ".join
+)
+def test_a_resumed_run_is_the_run_that_was_not_interrupted(lake, digits, names):
     """To the bit, in one process of one thread: rows, noise and dropout go on where they were."""
     options = {"steps": 40, "checkpoint_every": 20, "sample_every": 40, "threads": 1, "shuffle_buffer": 64}
-    configs = [
-        make_config(lake, model, f"resumed-{model}", train=options) for model in ("dcgan", "cgan", "wgan_gp", "lenet")
-    ]
+    configs = [make_config(lake, model, f"resumed-{model}", train=options) for model in names]
     job = subprocess.run(
         [sys.executable, "-c", RESUMED, json.dumps([resolved(config) for config in configs])],
         capture_output=True,
@@ -248,7 +249,7 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(lake, digits):
     )
     assert job.returncode == 0, job.stderr[-2000:]
     lines = [json.loads(line) for line in job.stdout.splitlines() if line.startswith("[")]
-    assert [name for name, *_ in lines] == ["dcgan", "cgan", "wgan_gp", "lenet"]
+    assert tuple(name for name, *_ in lines) == names
     for name, whole, half, resumed in lines:
         assert resumed == whole, name
         assert half != whole, name

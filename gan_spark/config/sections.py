@@ -83,6 +83,16 @@ class Ingest:
 
 
 @dataclasses.dataclass(frozen=True)
+class Stream:
+    """How what arrives at `ingest.path` is added to a dataset: `jobs/stream.py`."""
+
+    trigger: str = option(
+        "availableNow", "what is there by now, and then the job ends; or how often it looks, for instance '10 seconds'"
+    )
+    files_a_batch: int = option(1000, "files of a micro-batch at most", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Train:
     """How long, how large and on what: `jobs/train.py`, `jobs/finetune.py`."""
 
@@ -324,6 +334,7 @@ class Config:
     lake: str = option("lake", "root of the data lake; URL or local path")
     tables: str = option("parquet", "format of tables of generated images and of rejects", choices=("parquet", "delta"))
     ingest: Ingest = Ingest()
+    stream: Stream = Stream()
     train: Train = Train()
     generate: Generate = Generate()
     evaluate: Evaluate = Evaluate()

@@ -30,7 +30,7 @@ _SYSTEM_FOLDERS = (
 _VERSIONS = ("ETag", "etag", "content_md5", "mtime", "modificationTime", "last_modified", "LastModified")
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """Files that have a label and a split in common."""
 
     folder: str  # below the root, "" for the root itself
@@ -65,22 +65,22 @@ def source(spark, config: Ingest) -> Source:
     return Source(padded(frame), classes, count, splits=splits)
 
 
-def _parts(context, root: str) -> tuple[list[_Part], set[str]]:
+def _parts(context, root: str) -> tuple[list[Part], set[str]]:
     """Parts of what is below `root`, and the labels among them."""
     [top] = _subfolders(context, [root])
     splits = {name: SPLIT_NAMES.get(name.lower()) for name, has_files in top.items() if has_files}
     if not splits or None in splits.values():
-        parts = [_Part("", None, None, False, beside="class folder" if splits else "")]
-        parts += [_Part(name, name, None, True) for name in top]
+        parts = [Part("", None, None, False, beside="class folder" if splits else "")]
+        parts += [Part(name, name, None, True) for name in top]
         return parts, set(splits)
     # Folders that are named as splits are splits; classes are inside of them.
     below = dict(zip(splits, _subfolders(context, [lake.join(root, name) for name in splits]), strict=True))
     labels = {name for folders in below.values() for name, has_files in folders.items() if has_files}
-    parts = [_Part("", None, None, False, beside="folder of a split")]
-    parts += [_Part(name, None, None, True) for name in top if name not in splits]
+    parts = [Part("", None, None, False, beside="folder of a split")]
+    parts += [Part(name, None, None, True) for name in top if name not in splits]
     for folder, split in splits.items():
-        parts.append(_Part(folder, None, split, whole=not labels, beside="class folder" if labels else ""))
-        parts += [_Part(f"{folder}/{name}", name, split, True) for name in below[folder] if labels]
+        parts.append(Part(folder, None, split, whole=not labels, beside="class folder" if labels else ""))
+        parts += [Part(f"{folder}/{name}", name, split, True) for name in below[folder] if labels]
     return parts, labels
 
 
@@ -169,7 +169,7 @@ def _entries(fs, folder: str) -> Iterator[tuple[dict, str | None]]:
 
 
 def _list(
-    root: str, max_bytes: int, names: dict[str, str], splits: frozenset[str], parts: Iterator[_Part]
+    root: str, max_bytes: int, names: dict[str, str], splits: frozenset[str], parts: Iterator[Part]
 ) -> Iterator[tuple]:
     """(id, url, label, split, reason, version) of every file of each part."""
     fs, base = lake.filesystem(root)
@@ -185,14 +185,14 @@ def _list(
                 linked = "target" in entry
                 reason = problem if linked else f"a folder that cannot be listed: {problem}"
             else:
-                reason = _reason(fs, entry, path, part, max_bytes)
+                reason = why_not(fs, entry, path, part, max_bytes)
             if reason is None and part.label is not None and label is None:
                 reason = f"label {part.label} has no name in ingest.classes"
             url = lake.join(root, path) if problem is None and _is_utf8(path) else None
             yield _readable(path), url, label, split, reason, _version(entry)
 
 
-def _reason(fs, entry: dict, path: str, part: _Part, max_bytes: int) -> str | None:
+def why_not(fs, entry: dict, path: str, part: Part, max_bytes: int) -> str | None:
     """Why the entry is no image of its part."""
     if not _is_utf8(path):
         return "its name is not UTF-8"

@@ -1,0 +1,99 @@
+"""A stream of images into a dataset: Structured Streaming, of which each micro-batch is an append.
+
+Exactly once: Spark's checkpoint says which files or rows a micro-batch has, and the dataset's ids which of them are
+there already, so that a micro-batch that is done again, after a job that died, adds what is missing and nothing twice.
+"""
+
+import dataclasses
+import datetime
+import logging
+import time
+
+from pyspark.sql import functions as F
+
+from .. import lake
+from ..config import Config, check_sections
+from . import ingest, schema
+from .sources import arriving
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class _Done:
+    """What a job's micro-batches came to."""
+
+    batches: int = 0
+    added: int = 0
+    known: int = 0
+    rejected: int = 0
+
+
+def stream(spark, config: Config) -> dict:
+    """Adds what arrives at `ingest.path` to the config's dataset: all that is there (`stream.trigger` is
+    "availableNow"), or for ever, every so often.
+    """
+    config = dataclasses.replace(config, ingest=dataclasses.replace(config.ingest, mode="append"))
+    check_sections(config, "ingest")
+    url, options = lake.dataset_url(config), config.stream
+    ingest.check_replaceable(spark, url, config.tables)
+    lake.tidy(f"{url}.rejected", url)
+    done = _Done()
+    rows = arriving.stream(spark, config.ingest, options.files_a_batch)
+    writer = rows.writeStream.foreachBatch(lambda batch, number: _add(spark, config, url, batch, number, done))
+    writer = writer.queryName(f"{config.dataset} from {config.ingest.path}")
+    writer = writer.option("checkpointLocation", checkpoint(config))
+    now = options.trigger == "availableNow"
+    query = (writer.trigger(availableNow=True) if now else writer.trigger(processingTime=options.trigger)).start()
+    try:
+        query.awaitTermination()
+    finally:
+        query.stop()
+    has_dataset = lake.exists(lake.join(url, schema.MANIFEST))
+    manifest = schema.read_manifest(url) if has_dataset else None
+    return {
+        "dataset": url,
+        **dataclasses.asdict(done),
+        "snapshot": manifest.number if manifest else 0,
+        "rows": sum(manifest.rows.values()) if manifest else 0,
+        "checkpoint": checkpoint(config),
+    }
+
+
+def checkpoint(config: Config) -> str:
+    """URL of the folder in which Spark keeps what the stream of the config's dataset has read."""
+    return lake.join(lake.to_url(config.lake), "streams", lake.dataset_url(config).rsplit("/", 1)[1])
+
+
+def _add(spark, config: Config, url: str, batch, number: int, done: _Done) -> None:
+    """One micro-batch."""
+    began = time.time()
+    batch = batch.persist()
+    try:
+        if not batch.head(1):
+            return
+        has_dataset = lake.exists(lake.join(url, schema.MANIFEST))
+        classes = schema.read_manifest(url).classes if has_dataset else ()
+        source = arriving.source(batch, config.ingest, classes)
+        answer = ingest.write(spark, source, url, config.ingest, config.tables)
+        waited = _waited(batch)
+    finally:
+        batch.unpersist()
+    added = answer.get("added", answer["rows"])
+    done.batches += 1
+    done.added += added
+    done.known += answer.get("known", 0)
+    done.rejected += answer["rejected"]
+    log.info(
+        "stream: batch %d: %d of %d images added, %d rejected, %d known, in %.1f s%s; snapshot %d",
+        *(number, added, source.count, answer["rejected"], answer.get("known", 0), time.time() - began, waited),
+        answer["snapshot"],
+    )
+
+
+def _waited(batch) -> str:
+    """For how long the oldest file of the micro-batch had been there."""
+    if "modificationTime" not in batch.columns:
+        return ""
+    oldest = batch.agg(F.min("modificationTime")).first()[0]
+    return f", the oldest of which waited {(datetime.datetime.now() - oldest).total_seconds():.0f} s"
