@@ -61,7 +61,16 @@ def _parser() -> argparse.ArgumentParser:
     promote.add_argument("run", metavar="RUN")
     promote.add_argument("--if-better", action="store_true", help="only where its FID is below the promoted version's")
     rollback = commands.add_parser("rollback", help="promote the version from before again")
-    for command in (promote, rollback):
+    challenge = commands.add_parser("challenge", help="let a run answer a share of a registered model's requests")
+    challenger = challenge.add_mutually_exclusive_group(required=True)
+    challenger.add_argument("run", nargs="?", default="", metavar="RUN", help="at its preferred checkpoint")
+    challenger.add_argument("--end", action="store_true", help="end the challenge: the promoted version answers all")
+    challenge.add_argument(
+        "--share", type=float, default=0.1, metavar="X", help="of the requests (default: %(default)s)"
+    )
+    verdict = commands.add_parser("verdict", help="compare a registered model's challenger with the promoted version")
+    verdict.add_argument("--act", action="store_true", help="promote or end the challenger, where the evidence allows")
+    for command in (promote, rollback, challenge, verdict):
         command.add_argument(
             "--model", default="default", metavar="NAME", help="name of the model (default: %(default)s)"
         )
@@ -82,9 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     compact = commands.add_parser("compact", help="write the small files of a dataset anew as few, as a new snapshot")
     for command in (expire, compact):
         command.add_argument("dataset", metavar="DATASET")
-    for command in (promote, rollback, export, serve, runs, show, datasets, expire, compact):
+    for command in (promote, rollback, challenge, verdict, export, serve, runs, show, datasets, expire, compact):
         command.add_argument("--lake", default="lake", metavar="URL", help="path or URL (default: %(default)s)")
-    for command in (promote, rollback, export, runs, show, datasets, expire, compact):
+    for command in (promote, rollback, challenge, verdict, export, runs, show, datasets, expire, compact):
         command.add_argument("--json", action="store_true", help="print JSON, not a table")
     init = commands.add_parser("init", help="write an example config into this folder, or list the examples")
     init.add_argument("name", nargs="?", metavar="NAME", help="without it, the examples are listed")
@@ -219,6 +228,23 @@ def _promote(arguments) -> None:
     _print(answer, arguments.json)
 
 
+def _challenge(arguments) -> None:
+    from .runs import challenge
+
+    answer = (
+        challenge.end(arguments.lake, arguments.model)
+        if arguments.end
+        else challenge.challenge(arguments.lake, arguments.run, arguments.model, arguments.share)
+    )
+    _print(answer, arguments.json)
+
+
+def _verdict(arguments) -> None:
+    from .serving import verdict
+
+    _print(verdict.verdict(arguments.lake, arguments.model, arguments.act), arguments.json)
+
+
 def _export(arguments) -> None:
     from .serving import export
 
@@ -259,6 +285,7 @@ def _cell(content) -> str:
 
 _COMMANDS = {
     "bigdl-jars": _bigdl_jars,
+    "challenge": _challenge,
     "check": _check,
     "compact": _compact,
     "datasets": _datasets,
@@ -274,6 +301,7 @@ _COMMANDS = {
     "serve": _serve,
     "runs": _runs,
     "show": _show,
+    "verdict": _verdict,
 }
 
 if __name__ == "__main__":

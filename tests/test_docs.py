@@ -59,6 +59,8 @@ ELSEWHERE = {
     "uv run benchmarks/": ("benchmarks/README.md", "measured"),
     "gan-spark doctor": ("tests/test_doctor.py", "doctor.doctor"),
     "gan-spark export": ("tests/test_export.py", "command_line.main"),
+    "gan-spark challenge": ("tests/test_challenge.py", '"challenge", "--end"'),
+    "gan-spark verdict": ("tests/test_challenge.py", '"verdict", "--lake"'),
     "gan-spark serve": ("tests/service.py", '"serve"'),
     "gan-spark download": ("tests/test_downloads.py", "download("),
     # docs/extending.md, from a folder of its own.

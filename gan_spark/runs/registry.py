@@ -50,8 +50,8 @@ def read(root: str, name: str) -> dict:
     """The registry of model `name`; empty where there is no such model.
 
     {"versions": [{version, run, step, fid, measured, registered}], "promoted": version or 0,
-    "history": [{version, at}]}. `measured` is what the FID was measured with, by the names in MEASURED; it and `fid`
-    are None where none was measured.
+    "history": [{version, at}], "challenger": {version, share, at} where there is one}. `measured` is what the FID was
+    measured with, by the names in MEASURED; it and `fid` are None where none was measured.
     """
     url, empty = lake.model_url(root, name), {"versions": [], "promoted": 0, "history": []}
     if not lake.exists(url):
@@ -95,6 +95,26 @@ def promote(root: str, run_name: str, name: str = "default", better: bool = Fals
         )
     registry = read(root, name)
     before = _promoted(registry)
+    version = registered(root, registry, run_name, step)
+    wins = True
+    if better and before not in (None, version):
+        before |= _alike(root, name, before, version)
+        wins = version["fid"] < before["fid"]
+    if wins and registry["promoted"] != version["version"]:
+        registry["promoted"] = version["version"]
+        registry["history"].append({"version": version["version"], "at": now()})
+        registry.pop("challenger", None)  # Who is to be compared with whom is another question now.
+    lake.write_record(root, lake.model_url(root, name), registry)
+    return {
+        "model": name,
+        **{key: version[key] for key in ("version", "run", "step", "fid")},
+        "promoted": wins,
+        "before": before["version"] if before else 0,
+    }
+
+
+def registered(root: str, registry: dict, run_name: str, step: int) -> dict:
+    """The version in `registry` that is the run at the step, with its newest figures; added where there is none."""
     at_step = (entry for entry in registry["versions"] if (entry["run"], entry["step"]) == (run_name, step))
     version = next(at_step, None)
     if version is None:
@@ -104,25 +124,12 @@ def promote(root: str, run_name: str, name: str = "default", better: bool = Fals
             "step": step,
             "fid": None,
             "measured": None,
-            "registered": _now(),
+            "registered": now(),
         }
         registry["versions"].append(version)
-    if figures:
+    if figures := _figures(root, run_name, step):
         version |= figures[-1]
-    wins = True
-    if better and before not in (None, version):
-        before |= _alike(root, name, before, version)
-        wins = version["fid"] < before["fid"]
-    if wins and registry["promoted"] != version["version"]:
-        registry["promoted"] = version["version"]
-        registry["history"].append({"version": version["version"], "at": _now()})
-    lake.write_record(root, lake.model_url(root, name), registry)
-    return {
-        "model": name,
-        **{key: version[key] for key in ("version", "run", "step", "fid")},
-        "promoted": wins,
-        "before": before["version"] if before else 0,
-    }
+    return version
 
 
 def _figures(root: str, name: str, step: int) -> list[dict]:
@@ -189,6 +196,7 @@ def rollback(root: str, name: str = "default") -> dict:
             f"model {name!r}: there is no version from before to go back to ({len(registry['versions'])} registered)"
         )
     registry["history"].pop()
+    registry.pop("challenger", None)
     registry["promoted"] = registry["history"][-1]["version"]
     version = _promoted(registry)
     if version is None:
@@ -197,5 +205,5 @@ def rollback(root: str, name: str = "default") -> dict:
     return {"model": name, **version}
 
 
-def _now() -> str:
+def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

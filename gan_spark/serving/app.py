@@ -16,6 +16,7 @@ from .gate import Gate
 from .limits import Limits
 from .metrics import CONTENT_TYPE, Metrics
 from .page import PAGE
+from .recording import Recording
 from .refusal import Refused
 from .service import Service, encoded
 from .v2 import add_v2
@@ -38,15 +39,19 @@ def top(probabilities: np.ndarray, version: Version) -> list[dict]:
     ]
 
 
-def application(versions: Versions, limits: Limits, metrics: Metrics, token: str = ""):
+def application(
+    versions: Versions, limits: Limits, metrics: Metrics, token: str = "", recording: Recording | None = None
+):
     """The ASGI application that serves `versions`, which are watched while it runs."""
-    service = Service(versions, limits, metrics)
+    service = Service(versions, limits, metrics, recording)
 
     @contextlib.asynccontextmanager
     async def lifespan(_):
         watching = asyncio.create_task(versions.watch())
         yield
         watching.cancel()
+        if recording:
+            await asyncio.to_thread(recording.close)
 
     app = FastAPI(title=f"gan_spark: {versions.name}", version=__version__, lifespan=lifespan)
     _add_paths(app, service)
@@ -83,23 +88,23 @@ def _add_paths(app: FastAPI, service: Service) -> None:
 
     @app.get("/model", summary="What is served: version, classes, what it takes", tags=["model"])
     async def model() -> dict:
-        return _description(versions.current, versions.name)
+        return _description(versions)
 
     @app.post("/", summary="The three likeliest classes of an image", tags=["model"], openapi_extra=schemas.CLASSIFY)
     async def classify(request: Request) -> JSONResponse:
         value = asking.parsed(await request.body(), ("data",))
         data = asking.encoded(value.get("data"), "data")
-        with versions.lease() as version:
-            (probabilities,) = await service.classify(version, [data], "data")
+        with service.lease(request) as version:
+            (probabilities,) = await service.classify(request, version, [data], "data")
             return _answer(request, version, {"predictions": top(probabilities, version)})
 
     @app.post("/generate", summary="Images of seeds", tags=["model"], openapi_extra=schemas.GENERATE)
     async def generate(request: Request) -> Response:
         value = asking.parsed(await request.body(), _KEYS)
         as_png = _wants_png(value, request.headers.get("accept", ""))
-        with versions.lease() as version:
+        with service.lease(request) as version:
             asked = asking.generating(value, version.answers, service.limits)
-            pictures = await service.generate(version, asked)
+            pictures = await service.generate(request, version, asked)
             if as_png:
                 sheet = pictures[0] if len(pictures) == 1 else images.grid(np.stack(pictures))
                 return _png(request, version, (await encoded([sheet]))[0])
@@ -109,6 +114,20 @@ def _add_paths(app: FastAPI, service: Service) -> None:
                 for seed, png in zip(asked.seeds, pngs, strict=True)
             ]
             return _answer(request, version, {"images": drawn})
+
+    @app.post(
+        "/feedback",
+        summary="What became of an answer, by the id of its request",
+        tags=["model"],
+        status_code=202,
+        openapi_extra=schemas.FEEDBACK,
+    )
+    async def feedback(request: Request) -> dict:
+        if service.recording is None:
+            raise Refused(404, "this service keeps no records")
+        outcome = asking.outcome(await request.body())
+        service.recording.feedback(*outcome)
+        return {"id": outcome[0], "recorded": True}
 
 
 def _wants_png(value: dict, accept: str) -> bool:
@@ -133,14 +152,15 @@ def _png(request: Request, version: Version, png: bytes) -> Response:
     return Response(png, media_type="image/png", headers=_noted(request, version))
 
 
-def _description(version: Version, name: str) -> dict:
-    answers = version.answers
+def _description(versions: Versions) -> dict:
+    version, challenger, answers = versions.current, versions.challenger, versions.current.answers
     height, width, channels = answers.shape
     return {
-        "name": name,
+        "name": versions.name,
         "version": version.number,
         "run": version.run,
         "step": version.step,
+        "challenger": {"version": challenger.number, "share": versions.share} if challenger else None,
         "generates": answers.generates,
         "classifies": answers.classifies,
         "takes": list(answers.columns()[1:]) if answers.generates else [],

@@ -4,6 +4,7 @@ import base64
 import binascii
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -177,6 +178,23 @@ def _embedding(value: Any, size: int) -> np.ndarray:
     if array is None or not np.isfinite(array).all():
         raise Refused(400, f"embedding: expected {size} finite numbers, found {_kind(value)}")
     return array
+
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def outcome(body: bytes) -> tuple[str, str | None, bool | None]:
+    """(Id of a request, the label that would have been correct, whether its images were kept) of a feedback, one of the
+    last two None. `Refused` with 400.
+    """
+    value = parsed(body, ("id", "label", "kept"))
+    request_id, label, kept = (value.get(key) for key in ("id", "label", "kept"))
+    if not isinstance(request_id, str) or not _ID.fullmatch(request_id):
+        raise Refused(400, f"id: expected the id of a request, found {_kind(request_id)}")
+    is_label = isinstance(label, str) and 0 < len(label) <= 200 and kept is None
+    if not is_label and not (isinstance(kept, bool) and label is None):
+        raise Refused(400, "expected either label, the name of the right class, or kept, true or false")
+    return request_id, label, kept
 
 
 def _kind(value: Any) -> str:

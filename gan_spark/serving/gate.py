@@ -19,6 +19,7 @@ log = logging.getLogger("gan_spark.serving.requests")
 OPEN = ("/v2/health/live", "/v2/health/ready")  # for probes, which have no token
 _BODIES = 16  # bodies of the largest size that are held at once; where more would be, requests are answered 503
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_KEY = 200  # characters of a key that count
 
 
 class Gate:
@@ -37,7 +38,8 @@ class Gate:
         given = headers.get(b"x-request-id", b"")
         request_id = given.decode() if _ID.fullmatch(given) else uuid.uuid4().hex
         answer.headers.append((b"x-request-id", request_id.encode()))
-        scope["state"] = {**scope.get("state", {}), "id": request_id, "log": {}}
+        key = headers.get(b"x-sticky-key", b"").decode("latin-1")[:_KEY]
+        scope["state"] = {**scope.get("state", {}), "id": request_id, "key": key, "began": began, "log": {}}
         try:
             self._check_token(scope["path"], headers)
             if scope["method"] in ("POST", "PUT", "PATCH"):

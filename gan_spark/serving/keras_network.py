@@ -33,6 +33,7 @@ class Single:
         self._weights, self._class_index = weights, class_index
         self._settings = (limits, threads, metrics)
         self.current: Version | None = None
+        self.challenger, self.share = None, 0.0
 
     def load_first(self) -> None:
         names = class_names(self._class_index)
@@ -47,7 +48,7 @@ class Single:
         self.current = Version(1, self.name, 0, answered, *self._settings)
 
     @contextlib.contextmanager
-    def lease(self, version: str = "") -> Iterator[Version]:
+    def lease(self, key: str = "", version: str = "") -> Iterator[Version]:
         with self.current.lease() as current:
             yield current
 

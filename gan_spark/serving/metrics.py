@@ -33,7 +33,10 @@ class Metrics:
         self.classes = Counter("gan_spark_classes", "images by the likeliest class", ["label"], registry=registry)
         self.waiting = Gauge("gan_spark_waiting", "rows that wait to be computed", registry=registry)
         self.version = Gauge(
-            "gan_spark_version", "1 for each version that is served", ["version", "run", "step"], registry=registry
+            "gan_spark_version",
+            "share of the requests that a version answers",
+            ["version", "run", "step"],
+            registry=registry,
         )
         self.refused = Gauge(
             "gan_spark_refused_versions", "versions of the registry that cannot be loaded", registry=registry

@@ -43,9 +43,10 @@ const base64 = file => new Promise((done, fail) => {
   reader.readAsDataURL(file);
 });
 let token = "";
+const key = localStorage.key_of_visitor ||= crypto.randomUUID ? crypto.randomUUID() : String(Math.random());
 async function ask(path, body) {
   at("problem").textContent = "";
-  const headers = {"Content-Type": "application/json"};
+  const headers = {"Content-Type": "application/json", "X-Sticky-Key": key};
   if (token) headers.Authorization = "Bearer " + token;
   const answer = await fetch(path, {method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body)});
   if (answer.status === 401 && (token = prompt("Token of the service") || "")) return ask(path, body);

@@ -34,6 +34,16 @@ GENERATE = _body(
     {"seeds": [1, 2, 3]},
 )
 
+FEEDBACK = _body(
+    {
+        "id": {"type": "string", "description": "of the request, as its answer and X-Request-Id have it"},
+        "label": {"type": "string", "description": "name of the class that the image is of"},
+        "kept": {"type": "boolean", "description": "whether what was made was kept"},
+    },
+    ["id"],
+    {"id": "5f0c", "kept": True},
+)
+
 INFER = _body(
     {
         "id": _TEXT,

@@ -24,6 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="that compute (default: one a core)"
     )
     parser.add_argument("--token-file", default="", metavar="FILE", help="file with the token that requests must have")
+    parser.add_argument(
+        "--log-share",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="share of the requests that is recorded in <lake>/served/<model>; 0 for none (default: %(default)s)",
+    )
+    parser.add_argument("--log-images", action="store_true", help="record the images that are sent, too")
     limits.add_arguments(parser)
 
 
@@ -53,7 +61,7 @@ def serve(arguments: argparse.Namespace) -> None:
         versions = Versions(arguments.lake, arguments.model, bounds, arguments.threads, metrics)
     versions.load_first()
     config = uvicorn.Config(
-        application(versions, bounds, metrics, token),
+        application(versions, bounds, metrics, token, _recording(arguments)),
         host=arguments.host,
         port=arguments.port,
         http=limited(bounds.receive_seconds),
@@ -71,6 +79,8 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    if not 0 <= arguments.log_share <= 1:
+        raise UserError(f"--log-share {arguments.log_share:g}: expected 0 to 1")
     for name, low, high in (("port", 0, 65535), ("threads", 1, 1024)):
         if not low <= getattr(arguments, name) <= high:
             raise UserError(f"--{name} {getattr(arguments, name)}: expected {low} to {high}")
@@ -83,6 +93,18 @@ def _check_installed() -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(f"the service needs {error.name}, which is not installed; install gan-spark[serve]") from error
+
+
+def _recording(arguments: argparse.Namespace):
+    """What records requests; None where none are."""
+    from .recording import Recording
+    from .records import Records, check, url
+
+    if arguments.network or not arguments.log_share:
+        return None
+    place = url(arguments.lake, arguments.model)
+    check(place)
+    return Recording(Records(place), arguments.log_share, arguments.log_images)
 
 
 def _token(path: str) -> str:

@@ -4,11 +4,13 @@ import asyncio
 import time
 
 import numpy as np
+from fastapi import Request
 
 from ..data import images
 from . import asking
 from .limits import Limits
 from .metrics import Metrics
+from .recording import Recording
 from .refusal import Refused
 from .versions import Version, Versions
 
@@ -18,8 +20,8 @@ _AT_ONCE = 2**16  # values of pixels that the event loop's own thread encodes; m
 class Service:
     """What the paths share: versions, limits, figures."""
 
-    def __init__(self, versions: Versions, limits: Limits, metrics: Metrics):
-        self.versions, self.limits, self.metrics = versions, limits, metrics
+    def __init__(self, versions: Versions, limits: Limits, metrics: Metrics, recording: Recording | None = None):
+        self.versions, self.limits, self.metrics, self.recording = versions, limits, metrics, recording
 
     @property
     def name(self) -> str:
@@ -28,7 +30,11 @@ class Service:
     def deadline(self) -> float:
         return time.monotonic() + self.limits.answer_seconds
 
-    async def classify(self, version: Version, data: list[bytes], place: str) -> list[np.ndarray]:
+    def lease(self, request: Request, version: str = ""):
+        """The version that answers the request, which its line in the log tells."""
+        return self.versions.lease(request.state.key or request.state.id, version)
+
+    async def classify(self, request: Request, version: Version, data: list[bytes], place: str) -> list[np.ndarray]:
         """Class probabilities of encoded images, by one version."""
         if not version.answers.classifies:
             raise Refused(404, "the model that is served makes images, and classifies none; ask POST /generate")
@@ -37,16 +43,29 @@ class Service:
             lambda: [{"image": asking.decoded(one, version.answers, self.limits, place)} for one in data]
         )
         probabilities = await version.ask("classify", rows, deadline)
-        for one in probabilities:
-            self.metrics.classes.labels(version.answers.classes[int(np.argmax(one))]).inc()
+        labels = [version.answers.classes[int(np.argmax(one))] for one in probabilities]
+        for label in labels:
+            self.metrics.classes.labels(label).inc()
+        if self.recording:
+            self.recording.classified(
+                request,
+                version,
+                data,
+                [row["image"] for row in rows],
+                labels,
+                [float(one.max()) for one in probabilities],
+            )
         return probabilities
 
-    async def generate(self, version: Version, asked: asking.Asked) -> list[np.ndarray]:
+    async def generate(self, request: Request, version: Version, asked: asking.Asked) -> list[np.ndarray]:
         """Images, uint8, by one version."""
         deadline = self.deadline()
         has_images = "image" in asked.columns
         rows = await _off_loop(lambda: asked.rows(version.answers, self.limits), has_images)
-        return await version.ask(asked.call, rows, deadline)
+        pictures = await version.ask(asked.call, rows, deadline)
+        if self.recording:
+            self.recording.generated(request, version, asked)
+        return pictures
 
 
 async def _off_loop(function, is_long: bool):

@@ -43,23 +43,23 @@ def add_v2(app: FastAPI, service: Service) -> None:
 
     @app.get("/v2/models/{name}", tags=["v2"])
     @app.get("/v2/models/{name}/versions/{version}", tags=["v2"])
-    async def model(name: str, version: str = "") -> dict:
-        with _leased(service, name, version) as chosen:
+    async def model(request: Request, name: str, version: str = "") -> dict:
+        with _leased(service, request, name, version) as chosen:
             return _metadata(name, chosen)
 
     @app.get("/v2/models/{name}/ready", tags=["v2"])
     @app.get("/v2/models/{name}/versions/{version}/ready", tags=["v2"])
-    async def model_ready(name: str, version: str = "") -> dict:
-        with _leased(service, name, version):
+    async def model_ready(request: Request, name: str, version: str = "") -> dict:
+        with _leased(service, request, name, version):
             return {"name": name, "ready": True}
 
     @app.post("/v2/models/{name}/infer", tags=["v2"], openapi_extra=schemas.INFER)
     @app.post("/v2/models/{name}/versions/{version}/infer", tags=["v2"], openapi_extra=schemas.INFER)
     async def infer(request: Request, name: str, version: str = "") -> JSONResponse:
         value = asking.parsed(await request.body(), ("id", "inputs", "outputs", "parameters"))
-        with _leased(service, name, version) as chosen:
+        with _leased(service, request, name, version) as chosen:
             request.state.log["version"] = chosen.number
-            tensors = await _inferred(service, chosen, value)
+            tensors = await _inferred(service, request, chosen, value)
             answer = {
                 "model_name": name,
                 "model_version": str(chosen.number),
@@ -69,10 +69,10 @@ def add_v2(app: FastAPI, service: Service) -> None:
             return JSONResponse(answer, headers={"X-Model-Version": str(chosen.number)})
 
 
-def _leased(service: Service, name: str, version: str):
+def _leased(service: Service, request: Request, name: str, version: str):
     if name != service.name:
         raise Refused(404, f"no such model; this service has {service.name}")
-    return service.versions.lease(version)
+    return service.lease(request, version)
 
 
 def _metadata(name: str, version: Version) -> dict:
@@ -96,13 +96,13 @@ def _metadata(name: str, version: Version) -> dict:
     }
 
 
-async def _inferred(service: Service, version: Version, value: dict[str, Any]) -> dict[str, dict]:
+async def _inferred(service: Service, request: Request, version: Version, value: dict[str, Any]) -> dict[str, dict]:
     """The output tensors of a request, by name."""
     columns = _tensors(value.get("inputs"), version.answers)
     if set(columns) == {"image"} and version.answers.classifies:
         _check_count(len(columns["image"]), service)
         data = [asking.encoded(one, "image") for one in columns["image"]]
-        probabilities = np.stack(await service.classify(version, data, "image"))
+        probabilities = np.stack(await service.classify(request, version, data, "image"))
         labels = [version.answers.classes[place] for place in probabilities.argmax(1)]
         return {
             "probability": _tensor("FP32", probabilities.shape, probabilities.ravel().tolist()),
@@ -115,10 +115,12 @@ async def _inferred(service: Service, version: Version, value: dict[str, Any]) -
     asked = asking.generating(
         {**columns, "seeds": columns["seed"], **({"part": part} if part else {})}, version.answers, service.limits
     )
-    return await _pictures(service, version, asked, value.get("outputs"))
+    return await _pictures(service, request, version, asked, value.get("outputs"))
 
 
-async def _pictures(service: Service, version: Version, asked: asking.Asked, outputs) -> dict[str, dict]:
+async def _pictures(
+    service: Service, request: Request, version: Version, asked: asking.Asked, outputs
+) -> dict[str, dict]:
     names = _names(outputs) or ["png", "image"]
     shape = (len(asked.seeds), *version.answers.shape)
     if "image" in names and math.prod(shape) > _VALUES:
@@ -126,7 +128,7 @@ async def _pictures(service: Service, version: Version, asked: asking.Asked, out
             400,
             f"{math.prod(shape)} values of pixels in one answer, of {_VALUES} at most; ask for the output png alone",
         )
-    pictures = await service.generate(version, asked)
+    pictures = await service.generate(request, version, asked)
     pngs = await encoded(pictures) if "png" in names else []
     tensors = {"png": _tensor("BYTES", [len(pngs)], [base64.b64encode(png).decode() for png in pngs])}
     if "image" in names:

@@ -2,12 +2,13 @@
 
 The registry is looked at again and again. A version that is promoted is loaded and warmed up while the one before
 answers; then requests go to it, and what the one before has begun it finishes. A version that cannot be loaded is told,
-and the one before stays.
+and the one before stays. A challenger answers its share of the requests, by a hash of their keys.
 """
 
 import asyncio
 import contextlib
 import gc
+import hashlib
 import logging
 import threading
 import time
@@ -18,7 +19,7 @@ import tensorflow as tf
 
 from ..config import UserError
 from ..data import images
-from ..runs import registry
+from ..runs import challenge, registry
 from ..runs.store import Run
 from .batching import Batcher
 from .functions import Answers, answers, exact
@@ -102,28 +103,43 @@ class Version:
 
 
 class Versions:
-    """The versions of the registered model `name` of the lake at `root`."""
+    """The versions of the registered model `name` of the lake at `root`: the promoted one, and its challenger."""
 
     def __init__(self, root: str, name: str, limits: Limits, threads: int, metrics: Metrics):
         self.root, self.name = root, name
         self._limits, self._threads, self._metrics = limits, threads, metrics
         self.current: Version | None = None
-        self.refused: dict[tuple, tuple[str, float]] = {}  # why, and when it was tried
+        self.challenger: Version | None = None
+        self.share = 0.0  # of the requests, which the challenger answers
+        self.refused: dict[tuple, float] = {}  # versions that cannot be loaded, and when that was tried
         self._is_reachable = True
 
     @contextlib.contextmanager
-    def lease(self, version: str = "") -> Iterator[Version]:
-        """The version that answers a request from its beginning to its end, though another be promoted meanwhile.
+    def lease(self, key: str = "", version: str = "") -> Iterator[Version]:
+        """The version that answers a request from its beginning to its end, though another be promoted meanwhile: by
+        the request's `key`, or the one whose number is `version`.
 
-        `Refused` with 404 where `version` names another one. In the event loop's thread alone.
+        `Refused` with 404 where no such version is served. In the event loop's thread alone.
         """
-        if version not in ("", str(self.current.number)):
-            raise Refused(404, f"no such version; version {self.current.number} is served")
-        with self.current.lease() as current:
-            yield current
+        with self._chosen(key, version).lease() as chosen:
+            yield chosen
+
+    def _chosen(self, key: str, version: str) -> Version:
+        if version:
+            chosen = next((one for one in self._served() if str(one.number) == version), None)
+            if chosen is None:
+                numbers = " and ".join(str(one.number) for one in self._served())
+                raise Refused(404, f"no such version; served is {numbers}")
+            return chosen
+        if self.challenger is not None and place(f"{self.name}/{self.challenger.number}/{key}") < self.share:
+            return self.challenger
+        return self.current
+
+    def _served(self) -> list[Version]:
+        return [version for version in (self.current, self.challenger) if version is not None]
 
     def waiting(self) -> int:
-        return self.current.waiting()
+        return sum(version.waiting() for version in self._served())
 
     def load_first(self) -> None:
         """Loads the promoted version; `UserError` where there is none, or it cannot be loaded."""
@@ -133,7 +149,7 @@ class Versions:
                 f"model {self.name!r}: no version of it is promoted in {self.root} (registered:"
                 f" {', '.join(registry.models(self.root)) or 'none'}); promote one with `gan-spark promote`"
             )
-        self._put(self._load(entry))
+        self._put(self._load(entry), None, 0.0)
 
     def _load(self, entry: dict) -> Version:
         began = time.monotonic()
@@ -151,13 +167,21 @@ class Versions:
         )
         return version
 
-    def _put(self, version: Version) -> None:
-        before, self.current = self.current, version
+    def _put(self, current: Version, challenger: Version | None, share: float) -> None:
+        """Serves these from now on."""
+        before = self._served()
+        if (current, challenger, share) == (self.current, self.challenger, self.share):
+            return
+        self.current, self.challenger, self.share = current, challenger, share
         self._metrics.version.clear()
-        self._metrics.version.labels(str(version.number), version.run, str(version.step)).set(1)
-        if before is not None:
-            before.retire()
-            log.info("version %d is served, in place of version %d", version.number, before.number)
+        for version, part in ((current, 1 - share), (challenger, share)):
+            if version is not None:
+                self._metrics.version.labels(str(version.number), version.run, str(version.step)).set(part)
+                log.info("version %d answers %.4g of the requests", version.number, part)
+        for version in before:
+            if version not in self._served():
+                version.retire()
+                log.info("version %d is let go", version.number)
 
     async def watch(self) -> None:
         """Follows the registry until it is cancelled."""
@@ -166,29 +190,36 @@ class Versions:
             await self.look()
 
     async def look(self) -> None:
-        """Looks at the registry once, and loads the promoted version where it is another."""
+        """Looks at the registry once, and loads what it names and is not served yet."""
         try:
-            entry = await asyncio.to_thread(registry.current, self.root, self.name)
+            entry, challenger = await asyncio.to_thread(challenge.served, self.root, self.name)
         except Exception as error:  # of the store, of any type
             self._tell_reachable(error)
             return
         self._tell_reachable(None)
+        current = await self._version(entry)
+        rival = await self._version(challenger)
+        self._put(current or self.current, rival, challenger["share"] if rival else 0.0)
+        self._metrics.refused.set(len(self.refused))
+
+    async def _version(self, entry: dict | None) -> Version | None:
+        """The version of an entry of the registry, loaded unless it is served already; None where it cannot be."""
         if entry is None:
-            return
+            return None
         key = (entry["version"], entry["run"], entry["step"])
-        if self.current is not None and key == (self.current.number, self.current.run, self.current.step):
-            return
-        if key in self.refused and time.monotonic() < self.refused[key][1] + AGAIN:
-            return
+        for version in self._served():
+            if key == (version.number, version.run, version.step):
+                return version
+        if time.monotonic() < self.refused.get(key, -AGAIN) + AGAIN:
+            return None
         try:
             version = await asyncio.to_thread(self._load, entry)
         except Exception as error:  # A checkpoint that is gone or damaged, a model that does not fit, a full memory.
-            self.refused[key] = (f"{type(error).__name__}: {error}", time.monotonic())
+            self.refused[key] = time.monotonic()
             log.error("version %d, run %s at step %d, cannot be loaded and is not served: %s", *key, error)
-        else:
-            self.refused.pop(key, None)
-            self._put(version)
-        self._metrics.refused.set(len(self.refused))
+            return None
+        self.refused.pop(key, None)
+        return version
 
     def _tell_reachable(self, error: Exception | None) -> None:
         if self._is_reachable != (error is None):
@@ -198,3 +229,8 @@ class Versions:
                 log.warning("the registry cannot be read; what is served stays: %s: %s", type(error).__name__, error)
             else:
                 log.info("the registry can be read again")
+
+
+def place(text: str) -> float:
+    """A number in [0, 1) that follows from the text, the same in every process."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

@@ -1,0 +1,148 @@
+"""Records of what was asked and answered, and of what became of it, in the lake: `<lake>/served/<model>`.
+
+A folder of Parquet files, each written whole under a name of its own, which nothing replaces. A row is a request or a
+feedback (`kind`); what does not apply is null.
+"""
+
+import datetime
+import hashlib
+import io
+import logging
+import threading
+import time
+import uuid
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .. import lake
+from ..config import check_name
+
+log = logging.getLogger(__name__)
+KIND = "served requests"
+SCHEMA = pa.schema(
+    [
+        pa.field("kind", pa.string(), False),  # "request" or "feedback"
+        pa.field("request_id", pa.string(), False),
+        pa.field("at", pa.timestamp("us", "UTC"), False),
+        pa.field("user", pa.string()),  # a hash of the key by which traffic is divided, where a request has one
+        pa.field("version", pa.int32()),
+        pa.field("run", pa.string()),
+        pa.field("step", pa.int64()),
+        pa.field("call", pa.string()),
+        pa.field("asked", pa.string()),  # JSON, without images
+        pa.field("images", pa.int32()),  # how many were made or classified
+        pa.field("label", pa.list_(pa.string())),  # the likeliest class of each
+        pa.field("probability", pa.list_(pa.float32())),  # of that class
+        pa.field("milliseconds", pa.float64()),
+        pa.field("features", pa.list_(pa.list_(pa.float32()))),  # of each image that was sent
+        pa.field("sent", pa.list_(pa.binary())),  # the images themselves, where that is asked for
+        pa.field("correct_label", pa.string()),  # feedback: the class that it should have been
+        pa.field("kept", pa.bool_()),  # feedback: whether what was made was kept
+    ]
+)
+EVERY = 5.0  # seconds between files, where there is something to write
+ROWS = 5_000  # after which one is written at once
+HELD = 200_000  # rows that are held while the store does not answer; the oldest of more are lost, and told
+_TRIES = 5  # at the end
+
+
+def url(root: str, name: str) -> str:
+    return lake.join(lake.to_url(root), "served", check_name("model", name))
+
+
+def check(place: str) -> None:
+    """`UserError` where something else than records is at the URL."""
+    lake.check_replaceable(place, KIND, SCHEMA.names)
+
+
+class Records:
+    """Rows on their way to the lake. A thread writes them; `close` writes what is left."""
+
+    def __init__(self, place: str):
+        self._place = place
+        self._rows: list[dict] = []
+        self._files: list[tuple[str, bytes, int]] = []  # name, data, rows: not in the lake yet
+        self._wake, self._lock, self._is_closed = threading.Event(), threading.Lock(), False
+        self._is_claimed = False
+        self.lost = 0
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def add(self, **row) -> None:
+        with self._lock:
+            if len(self._rows) >= HELD:  # The store hangs.
+                self.lost += 1
+                return
+            self._rows.append({"at": datetime.datetime.now(datetime.UTC), **row})
+            if len(self._rows) >= ROWS:
+                self._wake.set()
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._wake.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._is_closed:
+            self._wake.wait(EVERY)
+            self._wake.clear()
+            self._write()
+        for _ in range(_TRIES):
+            if self._write():
+                return
+            time.sleep(1)
+        log.error("%d rows of %s could not be written and are lost", sum(rows for *_, rows in self._files), self._place)
+
+    def _write(self) -> bool:
+        """Writes what there is; whether all of it is in the lake. A file that could not be is tried again as it is."""
+        with self._lock:
+            rows, self._rows = self._rows, []
+        if rows:
+            name = f"part-{time.time_ns()}-{uuid.uuid4().hex[:8]}.parquet"
+            self._files.append((name, _parquet(rows), len(rows)))
+        while self._files:
+            name, data, _ = self._files[0]
+            try:
+                if not self._is_claimed:
+                    lake.claim(self._place, KIND, SCHEMA.names)
+                    self._is_claimed = True
+                lake.write_bytes(lake.join(self._place, name), data)
+            except Exception as error:  # of the store, of any type
+                log.warning(
+                    "%s cannot be written, and is tried again: %s: %s", self._place, type(error).__name__, error
+                )
+                self._forget()
+                return False
+            self._files.pop(0)
+        return True
+
+    def _forget(self) -> None:
+        """Lets go of the oldest files, where too much is held."""
+        while sum(rows for *_, rows in self._files) > HELD:
+            _, _, rows = self._files.pop(0)
+            self.lost += rows
+            log.error("%d rows of %s are lost, since the store has not answered for long", rows, self._place)
+
+
+def user(key: str) -> str | None:
+    """What stands for a key in a row."""
+    return hashlib.sha256(key.encode()).hexdigest()[:16] if key else None
+
+
+def _parquet(rows: list[dict]) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), out)
+    return out.getvalue()
+
+
+def read(place: str) -> pa.Table:
+    """All records at the URL; no rows where there are none."""
+    fs, path = lake.filesystem(place)
+    names = sorted(name for name in fs.find(path) if name.endswith(".parquet")) if fs.exists(path) else []
+    names = [name for name in names if name.rsplit("/", 1)[1].startswith("part-")]
+    tables = []
+    for name in names:
+        with fs.open(name, "rb") as stream:
+            tables.append(pq.read_table(stream, schema=SCHEMA))
+    return pa.concat_tables(tables) if tables else SCHEMA.empty_table()
