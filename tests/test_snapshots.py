@@ -8,14 +8,19 @@ import numpy as np
 import petastorm
 import pyarrow.parquet as pq
 import pytest
+from conftest import make_config
 from PIL import Image
 from pyspark.sql import functions as F
 from test_ingest import CONFIG, PIXELS, everything, folder_config, make_frame, shaded, write, write_images
 
+from gan_spark import __main__ as command_line
 from gan_spark import lake
 from gan_spark.config import UserError
-from gan_spark.data import append, ingest, reader, schema, snapshots, splits, tasks
+from gan_spark.data import append, compact, ingest, reader, schema, snapshots, splits, tasks
 from gan_spark.lake import tables
+from gan_spark.runs import loading
+from gan_spark.runs.store import Run
+from gan_spark.training import driver, loop
 
 APPEND = dataclasses.replace(CONFIG, mode="append")
 IDS = list(PIXELS)
@@ -368,3 +373,119 @@ def test_a_manifest_names_files_of_its_dataset_alone(small, name):
     )
     with pytest.raises(UserError, match="00000002.json cannot be understood .* is no file of a dataset"):
         schema.read_manifest(small)
+
+
+# --- compaction and expiry -------------------------------------------------------------
+
+
+def test_compaction_makes_few_files_of_many_and_expiry_removes_what_is_superseded(spark, grown, tmp_path):
+    url = lake.to_url(str(tmp_path / "datasets" / "compacted"))
+    lake.remove(url)
+    fs, path = lake.filesystem(grown[0])
+    fs.copy(path, lake.filesystem(url)[1], recursive=True)
+    before, names = schema.read_manifest(url), set(snapshots.files(url))
+    answer = compact.compact(spark, url)
+    assert (answer["snapshot"], answer["files"]) == (4, 3) and answer["files_before"] == len(names) > 6
+    after = schema.read_manifest(url)
+    assert (after.fingerprint, after.rows) == (before.fingerprint, before.rows)
+    assert len(splits.files(url, "train")) == 1
+    assert read_ids(url, after) == IDS == sorted(row.id for row in spark.read.parquet(url).select("id").collect())
+    for number, held in enumerate(HELD, 1):
+        snapshot = lake.at_snapshot(url, number)
+        assert read_ids(snapshot, after) == sorted(held)
+        options = {"workers_count": 1, "num_epochs": 1, "filesystem": snapshots.petastorm_filesystem(snapshot)}
+        with petastorm.make_reader(url, reader_pool_type="thread", **options) as rows:
+            assert sorted(row.id for row in rows) == sorted(held)
+    assert compact.compact(spark, url)["snapshot"] == 4  # nothing to do
+    assert write(spark, make_frame(spark, PIXELS), url, APPEND)["added"] == 0
+
+    with pytest.raises(UserError, match=r"runs still need what would go: old, older \(snapshot 2\).*--force"):
+        snapshots.expire(url, 1, {2: ["old", "older"], 4: ["new"]})
+    mine = lake.join(url, "_aside", "split=train", "part-of-mine.parquet")
+    lake.write_bytes(mine, b"a stranger's")
+    assert snapshots.expire(url, 2, {2: ["old"]}, force=True)["expired"] == [1, 2]
+    assert read_ids(lake.at_snapshot(url, 3), after) == IDS
+    gone = snapshots.expire(url, 1, {})
+    assert (gone["snapshots"], gone["expired"]) == ([4], [3]) and gone["files_removed"] == len(names)
+    assert lake.exists(mine)
+    lake.remove(mine)
+    assert read_ids(url, after) == IDS
+    with petastorm.make_reader(url, reader_pool_type="thread", workers_count=1, num_epochs=1) as rows:
+        assert sorted(row.id for row in rows) == IDS
+    with pytest.raises(UserError, match=r"has no snapshot 1 \(there are: 4\)"):
+        schema.read_manifest(lake.at_snapshot(url, 1))
+
+
+# --- training --------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(1200)
+def test_a_run_is_of_a_snapshot_and_another_one_begins_with_its_weights(spark, tmp_path, caplog, capsys):
+    caplog.set_level("INFO")
+    root = str(tmp_path / "lake")
+    url = lake.dataset_place(root, "digits")
+
+    def config(run: str, steps: int = 2, **train):
+        return make_config(root, run=run, train={"steps": steps, "checkpoint_every": 1, **train})
+
+    ingested = dataclasses.replace(APPEND, height=16, width=16, label_column="")
+    write(spark, make_frame(spark, some(IDS[:150])), url, ingested)
+    driver.train(spark, config("first"))
+    first = Run.named(root, "first")
+    assert first.record()["dataset"] | {"fingerprint": ""} == {
+        "url": url,
+        "snapshot": 1,
+        "fingerprint": "",
+        "classes": [],
+        "fit": "crop",
+    }
+    write(spark, make_frame(spark, some(IDS[150:])), url, ingested)
+    driver.train(spark, config("first", steps=3))
+    (told,) = [text for text in caplog.messages if text.startswith("train: on snapshot 1 of")]
+    assert "of 150 images; there is a newer one, 2, of 300 images" in told
+    assert first.record()["dataset"]["snapshot"] == 1 and first.checkpoints()[-1] == 3
+    with pytest.raises(UserError, match=r"train.snapshot = 2: run .*first is of snapshot 1"):
+        driver.train(spark, config("first", steps=4, snapshot=2))
+    with pytest.raises(UserError, match=r"has no snapshot 9 \(there are: 1, 2\)"):
+        driver.train(spark, config("second", snapshot=9))
+
+    # Another run begins with these weights, on the newer snapshot.
+    with pytest.raises(UserError, match="train.start_from = 'second': expected another run"):
+        driver.train(spark, config("second", start_from="second"))
+    other = config("second", start_from="first")
+    with pytest.raises(UserError, match=r"another model than this run's; restore these: model\.\w+: was"):
+        driver.train(spark, dataclasses.replace(other, model=dataclasses.replace(other.model, width=8)))
+    plain, kept = loop._begin, []
+
+    def begins(model, job):
+        plain(model, job)
+        kept.append((int(model.step), loading.checksum(model)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_begin", begins)
+        driver.train(spark, other)
+    model = loading.build(other.model)
+    loading.restore(model, first, 3)
+    model.step.assign(0)
+    assert kept == [(0, loading.checksum(model))]
+    second = Run.named(root, "second")
+    assert second.record()["dataset"]["snapshot"] == 2 and second.checkpoints()[-1] == 2
+    assert second.record()["started_from"] == {"url": first.url, "step": 3}
+    lake.remove(first.path("checkpoints"))
+    driver.train(spark, config("second", steps=3, start_from="first"))  # It has what it needs.
+    assert second.checkpoints()[-1] == 3
+
+    def say(*words: str) -> str:
+        assert not command_line.main([*words, "--lake", root])
+        return capsys.readouterr().out
+
+    assert say("datasets").splitlines()[1].split()[:4] == ["digits", "2", "2", "300"]
+    shown = say("show", "digits").splitlines()
+    assert len(shown) == 3 and shown[1].endswith("first") and shown[2].endswith("second")
+    assert "started_from.step" in say("show", "second") and "snapshot" in say("show", "second")
+    assert command_line.main(["expire", "digits", "--keep", "1", "--lake", root]) == 2
+    assert "runs still need what would go: first (snapshot 1)" in capsys.readouterr().err
+    assert command_line.main(["expire", "digits", "--keep", "0", "--lake", root]) == 2
+    say("expire", "digits", "--keep", "1", "--force")
+    with pytest.raises(UserError, match="exists with another config.*dataset.fingerprint"):
+        driver.train(spark, config("first", steps=4))

@@ -112,6 +112,11 @@ class Train:
     snapshot: int = option(
         0, "snapshot of the dataset to train on; 0 for the newest when the run starts, and then for that one", low=0
     )
+    start_from: str = option(
+        "",
+        "run of the lake with the same model, whose newest weights and optimizer state this run begins with; it counts"
+        " steps, and reads rows, from the beginning",
+    )
     seed: int = option(0, "of weights, latents and shuffling", low=0, high=2**31 - 1)
     shuffle_buffer: int = option(8192, "images that a rank shuffles among (at most 48 MiB)", low=1)
     log_every: int = option(50, "steps", low=1)

@@ -26,6 +26,7 @@ def trained_lenet(spark, config: Config, manifest: schema.Manifest) -> Run:
             batch_size=batch,
             checkpoint_every=steps,
             sample_every=steps,
+            snapshot=manifest.number,
             **{
                 name: getattr(config.train, name)
                 for name in ("launcher", "workers", "threads", "restarts", "start_timeout")

@@ -73,6 +73,7 @@ def lineage(root: str, name: str) -> dict:
         "dataset": record["dataset"]["url"],
         "snapshot": record["dataset"].get("snapshot"),
         "fingerprint": record["dataset"]["fingerprint"],
+        "started_from": record.get("started_from"),
         "config": record["config"],
         "checkpoints": run.checkpoints(),
         "metrics": {key: lines[-1][key] for key in ("step", *lines[-1]["scalars"])} if lines else {},

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import lake, models, process
-from ..config import Config, UserError, parse
+from ..config import Config, UserError, differences, parse, resolved
 from ..models.statistics import of_whole_batch
 from ..process import Team
 from .store import Run
@@ -49,6 +49,37 @@ def _used_step(key: str, run: Run, used: Run, before: dict) -> int:
     if not steps:
         raise UserError(f"{key}: run {used.url} has no whole checkpoint yet; train it first")
     return steps[-1]
+
+
+def started_from(config: Config) -> dict | None:
+    """URL and checkpoint of the run that `train.start_from` names; None where it names none.
+
+    The checkpoint is the one that `config.run` was started with, where it was started, and else the newest. `UserError`
+    where there is none, or where the run has another model.
+    """
+    if not (name := config.train.start_from):
+        return None
+    run, key = Run.of(config), f"train.start_from = {name!r}"
+    if name == config.run:
+        raise UserError(f"{key}: expected another run than the one that begins; the same command again goes on with it")
+    if lake.exists(run.path("config.json")) and (recorded := run.record().get("started_from")):
+        return recorded
+    other = Run.named(config.lake, name)
+    # With what options that there were not when that run was started stand for.
+    model = {**resolved(type(config.model)()), **other.record()["config"]["model"]}
+    if changed := differences(model, _as_recorded(config, model), where="model."):
+        raise UserError(f"{key}: its weights are of another model than this run's; restore these: {'; '.join(changed)}")
+    return {"url": other.url, "step": other.checkpoint_step()}
+
+
+def _as_recorded(config: Config, recorded: dict) -> dict:
+    """The config's model as a run's record holds it: files by their URLs."""
+    model = resolved(config.model)
+    for field in dataclasses.fields(config.model):
+        path = model[field.name]
+        if field.metadata.get("file") and path and recorded.get(field.name) == lake.to_url(path):
+            model[field.name] = recorded[field.name]
+    return model
 
 
 def build(config, team: Team = Team(), seed: int = 0, uses: dict[str, dict] | None = None, statistics: str = "rank"):

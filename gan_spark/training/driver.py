@@ -11,6 +11,7 @@ from .. import lake
 from ..config import Config, TaskFailure, UserError, check_sections, resolved
 from ..data import reader, schema, snapshots
 from ..runs import tracking
+from ..runs.loading import started_from
 from ..runs.record import describe
 from ..runs.store import Run
 from . import ranks
@@ -45,6 +46,7 @@ def train(spark, config: Config) -> dict:
         "dataset": url,
         "threads": config.train.threads or int(spark.sparkContext.getConf().get("spark.task.cpus", "1")),
         "uses": record["config"]["uses"],
+        "started_from": record["started_from"],
     }
     with tracking.training(config, run, record) as tracker:
         results, restarts, began = _with_restarts(spark, config, run, record, job, tracker)
@@ -96,7 +98,10 @@ def dataset_to_train_on(config: Config) -> str:
 def _checked_record(config: Config, run: Run, url: str) -> dict:
     """The run's record; `UserError` where the run was started with another one."""
     record = describe(config, url, schema.read_manifest(url), settings(config))
+    record["started_from"] = start = started_from(config)
     check_record(config, run, record)
+    if start and not run.has_begun():
+        log.info("train: begins with the weights of %s at step %d", start["url"], start["step"])
     return record
 
 

@@ -106,11 +106,21 @@ def _prepared(team: Team, job: dict, config: Config, run: Run):
     finally:
         tf.keras.mixed_precision.set_global_policy(policy)
     if team.rank == 0 and not restore(model, run):
-        for field, used in job["uses"].items():
-            restore(getattr(model, field), Run(used["url"]), used["step"])
-        model.begin()
+        _begin(model, job)
     team.broadcast(model.state())
     return model
+
+
+def _begin(model, job: dict) -> None:
+    """Gives the model what a new run begins with: all of another run's state, or that of the runs it is built on."""
+    if start := job["started_from"]:
+        if not restore(model, Run(start["url"]), start["step"]):
+            raise UserError(f"train.start_from: run {start['url']} has no whole checkpoint at step {start['step']}")
+        model.step.assign(0)
+        return
+    for field, used in job["uses"].items():
+        restore(getattr(model, field), Run(used["url"]), used["step"])
+    model.begin()
 
 
 def _stream(team: Team, job: dict, config: Config, batches: int) -> Iterator[dict]:
