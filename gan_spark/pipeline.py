@@ -24,7 +24,8 @@ def pipeline(spark, config: Config) -> dict:
     """
     _check_settings(spark, config)
     url = lake.dataset_url(config)
-    if lake.exists(lake.join(url, schema.MANIFEST)) and not differences(
+    is_there = config.ingest.mode == "replace" and lake.exists(lake.join(url, schema.MANIFEST))
+    if is_there and not differences(
         {**resolved(Ingest()), **schema.read_manifest(url).ingest}, resolved(config.ingest)
     ):
         log.info(

@@ -3,6 +3,7 @@
 `file:`, `hdfs:`, `s3a:` and the rest go through fsspec; `dbfs:` through its mount.
 """
 
+import contextlib
 import json
 import os
 import uuid
@@ -95,14 +96,13 @@ def create(url: str, data: bytes) -> bool:
     fs.pipe_file(part, data)
     try:
         if mounted(url).startswith("file:"):
-            os.link(part, path)
-        elif fs.exists(path):
+            with contextlib.suppress(OSError):  # Not every mount has links; where the file is there, it is told below.
+                os.link(part, path)
+                return True
+        if fs.exists(path):
             return False
-        else:
-            fs.mv(part, path)
+        fs.mv(part, path)
         return True
-    except FileExistsError:
-        return False
     finally:
         if fs.exists(part):
             fs.rm_file(part)

@@ -24,6 +24,7 @@ from ..data import schema, splits
 from ..lake import tables
 from ..runs.record import describe
 from ..runs.store import Run
+from ..training.driver import dataset_to_train_on
 from . import columns
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def train(spark, config: Config) -> dict:
     After each epoch: accuracy on split validation, a line in the run's metrics, a checkpoint in BigDL's format, and
     BigDL's summaries under events/.
     """
-    options, run, url = config.lenet, Run.of(config), lake.dataset_url(config)
+    options, run, url = config.lenet, Run.of(config), dataset_to_train_on(config)
     manifest = _labelled(url)
     start(spark)
     cores = spark.sparkContext.defaultParallelism

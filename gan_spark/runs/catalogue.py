@@ -122,7 +122,7 @@ def needed(root: str, name: str) -> dict[int, list[str]]:
         dataset = Run.named(root, run).record().get("dataset") or {}
         if lake.canonical(dataset.get("url", "")) != lake.canonical(url):
             continue
-        if number := snapshots.find(url, dataset.get("snapshot", 0), dataset["fingerprint"]):
+        if number := snapshots.find(url, dataset.get("snapshot", 0), dataset.get("fingerprint", "")):
             found.setdefault(number, []).append(run)
     return found
 

@@ -37,7 +37,7 @@ def describe(config: Config, url: str, manifest: schema.Manifest, settings: dict
 def dataset_of(record: dict) -> str:
     """URL of the snapshot that the run of this record is of; of its dataset, where that one is gone or was not kept."""
     dataset = record["dataset"]
-    number = snapshots.find(dataset["url"], dataset.get("snapshot", 0), dataset["fingerprint"])
+    number = snapshots.find(dataset["url"], dataset.get("snapshot", 0), dataset.get("fingerprint", ""))
     return snapshots.pinned(dataset["url"], number)
 
 

@@ -75,7 +75,7 @@ def dataset_to_train_on(config: Config) -> str:
     newest = schema.read_manifest(url)
     if lake.exists(run.path("config.json")):
         former = run.record()["dataset"]
-        started = snapshots.find(url, former.get("snapshot", 0), former["fingerprint"])
+        started = snapshots.find(url, former.get("snapshot", 0), former.get("fingerprint", ""))
         if number and started and number != started:
             raise UserError(
                 f"train.snapshot = {number}: run {run.url} is of snapshot {started} of dataset {url}, and goes on with"
