@@ -1,6 +1,6 @@
 """Files in the lake: every path is a URL, and one set of calls serves all stores.
 
-`file:`, `hdfs:`, `s3a:` and the rest go through fsspec; `dbfs:` through its mount.
+`file:`, `hdfs:`, `s3a:` and the rest go through fsspec, `hdfs:` by a filesystem of `hdfs`; `dbfs:` through its mount.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from ..config import UserError
 
 _OBJECT_STORES = ("s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "wasb", "wasbs")
 _SCHEMES = (*_OBJECT_STORES, "hdfs", "webhdfs", "viewfs", "file", "dbfs", "http", "https", "ftp")
+_EXTRAS = {"hdfs": "hdfs", "s3": "s3", "s3a": "s3", "s3n": "s3"}  # what opens a scheme, as gan-spark[...]
 
 
 def is_object_store(url: str) -> bool:
@@ -43,18 +44,35 @@ def mounted(url: str) -> str:
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec filesystem of `url` and the path inside it."""
+    """The fsspec filesystem of `url` and the path inside it; `UserError` where it cannot be opened."""
     url = mounted(url)
     if url.startswith("file:"):
         # Not through fsspec's parser, to which "::" in a file's name means a chain of filesystems.
         fs = fsspec.filesystem("file")
         return fs, fs._strip_protocol(url)
     try:
-        fs, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{url}: no filesystem for this URL: {error}") from error
+        fs, path = _hdfs(url) if url.startswith("hdfs:") else fsspec.core.url_to_fs(url)
+    except (ImportError, OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{url}: no filesystem for this URL: {error}{_remedy(url, error)}") from error
     fs.invalidate_cache()  # of listings: other processes write too
     return fs, path
+
+
+def _hdfs(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    from . import hdfs  # An extra has what that imports.
+
+    root, path = hdfs.split(url)
+    return hdfs.HdfsFileSystem(root), path
+
+
+def _remedy(url: str, error: Exception) -> str:
+    """What to install for a URL's scheme; nothing where that is not what is missing."""
+    scheme = url.partition(":")[0]
+    if scheme not in _EXTRAS or not isinstance(error, ImportError):
+        return ""
+    return f'; {scheme}: takes pip install "gan-spark[{_EXTRAS[scheme]}]", for the Python of driver and executors'
 
 
 def join(url: str, *parts: str) -> str:
@@ -80,7 +98,7 @@ def write_bytes(url: str, data: bytes) -> None:
     fs.makedirs(os.path.dirname(path), exist_ok=True)
     part = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex[:8]}"
     fs.pipe_file(part, data)
-    fs.mv(part, path)
+    fs.mv(part, path, overwrite=True)  # As a local disk does it by itself; HDFS is to be told.
 
 
 def create(url: str, data: bytes) -> bool:

@@ -180,21 +180,28 @@ def _is_there(url: str) -> bool:
 
 def _check_free(url: str) -> None:
     if _is_there(url):
-        raise _Taken(
-            f"{url} is there, and was not a moment ago: another job writes it at the same time. What that job put there"
-            " stays, and nothing of this one; wait for the other to end, and run this one again"
-        )
+        raise _taken(url)
+
+
+def _taken(url: str) -> _Taken:
+    return _Taken(
+        f"{url} is there, and was not a moment ago: another job writes it at the same time. What that job put there"
+        " stays, and nothing of this one; wait for the other to end, and run this one again"
+    )
 
 
 def _move(source: str, target: str) -> None:
-    # A filesystem moves a folder into one that exists.
+    # A local filesystem moves a folder into one that exists; HDFS refuses that in the same instant.
     _check_free(target)
     if is_object_store(source):
         _copy(source, target)
         remove(source)
     else:
         fs, path = filesystem(source)
-        fs.mv(path, filesystem(target)[1], recursive=True)
+        try:
+            fs.mv(path, filesystem(target)[1], recursive=True)
+        except FileExistsError as error:
+            raise _taken(target) from error
 
 
 def _copy(source: str, target: str) -> None:
