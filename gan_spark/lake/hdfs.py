@@ -21,6 +21,9 @@ from ..config import UserError
 
 _SECONDS_TO_ANSWER = 10  # of a NameNode that refuses connections, as Java's client has it
 _BUFFER_BYTES = 2**18
+# Clients of this process, one for each NameNode: none is given up. fsspec forgets its filesystems in a process that is
+# forked, as Horovod's driver forks one, and a client that ends there waits for threads that stayed with the parent.
+_CLIENTS = []
 # How hdfs-native writes down what a NameNode refused: the class of Java's exception, and its text with the stack.
 _REFUSAL = re.compile(r'RPCError\("([\w.$]+)", "(.*)"\)', re.DOTALL)
 
@@ -50,6 +53,7 @@ class HdfsFileSystem(hdfs_native.fsspec.HdfsFileSystem):
                 " service or fs.defaultFS of the core-site.xml and hdfs-site.xml in the folder that HADOOP_CONF_DIR"
                 f" names ({os.environ.get('HADOOP_CONF_DIR') or 'not set'})"
             ) from error
+        _CLIENTS.append(self.client)
         self.client: Any = _Client(self.client)
         if place.hostname and place.port:
             _check_answers(root, place.hostname, place.port)
