@@ -57,6 +57,7 @@ ELSEWHERE = {
     "uv run spark-submit --master": ("tests/test_cluster.py", '"--properties-file"'),
     "export JAVA_HOME": ("tests/test_cluster.py", "JAVA_HOME"),
     "uv run benchmarks/": ("benchmarks/README.md", "measured"),
+    "uv run jobs/stream.py": ("tests/test_stream.py", '"stream.py"'),
     "gan-spark doctor": ("tests/test_doctor.py", "doctor.doctor"),
     "gan-spark export": ("tests/test_export.py", "command_line.main"),
     "gan-spark challenge": ("tests/test_challenge.py", '"challenge", "--end"'),
