@@ -27,8 +27,11 @@ WITHOUT = (
 )
 _START = f"""
 import sys
-for name in {WITHOUT!r}:
-    sys.modules[name] = None
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {WITHOUT!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Without())
 from gan_spark.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -5,6 +5,7 @@ import concurrent.futures
 import datetime
 import json
 import re
+import time
 import uuid
 
 import numpy as np
@@ -82,8 +83,11 @@ def test_traffic_is_divided_and_every_request_recorded_once_though_the_service_e
     np.testing.assert_allclose(row["features"][0], statistics.features(pixels)[0], atol=1e-6)
     assert "person-7" not in str(row)
     found = verdict.verdict(lake, "divided")
-    assert [one["requests"] for one in found["versions"]] == [240 - 4 * round(60 * share), 4 * round(60 * share)]
-    assert sum(one["outcomes"] for one in found["versions"]) == 240
+    assert [one["requests"] for one in found["versions"].values()] == [
+        240 - 4 * round(60 * share),
+        4 * round(60 * share),
+    ]
+    assert sum(one["outcomes"] for one in found["versions"].values()) == 240
     assert found["verdict"] == "not yet" and "at least 50" in found["why"]
     drift = found["drift"]
     assert drift["frechet_floor"] > 0 and drift["frechet"] < 30 * drift["frechet_floor"]
@@ -147,7 +151,7 @@ def test_a_verdict_acts_where_it_is_told_to_and_the_evidence_allows(capsys, clas
     found = verdict.verdict(lake, name)
     assert (found["verdict"], found["acted"]) == (expected, "nothing")
     assert "challenger" in registry.read(lake, name)
-    one, two = found["versions"]
+    one, two = found["versions"].values()
     assert (one["requests"], one["outcomes"], one["people"]) == (1200, 1200, 400) and one["milliseconds_p99"] == 5
     assert two["interval"][0] < two["rate"] < two["interval"][1]
     low, high = found["interval"]
@@ -207,6 +211,28 @@ def test_records_are_held_while_the_store_does_not_answer_and_then_written_once(
     assert failures == [0] and sink.lost == 0
     names = [path.name for path in (tmp_path / "served" / "m").iterdir()]
     assert all(re.fullmatch(r"part-\d+-[0-9a-f]{8}\.parquet|_made_by_gan_spark\.json", name) for name in names)
+
+
+def test_rows_that_cannot_be_written_do_not_keep_others_from_it(tmp_path, monkeypatch):
+    place = f"file://{tmp_path}/served/m"
+    monkeypatch.setattr(records, "EVERY", 0.05)
+    sink = records.Records(place)
+    sink.add(kind="request", request_id="bad", version="no number")
+    while not sink.lost:
+        time.sleep(0.01)
+    sink.add(kind="request", request_id="good", version=1)
+    sink.close()
+    assert records.read(place)["request_id"].to_pylist() == ["good"] and sink.lost == 1
+
+
+def test_a_file_that_no_service_wrote_is_told(tmp_path):
+    place = f"file://{tmp_path}/served/m"
+    lakes.write_bytes(lakes.join(place, "part-1.parquet"), b"no Parquet")
+    with pytest.raises(UserError, match="part-1.parquet is no file that a service wrote"):
+        records.read(place)
+    pq.write_table(records.SCHEMA.empty_table().select(["user"]), tmp_path / "served" / "m" / "part-1.parquet")
+    with pytest.raises(UserError, match="part-1.parquet is no file that a service wrote"):
+        records.read(place)
 
 
 def test_a_strangers_folder_is_not_recorded_into(tmp_path):

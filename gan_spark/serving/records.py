@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import lake
-from ..config import check_name
+from ..config import UserError, check_name
 
 log = logging.getLogger(__name__)
 KIND = "served requests"
@@ -99,8 +99,7 @@ class Records:
         with self._lock:
             rows, self._rows = self._rows, []
         if rows:
-            name = f"part-{time.time_ns()}-{uuid.uuid4().hex[:8]}.parquet"
-            self._files.append((name, _parquet(rows), len(rows)))
+            self._make_file(rows)
         while self._files:
             name, data, _ = self._files[0]
             try:
@@ -116,6 +115,15 @@ class Records:
                 return False
             self._files.pop(0)
         return True
+
+    def _make_file(self, rows: list[dict]) -> None:
+        try:
+            data = _parquet(rows)
+        except Exception:  # A defect; the rows to come are to be written all the same.
+            self.lost += len(rows)
+            log.exception("%d rows of %s cannot be made a file of and are lost", len(rows), self._place)
+        else:
+            self._files.append((f"part-{time.time_ns()}-{uuid.uuid4().hex[:8]}.parquet", data, len(rows)))
 
     def _forget(self) -> None:
         """Lets go of the oldest files, where too much is held."""
@@ -137,12 +145,15 @@ def _parquet(rows: list[dict]) -> bytes:
 
 
 def read(place: str) -> pa.Table:
-    """All records at the URL; no rows where there are none."""
+    """All records at the URL; no rows where there are none. `UserError` names a file that holds something else."""
     fs, path = lake.filesystem(place)
     names = sorted(name for name in fs.find(path) if name.endswith(".parquet")) if fs.exists(path) else []
     names = [name for name in names if name.rsplit("/", 1)[1].startswith("part-")]
     tables = []
     for name in names:
-        with fs.open(name, "rb") as stream:
-            tables.append(pq.read_table(stream, schema=SCHEMA))
+        try:
+            with fs.open(name, "rb") as stream:
+                tables.append(pq.read_table(stream).select(SCHEMA.names).cast(SCHEMA))
+        except (pa.ArrowException, KeyError) as error:
+            raise UserError(f"{place}: {name} is no file that a service wrote: {error}; move it away") from None
     return pa.concat_tables(tables) if tables else SCHEMA.empty_table()

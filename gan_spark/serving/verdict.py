@@ -22,7 +22,7 @@ def verdict(root: str, name: str, act: bool = False) -> dict:
     """The verdict on the challenger of model `name` of the lake at `root`.
 
     With `act`, a challenger that is better is promoted, one that is worse or makes no difference that matters is ended.
-    {"model", "versions": figures of each that answered since the challenge began, "verdict", "why", "difference",
+    {"model", "versions": by number, figures since the challenge began, "verdict", "why", "difference",
     "interval", "p", "drift", "acted": "promoted", "ended" or "nothing"}. Without a challenger `verdict` is "no
     challenger".
     """
@@ -35,7 +35,7 @@ def verdict(root: str, name: str, act: bool = False) -> dict:
     numbers = [champion["version"], *([challenger["version"]] if challenger else [])]
     answer = {
         "model": name,
-        "versions": [_figures(rows, outcomes, number) for number in numbers],
+        "versions": {str(number): _figures(rows, outcomes, number) for number in numbers},
         "verdict": "no challenger",
         "drift": _drift(root, champion, _of(rows, champion["version"])),
         "acted": "nothing",
@@ -117,7 +117,6 @@ def _figures(table: pa.Table, outcomes: dict, version: int) -> dict:
     milliseconds = rows["milliseconds"].drop_null().to_numpy()
     rate = _rate(outcomes.get(version, {}))
     return {
-        "version": version,
         "requests": rows.num_rows,
         "milliseconds_p50": round(float(np.percentile(milliseconds, 50)), 2) if len(milliseconds) else None,
         "milliseconds_p99": round(float(np.percentile(milliseconds, 99)), 2) if len(milliseconds) else None,

@@ -187,7 +187,10 @@ class Versions:
         """Follows the registry until it is cancelled."""
         while True:
             await asyncio.sleep(POLL)
-            await self.look()
+            try:
+                await self.look()
+            except Exception:  # Whatever it is, what is served is served on, and the registry looked at again.
+                log.exception("the registry could not be followed")
 
     async def look(self) -> None:
         """Looks at the registry once, and loads what it names and is not served yet."""
