@@ -1,0 +1,213 @@
+"""Serving: the service against a bare loop of the same model.
+
+A DCGAN and a lenet of their default sizes are registered as they are before any training, since weights do not matter
+here; the picture to classify is one of Fashion-MNIST's. `wrk` asks the service on loopback, `--images` seeds or one
+picture a request, on connections that stay open, at 1, 8 and 32 clients. The bare loop calls the same compiled function
+in as many threads as the service has, at the number of rows that the service had on average (the next exact one). It
+has no HTTP, JSON, PNG or queue, nor a client on the same cores.
+
+    python benchmarks/serve.py
+
+It needs `wrk` (Debian's and Ubuntu's package of that name) and gan-spark[serve].
+"""
+
+import base64
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+
+import common
+
+CLIENTS = (1, 8, 32)
+CALLS = {"generate": "dcgan", "classify": "lenet"}
+
+
+def main() -> None:
+    parser = common.parser(__doc__, repeats=1)
+    parser.add_argument("--seconds", type=float, default=10, help="that each side runs for (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=8, help="seeds of a request (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="that compute (default: one a core)")
+    arguments = common.arguments(parser)
+    if shutil.which("wrk") is None:
+        sys.exit("error: no wrk on the path; Debian and Ubuntu have it as the package wrk")
+    from gan_spark import process
+    from gan_spark.serving import server
+
+    process.prepare()
+    server.set_threads(arguments.threads)
+    figures = {}
+    with common.lake(arguments) as lake:
+        register(lake)
+        for call, model in CALLS.items():
+            served = service(lake, call, model, arguments)
+            for clients, side in served.items():
+                side["bare_images_per_second"] = bare(lake, model, call, side["rows_at_once"], arguments)
+                side["ratio"] = round(side["images_per_second"] / side["bare_images_per_second"], 3)
+                common.say(f"{call} at {clients} clients: {side}")
+            figures[call] = served
+    common.finish(
+        {
+            "benchmark": "serve",
+            "ratio": min(figures[call][CLIENTS[-1]]["ratio"] for call in CALLS),
+            "bound": 0.8,
+            "threads": arguments.threads,
+            "images_a_request": {"generate": arguments.images, "classify": 1},
+            "seconds": arguments.seconds,
+            "figures": figures,
+        }
+    )
+
+
+def register(lake: str) -> None:
+    """Registers a run of each model in the lake, of weights as they are at the start, unless it has them."""
+    import tensorflow as tf
+
+    from gan_spark.config import resolved
+    from gan_spark.runs import loading, registry
+    from gan_spark.runs.store import Run
+
+    for name in set(CALLS.values()) - set(registry.models(lake)):
+        config = loading.model_config({"name": name})
+        model, run = loading.build(config), Run.named(lake, name)
+        dataset = {"url": f"{lake}/datasets/none", "fingerprint": "", "classes": [str(one) for one in range(10)]}
+        record = {
+            "config": {"run": name, "model": resolved(config), "uses": {}},
+            "dataset": dataset,
+            "created": "today",
+        }
+        run.start({**record, "versions": {}})
+        run.save_checkpoint(1, lambda prefix, model=model: tf.train.Checkpoint(model=model).write(prefix), keep=1)
+        registry.promote(lake, name, name)
+
+
+def service(lake: str, call: str, model: str, arguments) -> dict[int, dict]:
+    """Figures of the service by the number of clients."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ["--lake", lake, "--model", model, "--port", str(port), "--threads", str(arguments.threads)]
+    # In a file: what nobody reads from a pipe would fill it.
+    with tempfile.TemporaryFile() as log:
+        server = subprocess.Popen([sys.executable, "-m", "gan_spark", "serve", *words], stderr=log)
+        try:
+            wait(port, server)
+            path, body = request(call, arguments)
+            load(port, path, body, 8, 3)  # warms up
+            return {clients: measured(port, path, body, call, clients, arguments) for clients in CLIENTS}
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def wait(port: int, server: subprocess.Popen) -> None:
+    for _ in range(600):
+        if server.poll() is not None:
+            sys.exit("error: the service ended")
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=5)
+            return
+        except OSError:
+            time.sleep(0.2)
+    sys.exit("error: the service did not answer")
+
+
+def request(call: str, arguments) -> tuple[str, str]:
+    """Path and body, in which %d is another number each time."""
+    if call == "generate":
+        return "/generate", f'{{"first_seed": %d, "images": {arguments.images}}}'
+    from gan_spark.data import images
+
+    pixels, _ = common.read_idx(arguments.data, "t10k")
+    return "/", json.dumps({"data": base64.b64encode(images.encode_png(pixels[0])).decode()})
+
+
+def load(port: int, path: str, body: str, clients: int, seconds: float) -> tuple[float, dict[str, float]]:
+    """(Requests a second, milliseconds by share) of wrk; every answer has to be 200."""
+    script = f"""
+local number = {int(time.time())}
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "application/json"
+request = function()
+  number = number + 1
+  return wrk.format(nil, nil, nil, string.gsub([[{body}]], "%%d", tostring(number)))
+end
+done = function(summary, latency, requests)
+  local errors = summary.errors
+  io.write(string.format("GAN %d %d %d %f %f\\n", summary.requests, summary.duration,
+    errors.status + errors.connect + errors.read + errors.write + errors.timeout,
+    latency:percentile(50) / 1000, latency:percentile(99) / 1000))
+end
+"""
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
+        file.write(script)
+        file.flush()
+        command = ["wrk", "-t", "1", "-c", str(clients), "-d", f"{seconds:g}s", "--timeout", "30s", "-s", file.name]
+        output = subprocess.run(
+            [*command, f"http://127.0.0.1:{port}{path}"], capture_output=True, text=True, check=True
+        )
+    numbers = [float(one) for one in re.search(r"GAN (.*)", output.stdout)[1].split()]
+    if numbers[2]:
+        sys.exit(f"error: {numbers[2]:.0f} requests failed\n{output.stdout}")
+    return numbers[0] / numbers[1] * 1e6, {"p50": round(numbers[3], 2), "p99": round(numbers[4], 2)}
+
+
+def rows(port: int, call: str) -> tuple[float, float]:
+    """(Batches, rows) that the service has computed."""
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read().decode()
+    pattern = r'gan_spark_batch_rows_{}\{{call="{}"\}} (\S+)'
+    return tuple(float(re.search(pattern.format(what, call), text)[1]) for what in ("count", "sum"))
+
+
+def measured(port: int, path: str, body: str, call: str, clients: int, arguments) -> dict:
+    before = rows(port, call)
+    rate, latency = load(port, path, body, clients, arguments.seconds)
+    batches, count = (after - former for after, former in zip(rows(port, call), before, strict=True))
+    return {
+        "images_per_second": round(rate * (arguments.images if call == "generate" else 1), 1),
+        "milliseconds": latency,
+        "rows_at_once": round(count / batches, 2),
+    }
+
+
+def bare(lake: str, model: str, call: str, rows_at_once: float, arguments) -> float:
+    """Images a second of the compiled function alone, in as many threads."""
+    import tensorflow as tf
+
+    from gan_spark import process
+    from gan_spark.runs import registry
+    from gan_spark.runs.store import Run
+    from gan_spark.serving import functions
+
+    def load():
+        entry = registry.current(lake, model)
+        answers = functions.answers(Run.named(lake, entry["run"]), entry["step"])
+        return answers, functions.exact(answers)
+
+    answers, exact = process.cached(("bare", model), load)
+    size = min((size for size in exact[call] if size >= rows_at_once), default=max(exact[call]))
+    columns = {key: tf.identity(value) for key, value in answers.noise(size, answers.calls()[call].columns).items()}
+    counts, end = [0] * arguments.threads, time.monotonic() + arguments.seconds
+
+    def work(place: int) -> None:
+        while time.monotonic() < end:
+            exact[call][size](columns).numpy()
+            counts[place] += size
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(arguments.threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return round(sum(counts) / arguments.seconds, 1)
+
+
+if __name__ == "__main__":
+    main()
