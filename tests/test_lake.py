@@ -5,6 +5,7 @@ import json
 import os
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
@@ -494,3 +495,39 @@ def test_a_tilde_is_the_users_home(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     assert lake.to_url("~/lake") == "file:///home/somebody/lake"
     assert lake.to_url("data/~x$y:z") == "file://" + os.path.abspath("data/~x$y:z")
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_of_many_that_create_a_file_one_does(tmp_path, monkeypatch, has_links):
+    if not has_links:  # as on a mount of Databricks
+
+        def refuses(*_):
+            raise PermissionError("no links here")
+
+        monkeypatch.setattr(os, "link", refuses)
+    url = lake.to_url(str(tmp_path / "folder" / "file"))
+    if has_links:
+        with ThreadPoolExecutor(8) as threads:
+            made = list(threads.map(lambda number: lake.create(url, b"%d" % number), range(40)))
+        assert sum(made) == 1 and lake.read_bytes(url) == b"%d" % made.index(True)
+    else:
+        assert lake.create(url, b"first")
+    before = lake.read_bytes(url)
+    assert not lake.create(url, b"another") and lake.read_bytes(url) == before
+    assert os.listdir(tmp_path / "folder") == ["file"]
+
+
+@pytest.mark.parametrize(
+    "url, folder, number",
+    [
+        ("file:///lake/datasets/d@2", "file:///lake/datasets/d", 2),
+        ("file:///lake/datasets/d", "file:///lake/datasets/d", 0),
+        ("abfss://c@host/lake/datasets/d", "abfss://c@host/lake/datasets/d", 0),
+        ("abfss://c@host/lake/datasets/d@12", "abfss://c@host/lake/datasets/d", 12),
+        ("file:///lake@3/datasets/d", "file:///lake@3/datasets/d", 0),
+        ("file:///lake/datasets/d@x", "file:///lake/datasets/d@x", 0),
+    ],
+)
+def test_a_snapshot_has_a_url(url, folder, number):
+    assert lake.split_snapshot(url) == (folder, number)
+    assert not number or lake.at_snapshot(folder, number) == url == lake.at_snapshot(url, number)

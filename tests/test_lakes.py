@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -142,6 +143,14 @@ def pipeline_command(root: str, run: str, steps: int, folder) -> list[str]:
 def skip_without_packages(folder) -> None:
     if "unresolved dependency" in (folder / "errors").read_text():
         pytest.skip(f"Spark cannot fetch {PACKAGES} from here")
+
+
+def test_of_many_that_create_an_object_one_does(s3):
+    """Which is how a snapshot is committed."""
+    url = lake.join(s3[0], "datasets", "d", "_snapshots", "00000002.json")
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda number: lake.create(url, b"%d" % number), range(40)))
+    assert sum(made) == 1 and lake.read_bytes(url) == b"%d" % made.index(True)
 
 
 @pytest.mark.timeout(900)
