@@ -148,7 +148,8 @@ class Process:
     def tell(self, *values) -> dict:
         self.process.stdin.write(json.dumps(values) + "\n")
         self.process.stdin.flush()
-        line = self.process.stdout.readline()
+        # Spark says there, too, what packages it fetches.
+        line = next((line for line in self.process.stdout if line.startswith("{")), "")
         if not line and "unresolved dependency" in self.errors.read_text():
             pytest.skip(f"Spark cannot fetch {PACKAGES} from here")
         assert line, self.errors.read_text()[-3000:]
@@ -175,7 +176,10 @@ def obedient(place, tmp_path):
     process = Process(place, tmp_path, "obeying")
     yield process
     process.process.stdin.close()
-    process.process.wait(120)
+    try:
+        process.process.wait(60)
+    finally:
+        process.process.kill()
 
 
 def check_readers(url: str, count: int) -> None:
@@ -203,6 +207,7 @@ def folder_ids(url: str) -> list[str]:
         return [row.id for row in rows]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_a_driver_that_is_killed_leaves_a_whole_snapshot(place, obedient, tmp_path):
     url, count = place[0], 40

@@ -22,6 +22,8 @@ from gan_spark.runs import loading
 from gan_spark.runs.store import Run
 from gan_spark.training import driver, loop
 
+pytestmark = pytest.mark.slow
+
 APPEND = dataclasses.replace(CONFIG, mode="append")
 IDS = list(PIXELS)
 STEPS = (slice(0, 150), slice(0, 220), slice(200, 300))  # sources of three ingests, which overlap
