@@ -26,7 +26,7 @@ LONGEST = (
     *("test_trainer", "test_lakes", "test_transfer", "test_cluster", "test_evaluate", "test_extending"),
     *("test_command_line", "test_notebooks", "test_stackgan", "test_ml", "test_ingest", "test_parts"),
     *("test_signals", "test_srgan", "test_tracking", "test_jobs", "test_docs", "test_scala", "test_lenet"),
-    *("test_signals", "test_moved_lakes", "test_process", "test_generate", "test_report"),
+    *("test_signals", "test_hdfs", "test_moved_lakes", "test_process", "test_generate", "test_report"),
 )
 
 

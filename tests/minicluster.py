@@ -3,6 +3,7 @@
 `python tests/minicluster.py FOLDER` runs one with YARN until Ctrl-C; its client configuration is in FOLDER/conf.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pyspark
 from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
-from py4j.protocol import Py4JJavaError
+from py4j.protocol import Py4JError, Py4JJavaError
 
 from gan_spark import job
 
@@ -29,8 +30,7 @@ _YARN = {
     "yarn.resourcemanager.bind-host": _LOOPBACK,
     "yarn.nodemanager.hostname": _LOOPBACK,
     "yarn.nodemanager.bind-host": _LOOPBACK,
-    "yarn.nodemanager.resource.memory-mb": "12288",
-    "yarn.nodemanager.resource.cpu-vcores": "8",
+    "yarn.minicluster.yarn.nodemanager.resource.memory-mb": "12288",
     "yarn.scheduler.minimum-allocation-mb": "256",
     "yarn.nodemanager.vmem-check-enabled": "false",
     # A disk that is nearly full would be left out.
@@ -55,12 +55,13 @@ class Minicluster:
     def __init__(self, folder: Path, yarn: bool = False):
         self.folder, self.conf = folder, folder / "conf"
         self.conf.mkdir(parents=True)
+        self.java = Path(job.java_home() or os.environ.get("JAVA_HOME") or _home_of_java())
         self.log = (folder / "cluster.log").open("w")
         port, self.process = launch_gateway(
             jarpath=str(next(Path(pyspark.__file__).parent.glob("jars/py4j-*.jar"))),
             classpath=_classpath(folder),
             javaopts=list(_JAVA),
-            java_path=str(Path(job.java_home() or os.environ.get("JAVA_HOME") or _home_of_java(), "bin", "java")),
+            java_path=str(self.java / "bin" / "java"),
             cwd=str(folder),  # where YARN's containers run
             die_on_exit=True,
             redirect_stdout=self.log,
@@ -68,6 +69,7 @@ class Minicluster:
             return_proc=True,
         )
         self.pid = self.process.pid
+        self.yarn = None
         self.gateway = JavaGateway(gateway_parameters=GatewayParameters(address=_LOOPBACK, port=port))
         try:
             self._start(yarn)
@@ -87,7 +89,9 @@ class Minicluster:
         if not yarn:
             return
         settings = apache.yarn.conf.YarnConfiguration(settings)
-        for name, value in {**_YARN, "fs.defaultFS": self.url}.items():
+        # Where a node's containers find Java.
+        java = {"yarn.nodemanager.admin-env": f"JAVA_HOME={self.java}"}
+        for name, value in {**_YARN, **java, "fs.defaultFS": self.url}.items():
             settings.set(name, value)
         self.yarn = apache.yarn.server.MiniYARNCluster("yarn", 1, 1, 1)
         self.yarn.init(settings)
@@ -102,6 +106,9 @@ class Minicluster:
         (self.conf / name).write_text(f"<configuration>{properties}</configuration>\n")
 
     def stop(self) -> None:
+        with contextlib.suppress(Py4JError):
+            if self.yarn is not None:
+                self.yarn.stop()  # Its containers would outlive it.
         self.gateway.close()
         self.process.terminate()
         self.process.wait(60)
@@ -134,6 +141,8 @@ def _classpath(folder: Path) -> str:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit())
     with Minicluster(Path(sys.argv[1]).resolve(), yarn=True) as cluster:
         print(f"{cluster.url}, HADOOP_CONF_DIR={cluster.conf}, pid {cluster.pid}", flush=True)
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        signal.pause()
