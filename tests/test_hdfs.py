@@ -231,6 +231,9 @@ def test_of_two_that_replace_a_folder_at_once_one_is_refused(hdfs, monkeypatch):
     with pytest.raises(UserError, match="another job writes it at the same time"):
         swap._move(staged, place)
     fs, path = lake.filesystem(place)
+    fs.makedirs("/race/empty")
+    with pytest.raises(FileExistsError):
+        fs.mv(path, "/race/empty", recursive=True)
     assert fs.find(path) == [f"{path}/{lake.OWNER}"] and lake.exists(staged)  # and not the one inside the other
 
 

@@ -98,7 +98,7 @@ def write_bytes(url: str, data: bytes) -> None:
     fs.makedirs(os.path.dirname(path), exist_ok=True)
     part = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex[:8]}"
     fs.pipe_file(part, data)
-    fs.mv(part, path, overwrite=True)  # As a local disk does it by itself; HDFS is to be told.
+    fs.mv(part, path)
 
 
 def create(url: str, data: bytes) -> bool:

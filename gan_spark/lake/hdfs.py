@@ -36,8 +36,8 @@ class HdfsFileSystem(hdfs_native.fsspec.HdfsFileSystem):
     """The filesystem of a NameNode or name service, `root`: "hdfs://host:port", "hdfs://service", or "hdfs://" for
     `fs.defaultFS` of the configuration in HADOOP_CONF_DIR.
 
-    A rename is atomic, and refuses a target that is there unless it is told to overwrite a file. Raises `UserError`
-    where there is no such NameNode, or none that answers.
+    A rename is atomic: a file takes the place of a file, and nothing that of a folder. Raises `UserError` where there
+    is no such NameNode, or none that answers.
     """
 
     def __init__(self, root: str, **options):
@@ -69,6 +69,14 @@ class HdfsFileSystem(hdfs_native.fsspec.HdfsFileSystem):
             return super().exists(path, **options)
         except NotADirectoryError:
             return False
+
+    def mv(self, path1, path2, **_) -> None:
+        try:
+            super().mv(path1, path2)
+        except FileExistsError:
+            if self.isdir(path1) or self.isdir(path2):
+                raise
+            super().mv(path1, path2, overwrite=True)
 
     def _open(self, path, mode="rb", **_) -> Any:
         path = self._strip_protocol(path)
