@@ -52,6 +52,28 @@ def _parser() -> argparse.ArgumentParser:
     for name, job in JOBS.items():
         if name != "promote":
             commands.add_parser(name, help=job.description)
+    in_lake = [*_add_models(commands), *_add_data(commands)]
+    for command in in_lake:
+        command.add_argument("--lake", default="lake", metavar="URL", help="path or URL (default: %(default)s)")
+        if not command.prog.endswith(" serve"):
+            command.add_argument("--json", action="store_true", help="print JSON, not a table")
+    init = commands.add_parser("init", help="write an example config into this folder, or list the examples")
+    init.add_argument("name", nargs="?", metavar="NAME", help="without it, the examples are listed")
+    models = commands.add_parser("models", help="every model with its paper, inputs and config keys")
+    models.add_argument("name", nargs="*", metavar="NAME", help="these alone")
+    check = commands.add_parser("check", help="try what every model must do with one of them")
+    check.add_argument("name", metavar="NAME", help="of a model, or my_package.my_module:MyModel")
+    commands.add_parser("reference", help="every config key, as Markdown: docs/config.md")
+    download = commands.add_parser("download", help="fetch a well-known image set, with its checksum")
+    download.add_argument("name", metavar="NAME")
+    download.add_argument("folder", metavar="FOLDER", help="path or URL")
+    commands.add_parser("java-home", help="print a JAVA_HOME that Spark 3.4 runs on, for spark-submit")
+    commands.add_parser("bigdl-jars", help="print BigDL's jars, for spark-submit --jars")
+    return parser
+
+
+def _add_models(commands) -> list[argparse.ArgumentParser]:
+    """The commands about registered models, and those that hand a model to others."""
     promote = commands.add_parser(
         "promote",
         help="make a run the promoted version of a named model: RUN, or the run of --config",
@@ -81,6 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--to", required=True, metavar="URL", help="folder to write to, as a path or URL")
     serve = commands.add_parser("serve", help="answer over HTTP by the promoted version of a registered model")
     server.add_arguments(serve)
+    return [promote, rollback, challenge, verdict, export, serve]
+
+
+def _add_data(commands) -> list[argparse.ArgumentParser]:
+    """The commands about what is in a lake."""
     runs = commands.add_parser("runs", help="the lake's runs, as a table")
     show = commands.add_parser("show", help="what a run came from and led to, or the snapshots of a dataset")
     show.add_argument("name", metavar="NAME", help="of a run, or else of a dataset")
@@ -91,23 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     compact = commands.add_parser("compact", help="write the small files of a dataset anew as few, as a new snapshot")
     for command in (expire, compact):
         command.add_argument("dataset", metavar="DATASET")
-    for command in (promote, rollback, challenge, verdict, export, serve, runs, show, datasets, expire, compact):
-        command.add_argument("--lake", default="lake", metavar="URL", help="path or URL (default: %(default)s)")
-    for command in (promote, rollback, challenge, verdict, export, runs, show, datasets, expire, compact):
-        command.add_argument("--json", action="store_true", help="print JSON, not a table")
-    init = commands.add_parser("init", help="write an example config into this folder, or list the examples")
-    init.add_argument("name", nargs="?", metavar="NAME", help="without it, the examples are listed")
-    models = commands.add_parser("models", help="every model with its paper, inputs and config keys")
-    models.add_argument("name", nargs="*", metavar="NAME", help="these alone")
-    check = commands.add_parser("check", help="try what every model must do with one of them")
-    check.add_argument("name", metavar="NAME", help="of a model, or my_package.my_module:MyModel")
-    commands.add_parser("reference", help="every config key, as Markdown: docs/config.md")
-    download = commands.add_parser("download", help="fetch a well-known image set, with its checksum")
-    download.add_argument("name", metavar="NAME")
-    download.add_argument("folder", metavar="FOLDER", help="path or URL")
-    commands.add_parser("java-home", help="print a JAVA_HOME that Spark 3.4 runs on, for spark-submit")
-    commands.add_parser("bigdl-jars", help="print BigDL's jars, for spark-submit --jars")
-    return parser
+    return [runs, show, datasets, expire, compact]
 
 
 def _init(arguments) -> None:
