@@ -37,6 +37,7 @@ CALLS = {
     "serving/export.py": {"remove": "staged here", "replace": "check_replaceable"},
     "runs/store.py": {"remove": "checkpoints of a run, by check_is_run"},
     "training/driver.py": {"remove": "a run that this job began, as its owner's token says"},
+    "doctor.py": {"remove": "a probe, named by chance"},
     "training/ranks.py": {"remove": "a probe, named by chance"},
     "data/downloads.py": {"remove": "a partial file that it fetched"},
 }

@@ -11,6 +11,7 @@ from conftest import MODEL_CONFIGS, make_config
 from gan_spark import lake as lakes
 from gan_spark import models, process
 from gan_spark.config import TaskFailure, Train, UserError, parse
+from gan_spark.data import schema
 from gan_spark.runs import loading
 from gan_spark.runs.store import Run
 from gan_spark.training import driver, progress, ranks
@@ -171,7 +172,8 @@ def test_where_training_goes_on_is_told(spark, lake, digits, monkeypatch, caplog
             super().__init__(*arguments)
             bars.append((self.bar.initial, self.bar.n))
 
-    Run.of(config).start({"config": {}})
+    dataset = {"url": digits, "fingerprint": schema.read_manifest(digits).fingerprint}
+    Run.of(config).start({"config": {}, "dataset": dataset})
     monkeypatch.setattr(Run, "check", lambda *arguments: None)
     monkeypatch.setattr(driver, "Progress", Bar)
     checkpoint_of(Run.of(config), 4)

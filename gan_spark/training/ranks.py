@@ -83,6 +83,9 @@ def has_nccl() -> bool:
 
 
 def _horovod() -> str:
+    """Where Horovod for TensorFlow is; `ImportError` where it, or a part of it that ranks need, is not there."""
+    import horovod.common.basics  # noqa: F401
+
     return importlib.util.find_spec("horovod.tensorflow").origin
 
 
