@@ -135,12 +135,16 @@ class BEGAN(GenerativeModel):
         self.sampler = self.average(decoder(config, "sampler"), self.generator)
         self.k = tf.Variable(0.0, trainable=False, name="k")
         self.stall = Stall(config.stall_steps) if config.stall_steps else None
-        self.rate = _Halved(config.rate, config.halve_every, self.stall)
-        d_rate = _Halved(config.discriminator_rate or config.rate, config.halve_every, self.stall)
         for name, rate, variables in (
-            ("d", d_rate, [*self.encoder.trainable_variables, *self.decoder.trainable_variables]),
-            ("g", self.rate, self.generator.trainable_variables),
+            (
+                "d",
+                config.discriminator_rate or config.rate,
+                [*self.encoder.trainable_variables, *self.decoder.trainable_variables],
+            ),
+            ("g", config.rate, self.generator.trainable_variables),
         ):
+            if config.halve_every or self.stall is not None:  # An optimizer of a constant rate has other variables.
+                rate = _Halved(rate, config.halve_every, self.stall)
             self.optimize(name, tf.keras.optimizers.Adam(rate, config.beta1), variables)
 
     def reconstruction(self, images: tf.Tensor) -> tf.Tensor:
@@ -161,7 +165,7 @@ class BEGAN(GenerativeModel):
         # Reduced, since every rank carries the same k.
         real, fake = self.reduce([real, fake])
         measure = real + tf.abs(self.config.gamma * real - fake)
-        rate = self.rate(self.optimizers["g"].iterations - 1)
+        rate = tf.identity(self.optimizers["g"].learning_rate)  # of this step
         self.k.assign(losses.began_balance(self.k, real, fake, self.config.gamma, self.config.lambda_k))
         if self.stall is not None:
             self.stall.update(measure)
