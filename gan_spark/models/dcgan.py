@@ -8,8 +8,11 @@ The further options are the aids of 1606.03498 and others, each off by default; 
 
 Differences: kernels of 4 rather than 5 (each output pixel of a stride-2 transposed convolution then sees the same
 number of taps); both networks step on one pass of the same batch; one-sided label smoothing (1606.03498) and a moving
-average of the generator that samples are drawn from. Spectral normalisation is Keras's: kernels are projected at each
-pass, so the gradient does not go through the singular value, and `discriminator_above` does not hold them still.
+average of the generator that samples are drawn from. The authors' code (github.com/Newmu/dcgan_code) moreover has
+squared weights at 1e-5 in the loss (2.5e-5 for MNIST), steps the networks on batches in turn, samples with the batch's
+own statistics, begins at 128 filters, and for MNIST joins the class to dense layers. Spectral normalisation is
+Keras's: kernels are projected at each pass, so the gradient does not go through the singular value, and
+`discriminator_above` does not hold them still.
 """
 
 import dataclasses

@@ -6,11 +6,13 @@ real, and from generated ones not being so. The generator matches the mean of a 
 matching).
 
 Differences: features are matched with the classifier as it is without noise and dropout, whose variance would else be
-most of what is matched; z is normal; labelled images are not among the unlabelled
-too; a constant learning rate; DCGAN's generator; a classifier of strided 5x5 convolutions with leaky ReLU and dropout,
-without batch norm, as labelled, unlabelled and generated batches have other statistics, and without weight
-normalisation; a moving average of both networks, from which images and classes come. `adversarial = false` trains the
-same classifier on the labelled images alone: what it must beat.
+most of what is matched; z is normal; labelled images are not among the unlabelled too; a constant learning rate;
+DCGAN's generator; a classifier of strided 5x5 convolutions with leaky ReLU and dropout, without batch norm, as
+labelled, unlabelled and generated batches have other statistics, and without weight normalisation; a moving average of
+both networks, from which images and classes come. The authors' code (github.com/openai/improved-gan) weighs the losses
+on unlabelled and generated images by a half (`unlabelled = 0.5`), for CIFAR-10 matches features by absolute
+differences, steps the generator after the classifier on another batch, and begins by scaling layers to their data.
+`adversarial = false` trains the same classifier on the labelled images alone: what it must beat.
 """
 
 import dataclasses

@@ -2,10 +2,13 @@
 
 Text, its conditioning augmentation, the discriminator, the step.
 
-Differences from the paper, in both stages: one phrasing's embedding a step; the KL term is averaged over the dimensions
-of c, as in the authors' code, so that its weight does not depend on their number; the learning rate is constant or
-falls linearly; one-sided label smoothing (1606.03498); both networks step on one pass; moving averages of the
-generators.
+Differences from the paper, in both stages: one phrasing's embedding a step; the KL term is averaged over the
+dimensions of c, as in the authors' code, so that its weight does not depend on their number; the learning rate is
+constant or falls linearly; one-sided label smoothing (1606.03498); both networks step on one pass; moving averages of
+the generators. The authors' code (github.com/hanzhanggit/StackGAN) moreover has bottleneck residual blocks in stage
+I's generator and in both discriminators, a leaky ReLU before c's mean and variance, truncated noise, lambda 2, the
+mean of four phrasings' embeddings, another image as the wrong one in place of another text, and crops and mirroring
+from 76 pixels; stage II's discriminator there goes on to 32 times its width and back.
 """
 
 import dataclasses

@@ -7,7 +7,8 @@ is what the text-to-image models use.
 Differences: the loss is a cross-entropy over cosines (Radford et al., 2021; arXiv 2103.00020), which spreads the
 embeddings, where the paper's hinge over inner products stops at a margin and leaves them along few directions
 (docs/trials.md); the images' features are learnt with the texts', by a small convolutional network, where the paper
-takes GoogLeNet's; GRU cells; widths are config values.
+takes GoogLeNet's; GRU cells; widths are config values. The authors' code (github.com/reedscot/icml2016) has 384, 512
+and 256 filters, the third kernel of 4, no third pooling, no padding, and dropout before its last layer.
 """
 
 import dataclasses

@@ -5,7 +5,9 @@ gradient to 1 on lines between real and generated images. `n_critic` critic step
 fresh batch, for every generator step; Adam at 1e-4 with betas 0 and 0.9; lambda 10. The critic
 has no batch norm, since the penalty is on each image's gradient alone.
 
-Differences: DCGAN's networks (the paper has several); a moving average of the generator.
+Differences: DCGAN's networks (the paper has several), with batch norm in the generator; a moving average of the
+generator. The authors' code for MNIST (github.com/igul222/improved_wgan_training) has no batch norm there, beta1 0.5, z
+of 128, 5x5 kernels and a third convolution in the critic.
 """
 
 import dataclasses
