@@ -132,6 +132,22 @@ def test_a_source_at_which_nothing_arrives_is_refused(spark, tmp_path, source):
         stream.stream(spark, streaming(str(tmp_path / "lake"), tmp_path, ingest={"source": source}))
 
 
+@pytest.mark.parametrize(
+    "sections, message",
+    [
+        (
+            {"stream": {"trigger": "now and then"}},
+            "stream.trigger = 'now and then': expected 'availableNow', or an int",
+        ),
+        ({"stream": {"trigger": ""}}, "stream.trigger = '': expected 'availableNow', or an interval"),
+        ({"ingest": {"path": "/nowhere"}}, "ingest.path = '/nowhere': expected a folder at which images arrive"),
+    ],
+)
+def test_a_stream_that_cannot_begin_says_why(spark, tmp_path, sections, message):
+    with pytest.raises(UserError, match=message):
+        stream.stream(spark, streaming(str(tmp_path / "lake"), tmp_path, **sections))
+
+
 @pytest.mark.long
 def test_two_thousand_images_arrive_while_the_job_runs_and_is_killed(spark, tmp_path):
     """Rows and rejects are the files, through one SIGKILL, with a trigger that looks every second."""

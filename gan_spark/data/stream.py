@@ -12,7 +12,7 @@ import time
 from pyspark.sql import functions as F
 
 from .. import lake
-from ..config import Config, check_sections
+from ..config import Config, UserError, check_sections
 from . import ingest, schema
 from .sources import arriving
 
@@ -43,8 +43,7 @@ def stream(spark, config: Config) -> dict:
     writer = rows.writeStream.foreachBatch(lambda batch, number: _add(spark, config, url, batch, number, done))
     writer = writer.queryName(f"{config.dataset} from {config.ingest.path}")
     writer = writer.option("checkpointLocation", checkpoint(config))
-    now = options.trigger == "availableNow"
-    query = (writer.trigger(availableNow=True) if now else writer.trigger(processingTime=options.trigger)).start()
+    query = _triggered(writer, options.trigger).start()
     try:
         query.awaitTermination()
     finally:
@@ -58,6 +57,17 @@ def stream(spark, config: Config) -> dict:
         "rows": sum(manifest.rows.values()) if manifest else 0,
         "checkpoint": checkpoint(config),
     }
+
+
+def _triggered(writer, trigger: str):
+    if trigger == "availableNow":
+        return writer.trigger(availableNow=True)
+    try:
+        return writer.trigger(processingTime=trigger)
+    except Exception as error:  # Java's, and PySpark's own of an empty one
+        raise UserError(
+            f"stream.trigger = {trigger!r}: expected 'availableNow', or an interval such as '10 seconds'"
+        ) from error
 
 
 def checkpoint(config: Config) -> str:

@@ -21,6 +21,10 @@ def stream(spark, config: Ingest, rows_a_batch: int):
 
     `UserError` for a source that nothing can arrive at.
     """
+    if config.source == "folder" or (config.source == "table" and "/" in config.path):
+        fs, path = lake.filesystem(lake.to_url(config.path))
+        if not fs.isdir(path):
+            raise UserError(f"ingest.path = {config.path!r}: expected a folder at which images arrive, found none")
     if config.source == "folder":
         reader = spark.readStream.format("binaryFile").schema(_FILES).option("recursiveFileLookup", True)
         return (
