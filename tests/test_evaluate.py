@@ -334,6 +334,7 @@ def test_the_classifier_is_trained_by_settings_of_its_own(spark, measured, monke
         threads=2,
         restarts=7,
         start_timeout=9,
+        snapshot=1,
     )
     assert re.fullmatch(r".*-3-33\.[0-9a-f]{8}", told[0].run)  # of another batch is another classifier
 

@@ -351,7 +351,7 @@ def test_a_url_keeps_the_host_of_its_store():
     for name in names:
         fs, path = lake.filesystem(root)
         fs.pipe_file(f"{path}/{name}", png())
-    parts = [folder._Part("", None, None, whole=False), folder._Part("cat", "cat", None, whole=True)]
+    parts = [folder.Part("", None, None, whole=False), folder.Part("cat", "cat", None, whole=True)]
     rows = list(folder._list(root, 2**20, {"cat": "cat"}, frozenset(), iter(parts)))
     assert {id: url for id, url, *_ in rows} == {name: f"{root}/{name}" for name in names}
     assert all(lake.read_bytes(url) == png() for _, url, *_ in rows)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 from conftest import ROOT, make_config, write_config
+from test_lakes import s3  # noqa: F401 (a fixture)
 
 from gan_spark.config import UserError
 from gan_spark.data import images, ingest, schema, snapshots, stream
@@ -107,22 +108,33 @@ def test_a_label_that_the_dataset_has_not_is_rejected_or_added(spark, tmp_path):
     assert added["added"] == 2 and schema.read_manifest(url).classes == (*"0123456789", "newest")
 
 
-def test_rows_of_a_delta_table_arrive(spark, tmp_path):
-    table = str(tmp_path / "arriving")
-    digits = sklearn.datasets.load_digits()
+DELTA = """
+import json, sys
+import numpy as np
+from gan_spark import job, models
+from gan_spark.config import load
+from gan_spark.data import images, stream
 
-    def write(first: int, last: int) -> None:
-        rows = [
-            (str(index), images.encode_png((digits.images[index] * 15).astype(np.uint8)[:, :, None]))
-            for index in range(first, last)
-        ]
-        spark.createDataFrame(rows, "id string, content binary").write.format("delta").mode("append").save(table)
+spark = job.session("stream of a table")
+config = load(sys.argv[1], (), models.config_class)
+for first, last in ((0, 40), (30, 50)):
+    rows = [(str(i), bytearray(images.encode_png(np.full([8, 8, 1], i, np.uint8)))) for i in range(first, last)]
+    frame = spark.createDataFrame(rows, "id string, content binary")
+    frame.write.format("delta").mode("append").save(config.ingest.path)
+    print(json.dumps(stream.stream(spark, config)), flush=True)
+"""
 
-    write(0, 40)
-    config = streaming(str(tmp_path / "lake"), table, ingest={"source": "table"})
-    assert stream.stream(spark, config)["added"] == 40
-    write(30, 50)
-    more = stream.stream(spark, config)
+
+@pytest.mark.long
+def test_rows_of_a_delta_table_arrive(s3, tmp_path):  # noqa: F811
+    """With Delta's packages, which a session of the tests has not: those of the lake on an object store."""
+    config = streaming(str(tmp_path / "lake"), tmp_path / "arriving", ingest={"source": "table"})
+    command = [sys.executable, "-c", DELTA, write_config(tmp_path, config)]
+    environment = {**s3[1], "PYTHONPATH": str(ROOT)}
+    job = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert job.returncode == 0, job.stderr[-3000:]
+    first, more = (json.loads(line) for line in job.stdout.splitlines() if line.startswith("{"))
+    assert first["added"] == 40
     assert (more["added"], more["known"], more["rows"]) == (10, 10, 50)
 
 

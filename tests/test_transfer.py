@@ -231,7 +231,7 @@ def test_finetune_tells_of_a_dataset_without_a_test_split_before_it_trains(spark
     config = classifier_config(str(tmp_path), ingest={"height": 8, "width": 8, "test": 0.0})
     ingest.ingest(spark, config)
     monkeypatch.setattr(driver, "train", lambda spark, config: pytest.fail("a training was paid for"))
-    with pytest.raises(UserError, match="digits-32: its split 'test' has no images"):
+    with pytest.raises(UserError, match="digits-32@1: its split 'test' has no images"):
         finetune.finetune(spark, config)
 
 
