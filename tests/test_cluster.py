@@ -157,6 +157,7 @@ def test_ingest_train_on_two_workers_and_generate(cluster, tmp_path):
     assert not (tmp_path / "lake" / "runs" / "wide").exists()
 
 
+@pytest.mark.long
 def test_the_doctor_sees_both_executors(cluster, tmp_path):
     config = write_config(tmp_path, make_config("lake", train={"workers": 2, "launcher": "spark"}))
     code, out = submit(cluster, tmp_path, "doctor", "--config", config)

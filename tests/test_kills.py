@@ -161,7 +161,7 @@ class Process:
         assert self.process.returncode == -signal.SIGKILL, self.errors.read_text()[-3000:]
 
 
-@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.long)])
+@pytest.fixture(params=["disk", "s3"])
 def place(request, tmp_path) -> tuple[str, dict]:
     """(URL of a dataset to be, environment of a job that reaches it)."""
     if request.param == "disk":
@@ -228,6 +228,7 @@ def test_a_driver_that_is_killed_leaves_a_whole_snapshot(place, obedient, tmp_pa
         assert len(folder_ids(url)) == count
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_a_task_that_is_killed_leaves_a_whole_snapshot(place, obedient):
     count = 40
