@@ -26,6 +26,8 @@ from gan_spark.sampling import generate
 from gan_spark.serving import decoding, export, functions, signatures, statistics
 from gan_spark.training import driver
 
+pytestmark = pytest.mark.slow
+
 SEEDS = 150  # two whole batches and a part of one
 
 # Runs in a process that has TensorFlow, and neither gan_spark nor Spark.
@@ -92,7 +94,6 @@ def job_images(spark, config) -> np.ndarray:
     return np.stack([images.decode_png(row["image"]) for row in rows])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", ["dcgan", "cgan", "vae"])
 def test_a_seed_is_the_batch_jobs_image_in_a_process_with_tensorflow_alone(spark, trained, tmp_path, lake, model):
     config = trained(model)
@@ -108,7 +109,6 @@ def test_a_seed_is_the_batch_jobs_image_in_a_process_with_tensorflow_alone(spark
     assert np.array_equal(ask(tmp_path, str(to / "1"), "generate", **few)["image"], expected[[70, 3, 149]])
 
 
-@pytest.mark.slow
 def test_classes_are_those_of_the_run_and_of_no_other_number_of_images(spark, trained, tmp_path, lake, digits):
     config = trained("lenet")
     to = tmp_path / "export"
@@ -125,7 +125,6 @@ def test_classes_are_those_of_the_run_and_of_no_other_number_of_images(spark, tr
     assert np.array_equal(alone[0], found[5])
 
 
-@pytest.mark.slow
 def test_an_mlflow_model_answers_the_same(spark, trained, tmp_path, lake):
     mlflow = pytest.importorskip("mlflow.pyfunc")
     import pandas as pd
@@ -144,7 +143,6 @@ def test_an_mlflow_model_answers_the_same(spark, trained, tmp_path, lake):
         model.predict(pd.DataFrame({"seed": [5]}))
 
 
-@pytest.mark.slow
 def test_the_description_has_lineage_and_the_training_datas_statistics(spark, trained, tmp_path, lake, digits):
     config = trained("cgan")
     registry.promote(lake, config.run, "described")
@@ -249,7 +247,6 @@ def test_a_graph_decodes_as_data_images_does(channels):
         assert np.abs(found - images.decode(data, 16, 16, channels, fit)).mean() <= 8
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in models.MODELS if check.is_generative(name)])
 def test_every_model_that_makes_images_has_signatures_which_make_the_same(name):
     """Those that translate one for each domain; embeddings and images come as a caller has them."""

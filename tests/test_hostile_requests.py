@@ -19,6 +19,8 @@ from service import Service, running
 from gan_spark.runs import registry
 from gan_spark.training import driver
 
+pytestmark = pytest.mark.slow
+
 RECEIVE = 3  # seconds that a request may take to come
 
 
@@ -209,7 +211,6 @@ def test_bytes_that_no_client_sends_are_refused(services, others, name):
     assert status in (expected if isinstance(expected, tuple) else (expected,)) or (status == 0 and len(data) > 2**16)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, start",
     [
@@ -240,7 +241,6 @@ def test_a_slow_client_is_hung_up_on(services, others, name, start):
     assert b" 408 " in data
 
 
-@pytest.mark.slow
 def test_many_connections_that_say_nothing_do_not_keep_others_out(services, others):
     connections = [services["draws"].connect() for _ in range(300)]
     assert services["draws"].json("/generate", {"seeds": [1]})["version"] == 1

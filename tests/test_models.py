@@ -23,7 +23,10 @@ def test_every_model_has_a_test_config():
 @pytest.mark.parametrize("name", models.MODELS)
 @pytest.mark.parametrize(
     "title",
-    [pytest.param(title, marks=[pytest.mark.slow] * ("bfloat16" in title)) for title in check.MODEL_CHECKS],
+    [
+        pytest.param(title, marks=[pytest.mark.slow] * ("bfloat16" in title or "restored" in title))
+        for title in check.MODEL_CHECKS
+    ],
 )
 def test_every_model_passes(title, name):
     check.MODEL_CHECKS[title](name)

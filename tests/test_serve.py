@@ -24,6 +24,8 @@ from gan_spark.runs.store import Run
 from gan_spark.sampling import generate
 from gan_spark.training import driver
 
+pytestmark = pytest.mark.slow
+
 SEEDS = 200
 
 
@@ -75,7 +77,6 @@ def test_a_seed_is_the_batch_jobs_png(service, drawing):
     assert np.array_equal(images.decode_png(png), images.grid(pair))
 
 
-@pytest.mark.slow
 def test_200_seeds_under_load_are_the_batch_jobs_whatever_they_are_computed_with(service, drawing):
     """32 clients ask for each seed alone, and for some of them together, in an order of their own."""
     lists = [[seed] for seed in range(SEEDS)] + [[seed, seed // 2, 199 - seed] for seed in range(0, SEEDS, 5)]
@@ -175,7 +176,6 @@ def test_every_request_has_a_line_in_the_log_with_its_id(service):
     assert (line["path"], line["status"], line["version"]) == ("/generate", 200, 1) and line["milliseconds"] > 0
 
 
-@pytest.mark.slow
 def test_a_promotion_and_a_rollback_change_the_version_without_a_failed_or_mixed_answer(drawing, lake, tmp_path):
     registry.promote(lake, "served-0", "changing")
     with running(tmp_path, "--lake", lake, "--model", "changing") as service:
@@ -221,7 +221,6 @@ def test_a_promotion_and_a_rollback_change_the_version_without_a_failed_or_mixed
         assert any("cannot be loaded" in line["message"] and "damaged" in line["message"] for line in service.log())
 
 
-@pytest.mark.slow
 def test_sigterm_finishes_what_was_begun_and_what_is_too_much_is_refused(drawing, lake, tmp_path):
     limits = ("--max-waiting", "48", "--threads", "1", "--batch-milliseconds", "1000")
     with (
