@@ -174,7 +174,7 @@ class Meeting:
             while len(lines) < self.count:
                 connection, _ = self.server.accept()
                 connection.settimeout(self.timeout)
-                line = stack.enter_context(connection.makefile("rw"))
+                line = stack.enter_context(connection.makefile("rw", errors="replace"))
                 stack.enter_context(connection)
                 if line.readline().strip() == self.token:
                     lines.append(line)

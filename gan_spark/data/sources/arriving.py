@@ -49,8 +49,8 @@ def source(batch, config: Ingest, classes: tuple[str, ...]) -> Source:
         names = classes if config.new_classes == "refuse" and classes else config.classes
         return table.from_frame(batch, config.id_column, config.image_column, *columns, config.split_column, names)
     root = lake.to_url(config.path)
-    tops = batch.rdd.map(lambda row: _place(root, row["path"]).rpartition("/")[0].partition("/")[0]).distinct()
-    labels = {top for top in tops.collect() if top}
+    found = batch.rdd.map(lambda row: _label(_place(root, row["path"]))).distinct().collect()
+    labels = {label for label in found if label is not None}
     if classes and config.new_classes == "refuse":
         names = classes
     else:
@@ -67,12 +67,17 @@ def _place(root: str, path: str) -> str:
     return below.removeprefix(plain.rstrip("/") + "/")
 
 
+def _label(place: str) -> str | None:
+    """The folder below the root that a file is in; None of one directly in the root."""
+    return place.partition("/")[0] if "/" in place else None
+
+
 def _listed(root: str, max_bytes: int, names: frozenset[str], rows: Iterator) -> Iterator[tuple]:
     """(id, url, label, split, reason, version) of every file."""
     fs, _ = lake.filesystem(root)
     for row in rows:
         path = _place(root, row["path"])
-        label = path.partition("/")[0] if "/" in path else None
+        label = _label(path)
         beside = "class folder" if names and label is None else ""
         entry = {"name": path, "type": "file", "size": row["length"]}
         reason = folder.why_not(fs, entry, path, folder.Part(path, label, None, True, beside), max_bytes)
