@@ -374,12 +374,17 @@ def test_a_tiff_of_12_bits_is_not_almost_black():
     np.testing.assert_array_equal(decode(twelve_bit_tiff(), 1, 2, 1)[0, :, 0], [0, 255])
 
 
-def test_floating_point_needs_a_range():
+def test_floating_point_spans_its_own_pixels_where_no_range_is_said():
     data = encoded(Image.fromarray(np.array([[-1.0, 0.0, 1.0]], np.float32)), "TIFF")
-    with pytest.raises(BadImage, match=r"^floating-point grey: its range is not known; ingest.range = \"file\" or"):
-        decode(data, 1, 3, 1)
-    np.testing.assert_array_equal(decode(data, 1, 3, 1, value_range="file")[0, :, 0], [0, 128, 255])
+    for value_range in ("type", "file"):
+        np.testing.assert_array_equal(decode(data, 1, 3, 1, value_range=value_range)[0, :, 0], [0, 128, 255])
     np.testing.assert_array_equal(decode(data, 1, 3, 1, value_range=(0.0, 1.0))[0, :, 0], [0, 0, 255])
+
+
+def test_more_than_16_bits_span_their_own_pixels_and_16_bits_their_type():
+    deep, plain = (encoded(Image.fromarray(np.array([row], np.int32)), "TIFF") for row in ([0, 1, 70000], [0, 0, 6425]))
+    np.testing.assert_array_equal(decode(deep, 1, 3, 1)[0, :, 0], [0, 0, 255])
+    np.testing.assert_array_equal(decode(plain, 1, 3, 1)[0, :, 0], [0, 0, 25])
 
 
 def keyed_png(bits: int, colour: int, key: bytes, pixels: bytes) -> bytes:

@@ -60,8 +60,8 @@ def read(data: bytes, channels: int, max_megapixels: int = 64, value_range: Valu
     """Encoded bytes to uint8 [h, w, channels] in the image's own size.
 
     EXIF orientation is applied, transparency is laid on white, CMYK becomes RGB; of an animation the first frame is
-    taken. Of grey with more than 8 bits, `value_range` becomes 0 to 255: what the file's type holds ("type"), what its
-    own pixels span ("file"), or (low, high). Metadata that is broken costs nothing but itself.
+    taken. Of grey with more than 8 bits, `value_range` becomes 0 to 255: what the file's type holds ("type"; of
+    floating point and of more than 16 bits, as "file"), what its own pixels span ("file"), or (low, high). Metadata that is broken costs nothing but itself.
     Raises `BadImage` with the reason.
     """
     if not data:
@@ -236,17 +236,14 @@ def _from_deep_grey(image: Image.Image, value_range: ValueRange) -> Image.Image:
 
 def _limits(image: Image.Image, grey: np.ndarray, value_range: ValueRange) -> tuple[float, float]:
     """The values that become 0 and 255."""
-    if value_range == "file":
-        finite = grey[np.isfinite(grey)]
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-        return low, high if high > low else low + 1
-    if value_range != "type":
+    if not isinstance(value_range, str):
         return value_range
-    kind = "floating-point" if image.mode == "F" else "32-bit"
-    # PNG and TIFF open 16-bit grey as "I;16" or "I"; both hold 0 to 65535.
-    if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
-        raise BadImage(f'{kind} grey: its range is not known; ingest.range = "file" or [low, high] says what it is')
-    return 0.0, float(_tiff_maximum(image) or 65535)
+    # PNG and TIFF open 16-bit grey as "I;16" or "I"; both hold 0 to 65535. Floating point and 32 bits have no range.
+    if value_range == "type" and image.mode != "F" and grey.min() >= 0 and grey.max() <= 65535:
+        return 0.0, float(_tiff_maximum(image) or 65535)
+    finite = grey[np.isfinite(grey)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    return low, high if high > low else low + 1
 
 
 def _tiff_maximum(image: Image.Image) -> int | None:
