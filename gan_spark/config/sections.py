@@ -46,7 +46,7 @@ class Ingest:
     range: str | tuple[float, ...] = option(
         "type",
         "values of grey images with more than 8 bits that become black and white: what the type holds (floating point: as"
-        " \"file\"), what each file's pixels span, or [low, high]",
+        ' "file"), what each file\'s pixels span, or [low, high]',
         choices=("type", "file"),
     )
     encoding: str = option(
