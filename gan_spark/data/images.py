@@ -61,7 +61,8 @@ def read(data: bytes, channels: int, max_megapixels: int = 64, value_range: Valu
 
     EXIF orientation is applied, transparency is laid on white, CMYK becomes RGB; of an animation the first frame is
     taken. Of grey with more than 8 bits, `value_range` becomes 0 to 255: what the file's type holds ("type"; of
-    floating point and of more than 16 bits, as "file"), what its own pixels span ("file"), or (low, high). Metadata that is broken costs nothing but itself.
+    floating point and of more than 16 bits, as "file"), what its own pixels span ("file"), or (low, high). Metadata
+    that is broken costs nothing but itself.
     Raises `BadImage` with the reason.
     """
     if not data:
