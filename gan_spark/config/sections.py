@@ -45,8 +45,8 @@ class Ingest:
     )
     range: str | tuple[float, ...] = option(
         "type",
-        "values of grey images with more than 8 bits that become black and white: what the type holds, which says nothing"
-        " of floating point, or what each file's pixels span, or [low, high]",
+        "values of grey images with more than 8 bits that become black and white: what the type holds (nothing is known"
+        ' of floating point, which is as "file"), what each file\'s pixels span, or [low, high]',
         choices=("type", "file"),
     )
     encoding: str = option(
