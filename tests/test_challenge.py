@@ -134,6 +134,7 @@ def write(lake: str, name: str, people: int, requests: int, rates: tuple[float, 
     lakes.write_bytes(lakes.join(place, "part-1-00000000.parquet"), records._parquet(rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rates, expected, acted",
     [
@@ -163,6 +164,7 @@ def test_a_verdict_acts_where_it_is_told_to_and_the_evidence_allows(capsys, clas
     assert table["promoted"] == (2 if acted == "promoted" else 1)
 
 
+@pytest.mark.slow
 def test_the_registry_of_challengers(capsys, classifiers, lake):
     with pytest.raises(UserError, match="no version is promoted"):
         challenge.challenge(lake, "rival-0", "rivals")

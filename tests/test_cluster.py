@@ -118,7 +118,7 @@ def submit(cluster, folder, name, *arguments):
     return answer.returncode, answer.stdout.strip().splitlines()
 
 
-def test_ingest_train_on_two_workers_and_generate(cluster, tmp_path):
+def test_the_whole_way_with_a_rank_on_each_of_two_workers(cluster, tmp_path):
     train = {
         "steps": 20,
         "workers": 2,
@@ -127,17 +127,16 @@ def test_ingest_train_on_two_workers_and_generate(cluster, tmp_path):
         "checkpoint_every": 20,
         "sample_every": 20,
     }
-    config = write_config(tmp_path, make_config("lake", run="cluster", train=train, generate={"images": 30}))
-    results = {}
-    for name in ("ingest", "train", "generate"):
-        code, out = submit(cluster, tmp_path, name, "--config", config)
-        assert code == 0, out
-        results[name] = json.loads(out[-1])
-    assert results["ingest"]["rows"] == 1797
-    assert results["train"]["steps"] == 20 and results["train"]["workers"] == 2
-    assert results["generate"]["images"] == 30
-    assert Run(results["train"]["run"]).checkpoints() == [20]
-    assert lakes.exists(results["generate"]["grid"])
+    sections = {"train": train, "generate": {"images": 30}, "evaluate": {"classifier_steps": 20}}
+    config = write_config(tmp_path, make_config("lake", run="cluster", **sections))
+    code, out = submit(cluster, tmp_path, "pipeline", "--config", config)
+    assert code == 0, out
+    result = json.loads(out[-1])
+    assert result["rows"] == 1797
+    assert result["steps"] == 20 and result["workers"] == 2
+    assert result["generated_images"] == 30 and result["fid"] > result["fid_floor"]
+    assert Run(result["run"]).checkpoints() == [20]
+    assert lakes.exists(result["grid"])
 
     code, out = submit(
         cluster,

@@ -73,6 +73,7 @@ def test_what_to_install_is_said():
         without_hdfs_native("hdfs://h:1/a")
 
 
+@pytest.mark.slow
 def test_what_to_install_is_said_where_an_executor_lacks_it(spark, capsys):
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with pytest.raises(Exception) as failure:

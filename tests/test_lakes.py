@@ -124,6 +124,21 @@ print(json.dumps({name: globals()[name] for name in names}))
 """
 
 
+# The way from images to images in one session.
+WAY = """
+import json, sys
+from gan_spark import config, job, models
+from gan_spark.data import ingest
+from gan_spark.sampling import generate
+from gan_spark.training import driver
+
+loaded = config.load(sys.argv[1], (), models.config_class)
+spark = job.session("way")
+answers = [work(spark, loaded) for work in (ingest.ingest, driver.train, generate.generate)]
+print(json.dumps({key: value for answer in answers for key, value in answer.items()}))
+"""
+
+
 def pipeline_command(root: str, run: str, steps: int, folder) -> list[str]:
     """jobs/pipeline.py for a training on two ranks; its config is run.toml in `folder`."""
     train = {
@@ -154,16 +169,16 @@ def test_of_many_that_create_an_object_one_does(s3):
 
 
 @pytest.mark.timeout(900)
-def test_the_whole_way_on_an_object_store(s3, tmp_path):
-    """Ingest, two ranks, generate and evaluate, with tables in Delta."""
+def test_from_images_to_images_on_an_object_store(s3, tmp_path):
+    """Ingest, two ranks and generate, with tables in Delta."""
     root, environment = s3
-    job = start(pipeline_command(root, "near", 20, tmp_path), environment, tmp_path)
+    config = pipeline_command(root, "near", 20, tmp_path)[-1]
+    job = start(["-c", WAY, config], environment, tmp_path)
     job.wait(600)
     skip_without_packages(tmp_path)
     result = answer(job, tmp_path)
     assert result["steps"] == 20 and Run(f"{root}/runs/near").checkpoints() == [20]
-    assert result["rows"] == 1797 and result["generated_images"] == 40
-    assert result["fid_self"] == 0 and result["fid"] > result["fid_floor"]
+    assert result["rows"] == 1797 and result["images"] == 40
     assert lake.exists(f"{root}/generated/near/_delta_log")
     assert lake.exists(f"{root}/datasets/digits.rejected/_delta_log")
 

@@ -24,7 +24,9 @@ def test_every_model_has_a_test_config():
 @pytest.mark.parametrize(
     "title",
     [
-        pytest.param(title, marks=[pytest.mark.slow] * ("bfloat16" in title or "restored" in title))
+        pytest.param(
+            title, marks=[pytest.mark.slow] * any(word in title for word in ("bfloat16", "restored", "gradient"))
+        )
         for title in check.MODEL_CHECKS
     ],
 )

@@ -47,9 +47,9 @@ def descendants(pid: int) -> list[psutil.Process]:
     "name, number, code, words",
     [
         ("ingest", *SIGNALS[0]),
-        ("generate", *SIGNALS[1]),
         pytest.param("ingest", *SIGNALS[1], marks=pytest.mark.long),
         pytest.param("generate", *SIGNALS[0], marks=pytest.mark.long),
+        pytest.param("generate", *SIGNALS[1], marks=pytest.mark.long),
     ],
 )
 def test_a_signal_ends_a_job_and_leaves_nothing(large, lake, name, number, code, words):
