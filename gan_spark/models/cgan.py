@@ -4,9 +4,12 @@ The class, one-hot, is an input of both networks. `network = "perceptron"` is th
 generator and a maxout discriminator (1302.4389) with dropout. `network = "convolutional"` joins the class to z and, as
 constant maps, to the image, and runs DCGAN's networks on them.
 
-Differences: z is normal; one hidden layer of the generator reads z and class together, without dropout; tanh for
-sigmoid at its end; the non-saturating loss, and one-sided label smoothing (1606.03498; `real_target = 1` for none);
-Adam; samples are drawn from a moving average of the generator.
+Differences from the paper (its authors published no code): z is normal, where theirs is uniform; one hidden layer of
+the generator reads z and class together, without dropout, where theirs are of 200 and 1,000 units before one of 1,200,
+with it; one maxout layer of the discriminator reads image and class together, where theirs are of 240 and 50 units of 5
+pieces before one of 240 of 4; tanh for sigmoid at the generator's end; the non-saturating loss, and one-sided label
+smoothing (1606.03498; `real_target = 1` for none); Adam for momentum with a falling rate; samples are drawn from a
+moving average of the generator.
 """
 
 import dataclasses
