@@ -5,10 +5,10 @@ targets are grey levels in [0, 1] (the usual reading for MNIST-like images), or 
 decoder's mean. The KL divergence is the closed form, and one z is drawn an image, as in the paper and in the first
 author's code (github.com/dpkingma/nips14-ssl, model M1).
 
-Differences: ReLU, where the paper has tanh and that code softplus for MNIST; Adam, where the paper has Adagrad; no prior
-over the weights, which the paper and that code have as a weight decay; grey levels are targets themselves, where that
-code draws black and white by them anew for each batch; the Gaussian's deviation is fixed, where there it is learned,
-pixel by pixel; the layer of the log variances is begun as any, there at 0.
+Differences: ReLU, where the paper has tanh and that code softplus for MNIST; Adam, where the paper has Adagrad; no
+prior over the weights, which the paper and that code have as a weight decay; grey levels are targets themselves,
+where that code draws black and white by them anew for each batch; the Gaussian's deviation is fixed, where there it
+is learned, pixel by pixel; the layer of the log variances is begun as any, there at 0.
 """
 
 import dataclasses
