@@ -197,7 +197,7 @@ BYTES = {
         + b"x" * 0x800000,
         413,
     ),
-    "a method nobody knows": (b"BREW /generate HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 405),
+    "a method nobody knows": (b"BREW /generate HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 400),
 }
 
 

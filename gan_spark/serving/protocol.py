@@ -1,8 +1,8 @@
-"""HTTP connections of the service, with a time limit for what uvicorn has none for: the head of a request."""
+"""HTTP connections of the service, with limits for what uvicorn has none for: a request's head, and slow readers."""
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+_HEAD = 2**16  # bytes of a head, or between two parts of a body, at most
 _LINGER = 2.0  # seconds in which a client that was refused may still send, so that it comes to read why
 _UNREAD = 30.0  # seconds in which a client has to read its answer
 _LATE = (
@@ -11,13 +11,15 @@ _LATE = (
 )
 
 
-def limited(seconds: float) -> type[H11Protocol]:
+def limited(seconds: float) -> type[HttpToolsProtocol]:
     """uvicorn's protocol, which closes a connection whose next request has not come with its whole head in `seconds`,
-    whose client goes on sending what was refused, or does not read its answer.
+    whose head is too large, whose client goes on sending what was refused, or does not read its answer.
     """
 
-    class Limited(H11Protocol):
+    class Limited(HttpToolsProtocol):
         _head = None  # timer of the head that is awaited
+        _is_in_head, _is_whole = True, True
+        _unused = 0  # bytes since the parser last made something of them
 
         def connection_made(self, transport):
             super().connection_made(transport)
@@ -28,20 +30,37 @@ def limited(seconds: float) -> type[H11Protocol]:
             super().connection_lost(exc)
 
         def data_received(self, data):
+            self._unused += len(data)
             super().data_received(data)
-            if self.cycle is not None and not self.cycle.response_complete:
-                self._stop_awaiting()
-            elif self._head is None and not self.transport.is_closing():
+            if self.transport.is_closing():
+                return
+            if self._unused > _HEAD:
+                self.send_400_response(f"A head of over {_HEAD} bytes.")
+            elif self._is_in_head and self._head is None and self._is_idle():
                 self._await_head()
 
-        def on_response_complete(self):
-            is_whole = self.conn.their_state is not h11.SEND_BODY
-            super().on_response_complete()
+        def on_headers_complete(self):
+            self._is_in_head, self._is_whole, self._unused = False, False, 0
             self._stop_awaiting()
-            if not is_whole:
+            super().on_headers_complete()
+
+        def on_body(self, body):
+            self._unused = 0
+            super().on_body(body)
+
+        def on_message_complete(self):
+            self._is_in_head, self._is_whole, self._unused = True, True, 0
+            super().on_message_complete()
+
+        def on_response_complete(self):
+            super().on_response_complete()
+            if not self._is_whole:
                 self.loop.call_later(_LINGER, self._close_if_sending)
             if self.transport.get_write_buffer_size():
                 self.loop.call_later(_UNREAD, self._abort_if_unread)
+
+        def _is_idle(self):
+            return self.cycle is None or self.cycle.response_complete
 
         def _await_head(self):
             self._head = self.loop.call_later(seconds, self._close_late)
@@ -52,7 +71,7 @@ def limited(seconds: float) -> type[H11Protocol]:
                 self._head = None
 
         def _close_if_sending(self):
-            if self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY:
+            if not self._is_whole and self.cycle.response_complete:
                 self.transport.close()
 
         def _abort_if_unread(self):
@@ -62,7 +81,7 @@ def limited(seconds: float) -> type[H11Protocol]:
         def _close_late(self):
             self._head = None
             if not self.transport.is_closing():
-                if self.conn.our_state is h11.IDLE:
+                if self._is_idle():
                     self.transport.write(_LATE)
                 self.transport.close()
 

@@ -66,7 +66,7 @@ def serve(arguments: argparse.Namespace) -> None:
         port=arguments.port,
         http=limited(bounds.receive_seconds),
         ws="none",
-        loop="asyncio",
+        loop="uvloop",
         log_config=None,
         access_log=False,
         server_header=False,
