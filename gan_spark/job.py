@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import failures, process
+from . import failures, process, progress
 from .config import UserError, check_sections, load, resolved
 
 log = logging.getLogger(__name__)
@@ -162,14 +162,14 @@ def main(
                 print(json.dumps(resolved(config), indent=2))
                 return 0
             borrowed = running_session() is not None
-            spark = session(f"{Path(parser.prog.split()[-1]).stem} {config.run}", jars())
-            signals.take()  # PySpark took SIGINT when it began the session.
+            name = Path(parser.prog.split()[-1]).stem
+            spark = _started(f"{name} {config.run}", jars, signals)
             try:
                 result = step(spark, config)
             finally:
                 if not borrowed and signals.received is None:
                     spark.stop()
-            print(json.dumps(result))
+            print(json.dumps({**result, "took": _took(name)}))
             return 0
         except BaseException as error:
             if (number := signals.number(error)) is not None:
@@ -177,6 +177,23 @@ def main(
             if not isinstance(error, Exception):
                 raise
             return failures.report(error)
+
+
+def _started(name: str, jars: Callable[[], list[str]], signals: "_Signals"):
+    """The session, of which the job's time begins to be told."""
+    progress.start()
+    with progress.part("start of Spark"):
+        spark = session(name, jars())
+    signals.take()  # PySpark took SIGINT when it began the session.
+    return spark
+
+
+def _took(name: str) -> dict[str, float]:
+    """Seconds of the job's parts, which the log tells too."""
+    took = progress.seconds()
+    parts = ", ".join(f"{part} {seconds:g} s" for part, seconds in took.items())
+    log.info("%s: took %.0f s: %s", name, sum(took.values()), parts)
+    return took
 
 
 class _Signals:

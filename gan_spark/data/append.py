@@ -16,7 +16,7 @@ import uuid
 from pyspark import StorageLevel
 from pyspark.sql import functions as F
 
-from .. import lake
+from .. import lake, progress
 from ..config import Ingest, UserError, differences
 from ..lake import tables
 from . import parts, passes, schema, snapshots, sources, tasks
@@ -45,8 +45,9 @@ def append(spark, source: sources.Source, url: str, config: Ingest, format: str)
     answer = {"dataset": url, "snapshot": former.number, "rows": former_rows, "added": 0}
     answer |= {"rejected": 0, "splits": former.rows, "classes": {}, "rejects": f"{url}.rejected"}
     with passes.partitions_for(spark, source.count + former_rows):
-        compared = _compared(spark, source, former, url)
-        counts = {row["state"]: row["count"] for row in compared.groupBy("state").count().collect()}
+        with progress.part("comparing", spark, source.count):
+            compared = _compared(spark, source, former, url)
+            counts = {row["state"]: row["count"] for row in compared.groupBy("state").count().collect()}
         answer["known"] = counts.get(_SAME, 0) + counts.get(_UNTOLD, 0)
         if counts.get(_UNTOLD):
             log.warning(
@@ -79,7 +80,7 @@ def _added(
     names: set[str] = set()  # of the files that are in a snapshot
     try:
         lake.claim(staged_rejects, "rejects", tasks.rejects_schema().names)
-        with passes.batches_that_fit(spark, source, config):
+        with passes.batches_that_fit(spark, source, config), progress.part("writing images", spark, source.count):
             written = passes.run(passes.shuffled(source.frame, files), work)
         counts = written.counts()
         rejected, known = counts.pop(tasks.REJECTED), known + written.rows(tasks.UNCHANGED)
@@ -88,8 +89,9 @@ def _added(
         by_class = _counts_by_class(spark, url, written, counts, manifest) if added else {}
         fresh = _add_rejects(spark, staged_rejects, rejects, format, token) if rejected else 0
         if added:
-            manifest = _filled(spark, manifest, written, counts, fresh, url)
-            snapshots.commit(url, manifest)
+            with progress.part("putting in place", spark):
+                manifest = _filled(spark, manifest, written, counts, fresh, url)
+                snapshots.commit(url, manifest)
             names = written.names()
     finally:
         lake.remove(staged_rejects)

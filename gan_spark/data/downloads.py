@@ -12,7 +12,7 @@ import tempfile
 import urllib.error
 import urllib.request
 
-from .. import lake
+from .. import lake, progress
 from ..config import UserError
 
 
@@ -144,9 +144,13 @@ def _fetch_to(remote: Remote, part: str, timeout: float) -> None:
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
             # A server without ranges answers 200 with the whole file: start over.
-            with open(part, "ab" if response.status == 206 else "wb") as out:
+            with (
+                progress.part(remote.name, total=response.length or 0, unit="bytes") as add,
+                open(part, "ab" if response.status == 206 else "wb") as out,
+            ):
                 while block := response.read(2**20):
                     out.write(block)
+                    add(len(block))
             if response.length:
                 raise OSError(f"connection lost with {response.length} bytes to come")
     except urllib.error.HTTPError as error:

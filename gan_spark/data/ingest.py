@@ -11,7 +11,7 @@ import logging
 
 from pyspark.sql import functions as F
 
-from .. import lake
+from .. import lake, progress
 from ..config import Config, Ingest, UserError, check_sections
 from ..lake import tables
 from . import append, parts, passes, petastorm_view, schema, snapshots, sources, tasks
@@ -27,7 +27,9 @@ def ingest(spark, config: Config) -> dict:
     url = lake.dataset_url(config)
     check_replaceable(spark, url, config.tables)
     lake.tidy(f"{url}.rejected", url)  # Before the source, which may not open.
-    return write(spark, sources.open_source(spark, config.ingest), url, config.ingest, config.tables)
+    with progress.part("listing", spark):
+        source = sources.open_source(spark, config.ingest)
+    return write(spark, source, url, config.ingest, config.tables)
 
 
 def write(spark, source: sources.Source, url: str, config: Ingest, format: str = "parquet") -> dict:
@@ -54,9 +56,7 @@ def _replace(spark, source: sources.Source, url: str, config: Ingest, format: st
 
     staged, staged_rejects = lake.staging(url), lake.staging(rejects)
     rows = passes.shuffled(passes.versioned(source.frame), files).withColumn("known_hash", F.lit(None).cast("binary"))
-    with passes.batches_that_fit(spark, source, config):
-        kept = parts.chosen(source.frame, config, tasks.decode) if config.parts == "labels" else frozenset()
-    work = tasks.Work(config, manifest, kept, staged, staged_rejects, group_rows)
+    work = tasks.Work(config, manifest, _kept(spark, source, config), staged, staged_rejects, group_rows)
     is_known = petastorm_view.filesystem(staged) is None
     factory = None if is_known else functools.partial(petastorm_view.filesystem, staged)
     try:
@@ -66,7 +66,8 @@ def _replace(spark, source: sources.Source, url: str, config: Ingest, format: st
             passes.batches_that_fit(spark, source, config),
             materialize_dataset(spark, lake.mounted(staged), schema.unischema(manifest), filesystem_factory=factory),
         ):
-            written = passes.run(rows, work)
+            with progress.part("writing images", spark, source.count):
+                written = passes.run(rows, work)
             counts = written.counts()
             _settle(staged, staged_rejects, written)
             if not counts["train"]:
@@ -75,7 +76,8 @@ def _replace(spark, source: sources.Source, url: str, config: Ingest, format: st
                     + (passes.reasons(spark, staged_rejects) or f"the splits leave none: {passes.in_words(counts)}")
                 )
         rejected = counts.pop(tasks.REJECTED)
-        by_class = passes.counts_by_class(spark.read.parquet(staged), counts, manifest.classes)
+        with progress.part("counting", spark):
+            by_class = passes.counts_by_class(spark.read.parquet(staged), counts, manifest.classes)
         manifest = dataclasses.replace(
             manifest,
             rows=counts,
@@ -87,8 +89,9 @@ def _replace(spark, source: sources.Source, url: str, config: Ingest, format: st
         )
         schema.write_manifest(staged, manifest)
         lake.write_bytes(lake.join(staged_rejects, lake.SUCCESS), b"")
-        check_replaceable(spark, url, format)  # Writing took a while.
-        _put_in_place(spark, staged, url, staged_rejects, rejects, format)
+        with progress.part("putting in place", spark):
+            check_replaceable(spark, url, format)  # Writing took a while.
+            _put_in_place(spark, staged, url, staged_rejects, rejects, format)
     finally:
         lake.remove(staged)
         lake.remove(staged_rejects)
@@ -103,6 +106,14 @@ def _replace(spark, source: sources.Source, url: str, config: Ingest, format: st
         "rejects": rejects,
         "fingerprint": manifest.fingerprint,
     }
+
+
+def _kept(spark, source: sources.Source, config: Ingest) -> frozenset:
+    """What `parts.chosen` chooses, of a dataset of the parts that labels make."""
+    if config.parts != "labels":
+        return frozenset()
+    with passes.batches_that_fit(spark, source, config), progress.part("choosing parts", spark, source.count):
+        return parts.chosen(source.frame, config, tasks.decode)
 
 
 def check_replaceable(spark, url: str, format: str) -> None:

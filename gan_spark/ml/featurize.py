@@ -3,7 +3,7 @@
 from pyspark.ml import PipelineModel
 from pyspark.ml.classification import LogisticRegression
 
-from .. import lake
+from .. import lake, progress
 from ..config import Config
 from ..data import batches, splits
 from .accuracy import agreement, labelled
@@ -31,10 +31,14 @@ def featurize(spark, config: Config) -> dict:
     with batches.at_most(spark, batches.FILES):
         # Kept, since fitting goes over its rows more than once.
         features = featurizer.transform(splits.frame(spark, url, "train")).select("features", "label").persist()
-        _save(PipelineModel([featurizer, classifier.fit(features)]), target)
+        with progress.part("features of split train", spark, manifest.rows["train"]):
+            features.count()
+        with progress.part("fitting", spark):
+            _save(PipelineModel([featurizer, classifier.fit(features)]), target)
         features.unpersist()
         test = splits.frame(spark, url, "test")
-        figures = agreement(PipelineModel.load(target).transform(test), manifest.classes)
+        with progress.part("features of split test", spark, manifest.rows["test"]):
+            figures = agreement(PipelineModel.load(target).transform(test), manifest.classes)
     return {
         "pipeline": target,
         "network": options.network,

@@ -8,7 +8,7 @@ import numpy as np
 from pyspark.ml.functions import vector_to_array
 from pyspark.sql import functions as F
 
-from .. import lake
+from .. import lake, progress
 from ..config import Config, UserError
 from ..data import batches, images
 from ..data.sources import folder
@@ -87,6 +87,8 @@ def _folder(spark, stage: ImageClassifier, names: list[str], config: Config, url
     context = spark.sparkContext
     # Not Spark's own listing of files, which passes over names that begin with _ or a dot.
     files = context.parallelize([url], 1).flatMap(_files).repartition(context.defaultParallelism).toDF("id string")
+    with progress.part("listing", spark):
+        found = files.persist().count()
     predictions = stage.transform(files)
     classes = F.array(*(F.lit(name) for name in names))
     table = predictions.select(
@@ -95,7 +97,8 @@ def _folder(spark, stage: ImageClassifier, names: list[str], config: Config, url
         F.when(F.col("probability").isNotNull(), vector_to_array("probability")).alias("probabilities"),
     )
     target = lake.predictions_url(config)
-    with tables.replacing(table, target, "predictions") as written:
+    with progress.part("predicting", spark, found), tables.replacing(table, target, "predictions") as written:
         counts = {row["class"]: row["count"] for row in written.groupBy("class").count().collect()}
+    files.unpersist()
     rejected = counts.pop(None, 0)
     return {"images": sum(counts.values()), "rejected": rejected, "classes": counts, "predictions": target}

@@ -8,7 +8,7 @@ import logging
 
 from pyspark.sql import functions as F
 
-from .. import features, lake, models
+from .. import features, lake, models, progress
 from ..config import Config, Evaluate, UserError, check_sections
 from ..data import schema, splits
 from ..runs import registry, tracking
@@ -66,13 +66,15 @@ def evaluate(spark, config: Config) -> dict:
     sentences += _told(caveats.of_sample_size(options.sample, config.evaluate.sample, network.dimensions))
     log.info("evaluate: %s against %s, split %s, with %s", fake_url, real_url, options.split, network.name)
     # First, as a training may remove the checkpoint meanwhile.
-    held_out = held_out_means(real_frame, run, step, manifest, options.batch_size)
-    result = {
-        **_feature_figures(spark, real_url, real_frame, fake_frame, network, manifest, options),
-        **_class_figures(real_frame, asked_for, network, manifest, options.batch_size),
-        **(_accuracy_scores(spark, asked_for, real_url, manifest, options) if options.accuracy_score else {}),
-        **(_pair_figures(real_frame, fake_frame, network, manifest, options) if options.part else {}),
-    }
+    with progress.part("losses of held-out images", spark):
+        held_out = held_out_means(real_frame, run, step, manifest, options.batch_size)
+    result = _feature_figures(spark, real_url, real_frame, fake_frame, network, manifest, options)
+    with progress.part("classes and pairs", spark):
+        result |= {
+            **_class_figures(real_frame, asked_for, network, manifest, options.batch_size),
+            **(_accuracy_scores(spark, asked_for, real_url, manifest, options) if options.accuracy_score else {}),
+            **(_pair_figures(real_frame, fake_frame, network, manifest, options) if options.part else {}),
+        }
     result |= {f"held_out_{name}": value for name, value in held_out.items()}
     sentences += _told(caveats.of_fid(result))
     report = {
@@ -130,10 +132,11 @@ def _feature_figures(
     spark, url: str, real_frame, fake_frame, network: features.Network, manifest: schema.Manifest, options: Evaluate
 ) -> dict:
     """What is measured on the network's features and probabilities of both sides' images."""
-    (real, real_sample), (fake, fake_sample) = (
-        feature_moments(frame, network, manifest.shape, encoding, options.batch_size, options.sample)
-        for frame, encoding in ((real_frame, manifest.encoding), (fake_frame, "png"))
-    )
+    sides = []
+    for name, frame, encoding in (("real", real_frame, manifest.encoding), ("generated", fake_frame, "png")):
+        with progress.part(f"features of {name} images", spark, frame.count()):
+            sides.append(feature_moments(frame, network, manifest.shape, encoding, options.batch_size, options.sample))
+    (real, real_sample), (fake, fake_sample) = sides
     halves, samples = [real["half0"], real["half1"]], (real_sample, fake_sample)
     fid = frechet_distance(real["all"], fake["all"])
     floor = frechet_distance(*halves) if min(half.count for half in halves) > 1 else None

@@ -22,7 +22,7 @@ import pandas as pd
 import tensorflow as tf
 from pyspark import Broadcast
 
-from .. import lake, networks, process
+from .. import lake, networks, process, progress
 from ..config import Config, Dream, UserError
 from ..data import batches, images, schema, splits
 from ..lake import tables
@@ -68,6 +68,7 @@ def dream(spark, config: Config) -> dict:
     rows = splits.lowest_hashes(dataset, options.images).repartition(partitions)
     dreams = rows.mapInPandas(functools.partial(_dream, source, options, manifest), TABLE)
     with (
+        progress.part("dreaming", spark, options.images),
         batches.at_most(spark, batches.rows_of(manifest)),
         tables.replacing(dreams, table, "dreams", former) as written,
     ):

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import functions as F
 
-from .. import lake, models
+from .. import lake, models, progress
 from ..config import Config, Generate, UserError
 from ..data import batches, images, schema, splits
 from ..lake import tables
@@ -40,8 +40,9 @@ def generate(spark, config: Config) -> dict:
     options, run, url = config.generate, Run.of(config), lake.table_url(config)
     check_table(spark, config)
     grid = f"{url}.png"
-    requested = inputs(spark, config)
-    checkpoint = loading.read_checkpoint(spark, run, options.checkpoint)
+    with progress.part("reading the checkpoint", spark):
+        requested = inputs(spark, config)
+        checkpoint = loading.read_checkpoint(spark, run, options.checkpoint)
     step, rows = checkpoint.step, requested
     if options.append and lake.exists(url):
         rows = _without_present(requested, _of_step(tables.read(spark, url), run, step, options.weights))
@@ -64,7 +65,7 @@ def generate(spark, config: Config) -> dict:
     frame = generated(rows, run, options, checkpoint)
     frame = frame.withColumn("run", F.lit(lake.reference(config.lake, url, run.url)))
     log.info("generate: %d images of run %s", count, run.url)
-    with _batches_that_fit(spark, rows, run):
+    with _batches_that_fit(spark, rows, run), progress.part("generating", spark, count):
         first_rows = _written(spark, config, frame, count, run, step, sources)
     checkpoint.files.destroy()
     lake.write_picture(grid, images.encode_png(_grid(first_rows, sources, run)))

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from .. import lake, process
+from .. import lake, process, progress
 from ..config import Config, Inpaint, UserError
 from ..data import batches, images, schema, splits
 from ..lake import tables
@@ -54,13 +54,15 @@ def inpaint(spark, config: Config) -> dict:
     lake.check_replaceable(table, _KIND, tables.column_names(TABLE))
     lake.check_file(f"{table}.png", "picture")
     try:
-        chosen = rows.collect()  # a bounded number, `inpaint.images`
+        with progress.part("choosing images", spark):
+            chosen = rows.collect()  # a bounded number, `inpaint.images`
         if not chosen:
             raise UserError(f"inpaint: no image of split {options.split!r} of {url} has a mask")
         originals = schema.unpack([row["image"] for row in chosen], manifest.shape, manifest.encoding)
         masks = np.stack([_mask(row.asDict(), options, manifest) for row in chosen])
         train = splits.frame(spark, url, "train").select("image")
-        mean, nearest = baselines(spark, train, originals, masks, manifest)
+        with progress.part("mean and nearest images", spark, manifest.rows["train"]):
+            mean, nearest = baselines(spark, train, originals, masks, manifest)
         fillings = {row["id"]: (mean, nearest[i]) for i, row in enumerate(chosen)}
         shared = spark.sparkContext.broadcast(fillings)
         name = lake.reference(config.lake, table, run.url)
@@ -68,7 +70,11 @@ def inpaint(spark, config: Config) -> dict:
         # Masks of a table are files of any size.
         at_once = batches.FILES if options.mask == "table" else batches.rows_of(manifest)
         inpainted = rows.mapInPandas(work, TABLE)
-        with batches.at_most(spark, at_once), tables.replacing(inpainted, table, _KIND) as written:
+        with (
+            progress.part("inpainting", spark, len(chosen)),
+            batches.at_most(spark, at_once),
+            tables.replacing(inpainted, table, _KIND) as written,
+        ):
             figures = _figures(written)
             shown = {row["input"]: row for row in written.orderBy("seed").limit(12).collect()}
     finally:
