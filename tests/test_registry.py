@@ -11,9 +11,9 @@ import pytest
 from conftest import ROOT, make_config
 
 from gan_spark import lake as lakes
-from gan_spark.config import UserError
+from gan_spark.config import UserError, resolved
 from gan_spark.quality import evaluate, promote
-from gan_spark.runs import catalogue, registry
+from gan_spark.runs import catalogue, loading, registry
 from gan_spark.runs.store import Run
 from gan_spark.sampling import generate
 from gan_spark.version import code_version
@@ -73,6 +73,32 @@ def root(tmp_path) -> str:
     for name, fid, step in (("first", 20.0, 10), ("worse", 25.0, 11), ("better", 15.0, 12), ("unmeasured", None, 13)):
         add_run(str(tmp_path), name, fid, step)
     return str(tmp_path)
+
+
+def test_a_run_begins_with_what_is_promoted(tmp_path, caplog):
+    caplog.set_level("INFO")
+    root = str(tmp_path)
+    config = make_config(root, run="new", train={"start_from": "promoted:mine"})
+    assert loading.started_from(config) is None and "nothing is promoted yet" in caplog.text
+    for name, step in (("one", 10), ("two", 20)):
+        add_run(root, name, None, step)
+        record = Run.named(root, name).record()
+        record["config"]["model"] = resolved(config.model)
+        Run.named(root, name).write_record(record)
+        registry.promote(root, name, "mine")
+    two = {"url": Run.named(root, "two").url, "step": 20}
+    assert loading.started_from(config) == two
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, width=64))
+    with pytest.raises(UserError, match=r"'promoted:mine': its weights are of another model.* model\.width"):
+        loading.started_from(other)
+    # A run that has begun stays with what it began with, whatever is promoted later.
+    add_run(root, "fresh", None)
+    assert loading.started_from(dataclasses.replace(config, run="fresh")) is None
+    add_run(root, "new", None)
+    Run.named(root, "new").write_record({**Run.named(root, "new").record(), "started_from": two})
+    registry.rollback(root, "mine")
+    assert loading.started_from(config) == two
+    assert loading.started_from(dataclasses.replace(config, run="newer"))["url"] == Run.named(root, "one").url
 
 
 def test_only_a_better_run_is_promoted(root):

@@ -115,7 +115,8 @@ class Train:
     start_from: str = option(
         "",
         "run of the lake with the same model, whose newest weights and optimizer state this run begins with; it counts"
-        " steps, and reads rows, from the beginning",
+        " steps, and reads rows, from the beginning. `promoted:NAME` is the promoted version of a registered model, and"
+        " a fresh run where there is none yet",
     )
     seed: int = option(0, "of weights, latents and shuffling", low=0, high=2**31 - 1)
     shuffle_buffer: int = option(8192, "images that a rank shuffles among (at most 48 MiB)", low=1)

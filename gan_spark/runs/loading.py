@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -12,7 +13,11 @@ from .. import lake, models, process
 from ..config import Config, UserError, differences, parse, resolved
 from ..models.statistics import of_whole_batch
 from ..process import Team
+from . import registry
 from .store import Run
+
+log = logging.getLogger(__name__)
+PROMOTED = "promoted:"  # how `train.start_from` names the promoted run of a registered model
 
 
 def used_runs(config: Config) -> dict[str, dict]:
@@ -52,24 +57,34 @@ def _used_step(key: str, run: Run, used: Run, before: dict) -> int:
 
 
 def started_from(config: Config) -> dict | None:
-    """URL and checkpoint of the run that `train.start_from` names; None where it names none.
+    """URL and checkpoint of the run that `train.start_from` names; None where it names none, or a registered model of
+    which nothing is promoted.
 
-    The checkpoint is the one that `config.run` was started with, where it was started, and else the newest. `UserError`
-    where there is none, or where the run has another model.
+    The checkpoint is the one that `config.run` was started with, where it was started, and else the newest, or the
+    promoted one. `UserError` where there is none, or where the run has another model.
     """
     if not (name := config.train.start_from):
         return None
     run, key = Run.of(config), f"train.start_from = {name!r}"
     if name == config.run:
         raise UserError(f"{key}: expected another run than the one that begins; the same command again goes on with it")
-    if lake.exists(run.path("config.json")) and (recorded := run.record().get("started_from")):
-        return recorded
+    is_promoted, step = name.startswith(PROMOTED), 0
+    if lake.exists(run.path("config.json")):
+        recorded = run.record().get("started_from")
+        if recorded or is_promoted:  # What is promoted by now is another question.
+            return recorded
+    if is_promoted:
+        version = registry.current(config.lake, name.removeprefix(PROMOTED))
+        if version is None:
+            log.info("train: %s: nothing is promoted yet, so that the run begins fresh", key)
+            return None
+        name, step = version["run"], version["step"]
     other = Run.named(config.lake, name)
     # With what options that there were not when that run was started stand for.
     model = {**resolved(type(config.model)()), **other.record()["config"]["model"]}
     if changed := differences(model, _as_recorded(config, model), where="model."):
         raise UserError(f"{key}: its weights are of another model than this run's; restore these: {'; '.join(changed)}")
-    return {"url": other.url, "step": other.checkpoint_step()}
+    return {"url": other.url, "step": other.checkpoint_step(step)}
 
 
 def _as_recorded(config: Config, recorded: dict) -> dict:
