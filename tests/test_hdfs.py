@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
@@ -236,6 +237,38 @@ def test_of_two_that_replace_a_folder_at_once_one_is_refused(hdfs, monkeypatch):
     with pytest.raises(FileExistsError):
         fs.mv(path, "/race/empty", recursive=True)
     assert fs.find(path) == [f"{path}/{lake.OWNER}"] and lake.exists(staged)  # and not the one inside the other
+
+
+def contend(place: str, name: str, gate, wins) -> None:
+    """In a process of its own: four threads try to create each of ten files, all at the same moment."""
+    with ThreadPoolExecutor(4) as threads:
+        for number in range(10):
+            gate.wait(120)
+            contents = [f"{name} {thread}" for thread in range(4)]
+            made = threads.map(lambda text, url=f"{place}/{number}": lake.create(url, text.encode()), contents)
+            wins.put([text for text, is_made in zip(contents, made, strict=True) if is_made])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_of_many_that_commit_at_the_same_moment_one_does(hdfs):
+    """Three processes of four threads each, ten times: the file is that of the one which was told so."""
+    place, context = f"{hdfs}/commits", multiprocessing.get_context("spawn")
+    gate, wins = context.Barrier(3), context.Queue()
+    contenders = [context.Process(target=contend, args=(place, name, gate, wins)) for name in "abc"]
+    for each in contenders:
+        each.start()
+    winners = [name for _ in range(30) for name in wins.get(timeout=300)]
+    for each in contenders:
+        each.join(60)
+        assert each.exitcode == 0
+    assert len(winners) == 10
+    held = [lake.read_bytes(f"{place}/{number}").decode() for number in range(10)]
+    assert sorted(held) == sorted(winners)
+    fs, path = lake.filesystem(place)
+    assert len(fs.ls(path, detail=False)) == 10  # and nothing half-written beside them
+    assert not lake.create(f"{place}/0", b"late") and lake.read_bytes(f"{place}/0").decode() == held[0]
+    assert lake.create(f"{place}/new/folder/x", b"1")
 
 
 @pytest.mark.slow

@@ -104,7 +104,8 @@ def write_bytes(url: str, data: bytes) -> None:
 def create(url: str, data: bytes) -> bool:
     """Writes the file whole, unless one is there; whether it was written. Of several that try at once, one does.
 
-    Where a filesystem is neither a disk nor an object store, two that try within the same moment may both believe so.
+    Where a filesystem is neither a disk, an object store nor HDFS, two that try within the same moment may both believe
+    so.
     """
     fs, path = filesystem(url)
     if is_object_store(url):
@@ -117,6 +118,8 @@ def create(url: str, data: bytes) -> bool:
             with contextlib.suppress(OSError):  # Not every mount has links; where the file is there, it is told below.
                 os.link(part, path)
                 return True
+        if mounted(url).startswith("hdfs:"):
+            return fs.place(part, path)
         if fs.exists(path):
             return False
         fs.mv(part, path)

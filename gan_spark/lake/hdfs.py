@@ -78,6 +78,16 @@ class HdfsFileSystem(hdfs_native.fsspec.HdfsFileSystem):
                 raise
             super().mv(path1, path2, overwrite=True)
 
+    def place(self, path1, path2) -> bool:
+        """Renames a file unless something is at `path2`; whether it did. Of several that try at the same moment the
+        NameNode lets one.
+        """
+        try:
+            super().mv(path1, path2)
+            return True
+        except FileExistsError:
+            return False
+
     def _open(self, path, mode="rb", **_) -> Any:
         path = self._strip_protocol(path)
         if mode == "rb":
