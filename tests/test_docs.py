@@ -68,7 +68,7 @@ ELSEWHERE = {
     "gan-spark serve": ("tests/service.py", '"serve"'),
     "gan-spark datasets": ("tests/test_snapshots.py", 'say("datasets")'),
     "gan-spark show mine": ("tests/test_snapshots.py", 'say("show", "digits")'),
-    "gan-spark compact": ("tests/test_snapshots.py", "compact.compact("),
+    "gan-spark compact": ("tests/test_snapshots.py", 'run_command("compact"'),
     "gan-spark expire": ("tests/test_snapshots.py", 'say("expire"'),
     "gan-spark download": ("tests/test_downloads.py", "download("),
     # docs/extending.md, from a folder of its own.

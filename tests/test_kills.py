@@ -1,5 +1,5 @@
-"""SIGKILL of the driver and of a task at every stage of an append, on a disk and on an object store: the snapshot
-before is what every reader sees, the next append ends whole, and no id is there twice.
+"""SIGKILL of the driver and of a task at every stage of an append, on a disk, on an object store and on HDFS: the
+snapshot before is what every reader sees, the next append ends whole, and no id is there twice.
 """
 
 import json
@@ -12,6 +12,7 @@ import petastorm
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
+from test_hdfs import hdfs  # noqa: F401 (a fixture)
 from test_lakes import PACKAGES, s3  # noqa: F401 (a fixture)
 
 from gan_spark import lake
@@ -161,11 +162,14 @@ class Process:
         assert self.process.returncode == -signal.SIGKILL, self.errors.read_text()[-3000:]
 
 
-@pytest.fixture(params=["disk", "s3"])
+@pytest.fixture(params=["disk", "s3", "hdfs"])
 def place(request, tmp_path) -> tuple[str, dict]:
     """(URL of a dataset to be, environment of a job that reaches it)."""
     if request.param == "disk":
         return lake.to_url(str(tmp_path / "datasets" / "killed")), {**os.environ, "SPARK_CONF_DIR": str(ROOT / "conf")}
+    if request.param == "hdfs":
+        url = f"{request.getfixturevalue('hdfs')}/datasets/killed-{tmp_path.name}"
+        return url, {**os.environ, "SPARK_CONF_DIR": str(ROOT / "conf")}
     root, environment = request.getfixturevalue("s3")
     return f"{root}/datasets/killed-{tmp_path.name}", environment
 

@@ -241,6 +241,66 @@ def test_a_death_on_an_object_store_and_tables_that_are_added_to(s3, digits_fold
     assert "generate.append = true with tables = 'parquet'" in tables["refused"][1]
 
 
+# Appends, in one session: {id: whether it is an image} of each, and whether it dies as it commits.
+APPENDS = """
+import json, sys
+import numpy as np
+from gan_spark import config, job
+from gan_spark.data import images, ingest, snapshots, sources
+from gan_spark.lake import tables
+
+spark, commit, url = job.session("appends"), snapshots.commit, sys.argv[1]
+pixels = lambda id: np.random.default_rng(int(id)).integers(0, 256, (8, 8, 1), np.uint8)
+told = []
+
+
+def fails(*_):
+    raise OSError("no commit")
+
+
+def write(rows, dies=False, format="delta"):
+    contents = [(id, bytearray(images.encode_png(pixels(id)) if good else b"no image")) for id, good in rows.items()]
+    frame = spark.createDataFrame(contents, "id string, content binary").coalesce(1)
+    settings = config.Ingest(source="table", height=8, width=8, planned_workers=1, mode="append")
+    snapshots.commit = fails if dies else commit
+    try:
+        answer = ingest.write(spark, sources.from_frame(frame, "id", "content"), url, settings, format)
+        answer = {key: answer.get(key) for key in ("rows", "added", "rejected")}
+    except (OSError, config.UserError) as error:
+        answer = {"error": str(error)}
+    rejects = [row.id for row in tables.read(spark, f"{url}.rejected").collect()]
+    versions = spark.sql(f"describe history delta.`{url}.rejected`").count()
+    told.append({**answer, "rejects": sorted(rejects), "versions": versions})
+
+
+for step in json.loads(sys.argv[2]):
+    write(*step)
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.timeout(900)
+def test_rejects_of_appends_are_added_to_a_delta_table(s3, tmp_path):
+    first = {f"{number:02}": number % 10 != 9 for number in range(30)}
+    more = {**first, "40": True, "49": False}
+    steps = [[first], [more], [more], [{**more, "50": True, "59": False}, True], [{**more, "50": True, "59": False}]]
+    steps.append([{"60": True}, False, "parquet"])
+    url = lake.to_url(str(tmp_path / "lake" / "datasets" / "grown"))
+    job = start(["-c", APPENDS, url, json.dumps(steps)], s3[1], tmp_path)
+    job.wait(600)
+    skip_without_packages(tmp_path)
+    made, added, nothing, died, again, refused = answer(job, tmp_path)
+    bad = ["09", "19", "29"]
+    assert made == {"rows": 27, "added": None, "rejected": 3, "rejects": bad, "versions": 1}
+    assert added == {"rows": 28, "added": 1, "rejected": 4, "rejects": [*bad, "49"], "versions": 2}
+    # What the table says already is not said again, and where it says all of it, there is no other version.
+    assert nothing == {"rows": 28, "added": 0, "rejected": 4, "rejects": [*bad, "49"], "versions": 2}
+    assert died == {"error": "no commit", "rejects": [*bad, "49", "59"], "versions": 3}
+    assert again == {"rows": 29, "added": 1, "rejected": 5, "rejects": [*bad, "49", "59"], "versions": 3}
+    assert "is Delta, and the config says tables = 'parquet'" in refused["error"]
+    assert refused["rejects"] == again["rejects"]
+
+
 @pytest.fixture
 def digits_folder(tmp_path):
     """A folder of a few digits as PNG."""

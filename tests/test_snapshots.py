@@ -1,7 +1,10 @@
 """A dataset that grows: what is new is added, what is there stays, and every reader sees one whole snapshot."""
 
 import dataclasses
+import json
 import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -416,6 +419,29 @@ def test_compaction_makes_few_files_of_many_and_expiry_removes_what_is_supersede
         assert sorted(row.id for row in rows) == IDS
     with pytest.raises(UserError, match=r"has no snapshot 1 \(there are: 4\)"):
         schema.read_manifest(lake.at_snapshot(url, 1))
+
+
+def run_command(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "gan_spark", *words], capture_output=True, text=True, timeout=500)
+
+
+@pytest.mark.timeout(1200)
+def test_compact_is_a_command(grown, tmp_path):
+    """In a process of its own, with its own session, as somebody types it."""
+    fs, path = lake.filesystem(grown[0])
+    fs.copy(path, str(tmp_path / "datasets" / "many"), recursive=True)
+    url = lake.to_url(str(tmp_path / "datasets" / "many"))
+    before = schema.read_manifest(url)
+    done = run_command("compact", "many", "--lake", str(tmp_path), "--json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert (answer["dataset"], answer["snapshot"], answer["files"]) == (url, 4, 3)
+    assert answer["files_before"] == len(before.files)
+    after = schema.read_manifest(url)
+    assert after.made_by.startswith("compact many, ") and after.fingerprint == before.fingerprint
+    assert read_ids(url, after) == IDS
+    missing = run_command("compact", "mni", "--lake", str(tmp_path))
+    assert missing.returncode == 2 and "no dataset at" in missing.stderr.splitlines()[-1]
 
 
 # --- training --------------------------------------------------------------------------

@@ -159,6 +159,9 @@ def _compared(spark, source: sources.Source, former: schema.Manifest, url: str):
         F.col("id").alias("known_id"), F.col("source_version").alias("known_version"), F.col("source_hash")
     )
     rows = passes.versioned(source.frame).select("id", "source_version", "reason")
+    if source.count <= _BROADCAST_ROWS:  # What is there is read, and neither sorted nor sent about.
+        rows = rows.persist(StorageLevel.DISK_ONLY)
+        stored = stored.join(F.broadcast(rows.select("id")), F.col("known_id") == F.col("id"), "left_semi")
     has_changed = ~F.col("source_version").eqNullSafe(F.col("known_version"))
     state = (
         F.when(F.col("known_id").isNull() | F.col("reason").isNotNull(), _NEW)
