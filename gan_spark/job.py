@@ -50,6 +50,11 @@ JOBS = {
         "gan_spark.data.stream.stream",
         sections=("ingest",),
     ),
+    "score": Job(
+        "Images that arrive -> a table of what a registered model answers to them, micro-batch by micro-batch.",
+        "gan_spark.serving.scoring.score",
+        sections=("ingest",),
+    ),
     "train": Job(
         "Train a model on a dataset, on any number of Horovod ranks.",
         "gan_spark.training.driver.train",
@@ -96,6 +101,10 @@ JOBS = {
     "promote": Job(
         "Register a run as a version of a named model, and promote it if it is better.",
         "gan_spark.quality.promote.promote_run",
+    ),
+    "verdict": Job(
+        "Compare a registered model's challenger with the promoted version, and draw the page of it.",
+        "gan_spark.serving.verdict_page.judge",
     ),
     "doctor": Job(
         "Look a cluster over before it is paid for: Python, Java, slots, GPUs, Horovod, the lake, ports, memory.",

@@ -23,7 +23,16 @@ SHARED = ROOT.parent / "shared" / "data"
 # These take longest; begun first, they leave neither of two processes waiting for the other at the end.
 LONGEST = (
     *("test_trainer", "test_lakes", "test_transfer", "test_cluster", "test_evaluate", "test_extending"),
-    *("test_snapshots", "test_kills", "test_stream", "test_serve", "test_export", "test_challenge", "test_hdfs"),
+    *(
+        "test_snapshots",
+        "test_kills",
+        "test_stream",
+        "test_score",
+        "test_serve",
+        "test_export",
+        "test_challenge",
+        "test_hdfs",
+    ),
     *("test_command_line", "test_notebooks", "test_stackgan", "test_ml", "test_ingest", "test_parts"),
     *("test_signals", "test_serving_walk", "test_ui", "test_deploy", "test_doctor", "test_srgan", "test_tracking"),
     *("test_jobs", "test_docs", "test_scala", "test_lenet", "test_moved_lakes", "test_process", "test_generate"),

@@ -93,6 +93,15 @@ class Stream:
 
 
 @dataclasses.dataclass(frozen=True)
+class Score:
+    """What answers to what arrives as sections [ingest] and [stream] say: `jobs/score.py`."""
+
+    model: str = option(
+        "default", "name of the registered model; each micro-batch is answered by the version that is promoted then"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Train:
     """How long, how large and on what: `jobs/train.py`, `jobs/finetune.py`."""
 
@@ -303,6 +312,16 @@ class Promote:
 
 
 @dataclasses.dataclass(frozen=True)
+class Verdict:
+    """`jobs/verdict.py`."""
+
+    model: str = option("default", "name of the registered model, whose challenger is judged")
+    act: bool = option(
+        False, "promote a challenger that is better, end one that is not, where the evidence allows; else only say so"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Featurize:
     """Features of a network and a logistic regression on them: `jobs/featurize.py`."""
 
@@ -341,6 +360,7 @@ class Config:
     tables: str = option("parquet", "format of tables of generated images and of rejects", choices=("parquet", "delta"))
     ingest: Ingest = Ingest()
     stream: Stream = Stream()
+    score: Score = Score()
     train: Train = Train()
     generate: Generate = Generate()
     evaluate: Evaluate = Evaluate()
@@ -352,4 +372,5 @@ class Config:
     finetune: Finetune = Finetune()
     predict: Predict = Predict()
     promote: Promote = Promote()
+    verdict: Verdict = Verdict()
     tracking: Tracking = Tracking()

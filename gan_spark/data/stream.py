@@ -43,7 +43,7 @@ def stream(spark, config: Config) -> dict:
     writer = rows.writeStream.foreachBatch(lambda batch, number: _add(spark, config, url, batch, number, done))
     writer = writer.queryName(f"{config.dataset} from {config.ingest.path}")
     writer = writer.option("checkpointLocation", checkpoint(config))
-    query = _triggered(writer, options.trigger).start()
+    query = triggered(writer, options.trigger).start()
     try:
         query.awaitTermination()
     finally:
@@ -59,7 +59,8 @@ def stream(spark, config: Config) -> dict:
     }
 
 
-def _triggered(writer, trigger: str):
+def triggered(writer, trigger: str):
+    """The writer of a stream with `stream.trigger`; `UserError` where that is none."""
     if trigger == "availableNow":
         return writer.trigger(availableNow=True)
     try:

@@ -109,14 +109,24 @@ class Call:
 def answers(run: Run, step: int) -> Answers:
     """What the model of a run answers at a checkpoint; `UserError` where it neither makes images nor classifies."""
     record = run.record()
+    model = loading.build(model_config(run.url, record), uses=record["config"]["uses"])
+    loading.restore(model, run, step)
+    return of_model(model, record)
+
+
+def model_config(url: str, record: dict):
+    """The model config of the run at `url`; `UserError` where its model neither makes images nor classifies them."""
     config = loading.model_config(record["config"]["model"])
     model_class = models.find(config.name)
-    is_generative = issubclass(model_class, models.GenerativeModel)
-    if not is_generative and not hasattr(model_class, "classify"):
-        raise UserError(f"run {run.url}: model {config.name!r} neither makes images nor classifies them")
-    model = loading.build(config, uses=record["config"]["uses"])
-    loading.restore(model, run, step)
-    takes = model_class.takes(config) if is_generative else ()
+    if not issubclass(model_class, models.GenerativeModel) and not hasattr(model_class, "classify"):
+        raise UserError(f"run {url}: model {config.name!r} neither makes images nor classifies them")
+    return config
+
+
+def of_model(model: models.TrainedModel, record: dict) -> Answers:
+    """What a loaded model answers, of the run with this record."""
+    config = loading.model_config(record["config"]["model"])
+    takes = type(model).takes(config) if isinstance(model, models.GenerativeModel) else ()
     dataset = record["dataset"]
     return Answers(
         model,
@@ -154,6 +164,21 @@ def exact_sizes(
     compiled = {size: _compiled(call, rows, size) for size in sizes}
     outputs = {size: _by(function, rows, size, count) for size, function in compiled.items()}
     return {size: compiled[size] for size in sizes if np.array_equal(outputs[size], outputs[reference])}
+
+
+def largest_exact(answers: Answers, name: str) -> tuple[int, Callable]:
+    """The largest number of rows by which the call `name` is exact, with its function: what batch jobs compute by."""
+    call = answers.calls()[name]
+    rows = answers.noise(call.tried, call.columns)
+    reference = _compiled(call.function, rows, call.reference)
+    expected = None
+    for size in sorted((size for size in _SIZES if call.reference < size <= call.tried), reverse=True):
+        if expected is None:
+            expected = _by(reference, rows, call.reference, call.tried)
+        function = _compiled(call.function, rows, size)
+        if np.array_equal(_by(function, rows, size, call.tried), expected):
+            return size, function
+    return call.reference, reference
 
 
 def _compiled(call, rows: dict[str, tf.Tensor], size: int) -> Callable:

@@ -61,6 +61,15 @@ def source(batch, config: Ingest, classes: tuple[str, ...]) -> Source:
     return Source(padded(frame), names, batch.count())
 
 
+def unlabelled(batch, config: Ingest) -> Source:
+    """A micro-batch of `stream` for whom labels are nothing: whatever folders files are in."""
+    if config.source == "table":
+        return table.from_frame(batch, config.id_column, config.image_column, max_file_mb=config.max_file_mb)
+    root = lake.to_url(config.path)
+    listed = functools.partial(_listed, root, config.max_file_mb * 2**20, frozenset())
+    return Source(padded(batch.rdd.mapPartitions(listed).toDF(_LISTED)), (), batch.count())
+
+
 def _place(root: str, path: str) -> str:
     """A file's path below `root`; Spark writes the URLs of both in its own way."""
     plain, below = (re.sub(r"^[\w+.-]+:/*", "", url) for url in (root, path))
