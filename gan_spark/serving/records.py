@@ -8,15 +8,16 @@ import datetime
 import hashlib
 import io
 import logging
+import math
 import threading
 import time
-import uuid
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import lake
 from ..config import UserError, check_name
+from . import spool
 
 log = logging.getLogger(__name__)
 KIND = "served requests"
@@ -41,6 +42,7 @@ SCHEMA = pa.schema(
         pa.field("kept", pa.bool_()),  # feedback: whether what was made was kept
     ]
 )
+ADOPT = 60.0  # seconds between looks for rows that killed processes left
 EVERY = 5.0  # seconds between files, where there is something to write
 ROWS = 5_000  # after which one is written at once
 HELD = 200_000  # rows that are held while the store does not answer; the oldest of more are lost, and told
@@ -57,12 +59,19 @@ def check(place: str) -> None:
 
 
 class Records:
-    """Rows on their way to the lake. A thread writes them; `close` writes what is left."""
+    """Rows on their way to the lake. A thread writes them; `close` writes what is left.
+
+    Meanwhile they are on this machine's disk, too: those of a process that was killed the next one writes, or another
+    that is running.
+    """
 
     def __init__(self, place: str):
         self._place = place
+        self._folder = spool.folder(place)
         self._rows: list[dict] = []
-        self._files: list[tuple[str, bytes, int]] = []  # name, data, rows: not in the lake yet
+        self._spool: spool.Spool | None = None  # of these rows
+        self._files: list[tuple[spool.Spool, bytes, int]] = []  # where they wait, data, rows: not in the lake yet
+        self._adopted = -math.inf  # when it was looked for rows of others
         self._wake, self._lock, self._is_closed = threading.Event(), threading.Lock(), False
         self._is_claimed = False
         self.lost = 0
@@ -74,7 +83,10 @@ class Records:
             if len(self._rows) >= HELD:  # The store hangs.
                 self.lost += 1
                 return
-            self._rows.append({"at": datetime.datetime.now(datetime.UTC), **row})
+            row = {"at": datetime.datetime.now(datetime.UTC), **row}
+            self._rows.append(row)
+            self._spool = self._spool or spool.Spool(self._folder)
+            self._spool.add(row)
             if len(self._rows) >= ROWS:
                 self._wake.set()
 
@@ -87,9 +99,11 @@ class Records:
         while not self._is_closed:
             self._wake.wait(EVERY)
             self._wake.clear()
-            self._write()
+            if self._write() and time.monotonic() > self._adopted + ADOPT:
+                self._adopt()
         for _ in range(_TRIES):
             if self._write():
+                self._adopt()
                 return
             time.sleep(1)
         log.error("%d rows of %s could not be written and are lost", sum(rows for *_, rows in self._files), self._place)
@@ -97,38 +111,57 @@ class Records:
     def _write(self) -> bool:
         """Writes what there is; whether all of it is in the lake. A file that could not be is tried again as it is."""
         with self._lock:
-            rows, self._rows = self._rows, []
+            rows, waiting = self._rows, self._spool
+            self._rows, self._spool = [], None
         if rows:
-            self._make_file(rows)
+            self._make_file(rows, waiting)
         while self._files:
-            name, data, _ = self._files[0]
-            try:
-                if not self._is_claimed:
-                    lake.claim(self._place, KIND, SCHEMA.names)
-                    self._is_claimed = True
-                lake.write_bytes(lake.join(self._place, name), data)
-            except Exception as error:  # of the store, of any type
-                log.warning(
-                    "%s cannot be written, and is tried again: %s: %s", self._place, type(error).__name__, error
-                )
+            waiting, data, _ = self._files[0]
+            if not self._put(waiting.name, data):
                 self._forget()
                 return False
+            waiting.remove()
             self._files.pop(0)
         return True
 
-    def _make_file(self, rows: list[dict]) -> None:
+    def _put(self, name: str, data: bytes) -> bool:
+        """Writes a file to the lake; whether it is there."""
+        try:
+            if not self._is_claimed:
+                lake.claim(self._place, KIND, SCHEMA.names)
+                self._is_claimed = True
+            lake.write_bytes(lake.join(self._place, f"{name}.parquet"), data)
+        except Exception as error:  # of the store, of any type
+            log.warning("%s cannot be written, and is tried again: %s: %s", self._place, type(error).__name__, error)
+            return False
+        return True
+
+    def _adopt(self) -> None:
+        """Writes the rows that processes which were killed have left on this machine."""
+        self._adopted = time.monotonic()
+        try:
+            for name, rows in spool.orphans(self._folder):
+                if rows and not self._put(name, _parquet(rows)):
+                    return
+                log.info("%d rows that a process left were written to %s", len(rows), self._place)
+        except (OSError, ValueError, LookupError, pa.ArrowException):
+            log.exception("rows that a process left in %s cannot be written", self._folder)
+
+    def _make_file(self, rows: list[dict], waiting: spool.Spool) -> None:
         try:
             data = _parquet(rows)
         except Exception:  # A defect; the rows to come are to be written all the same.
             self.lost += len(rows)
+            waiting.remove()
             log.exception("%d rows of %s cannot be made a file of and are lost", len(rows), self._place)
         else:
-            self._files.append((f"part-{time.time_ns()}-{uuid.uuid4().hex[:8]}.parquet", data, len(rows)))
+            self._files.append((waiting, data, len(rows)))
 
     def _forget(self) -> None:
         """Lets go of the oldest files, where too much is held."""
         while sum(rows for *_, rows in self._files) > HELD:
-            _, _, rows = self._files.pop(0)
+            waiting, _, rows = self._files.pop(0)
+            waiting.remove()
             self.lost += rows
             log.error("%d rows of %s are lost, since the store has not answered for long", rows, self._place)
 
