@@ -58,11 +58,18 @@ def test_the_containers_packages_are_the_projects():
 
 @pytest.fixture
 def front(spark, lake, digits, tmp_path):
-    """(Port, process) of deploy/start.sh, with ports of its own in place of those that are in the files."""
+    """(Port, process) of deploy/start.sh."""
     if shutil.which("nginx") is None:
         pytest.skip("nginx is not here")
     driver.train(spark, make_config(lake, "dcgan", "deployed", train={"steps": 1}))
     registry.promote(lake, "deployed", "deployed")
+    with fronted(tmp_path, lake, "deployed", "--threads 1 --log-share 0") as (ports, process):
+        yield ports, process
+
+
+@contextlib.contextmanager
+def fronted(folder, lake: str, model: str, options: str):
+    """(Ports by those in the files, process) of deploy/start.sh, with ports of its own, once both workers answer."""
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(3)]
         for probe in probes:
@@ -71,19 +78,19 @@ def front(spark, lake, digits, tmp_path):
     for name in ("nginx.conf", "start.sh"):
         text = (ROOT / "deploy" / name).read_text().replace("listen 8080", "listen 127.0.0.1:8080")
         text = re.sub(r"\b808[012]\b", lambda match: ports[match[0]], text)
-        (tmp_path / name).write_text(text.replace("/tmp/nginx", f"{tmp_path}/nginx-"))
-    (tmp_path / "gan-spark").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m gan_spark "$@"\n')
-    (tmp_path / "gan-spark").chmod(0o755)
+        (folder / name).write_text(text.replace("/tmp/nginx", f"{folder}/nginx-"))
+    (folder / "gan-spark").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m gan_spark "$@"\n')
+    (folder / "gan-spark").chmod(0o755)
     environment = {
         **os.environ,
-        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "LAKE": lake,
-        "MODEL": "deployed",
-        "OPTIONS": "--threads 1 --log-share 0",
+        "MODEL": model,
+        "OPTIONS": options,
     }
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(["sh", str(tmp_path / "start.sh")], env=environment, stderr=log, stdout=log)
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(["sh", str(folder / "start.sh")], env=environment, stderr=log, stdout=log)
     try:
         wait(ports["8081"], process)
         wait(ports["8082"], process)

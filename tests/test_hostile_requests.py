@@ -249,6 +249,19 @@ def test_many_connections_that_say_nothing_do_not_keep_others_out(services, othe
         connection.close()
 
 
+def test_a_connection_that_is_one_too_many_is_told_when_to_come_again(lake, services, tmp_path):
+    arguments = ("--lake", lake, "--model", "besieged-lenet", "--max-connections", "4", "--log-share", "0")
+    with running(tmp_path, *arguments) as service:
+        connections = [service.connect() for _ in range(4)]
+        time.sleep(0.2)
+        status, headers, data = service.ask("GET", "/model")
+        assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
+        assert "too many connections" in json.loads(data)["error"]
+        for connection in connections:
+            connection.close()
+        service.until(lambda: service.ask("GET", "/model")[0] == 200)
+
+
 def test_the_services_go_on_and_nothing_failed_within(services):
     """After all of the above: no request of it was a failure of the service's own."""
     for service in services.values():

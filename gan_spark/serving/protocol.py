@@ -1,4 +1,8 @@
-"""HTTP connections of the service, with limits for what uvicorn has none for: a request's head, and slow readers."""
+"""HTTP connections of the service: how many there may be, and limits for what uvicorn has none for: a request's head,
+and slow readers.
+"""
+
+import json
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -11,18 +15,32 @@ _LATE = (
 )
 
 
+async def _busy(scope, receive, send) -> None:
+    """The application of a connection that is one too many."""
+    body = json.dumps({"error": "too many connections are open; ask again later"}).encode()
+    length = str(len(body)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", length), (b"retry-after", b"1")]
+    headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
 class Limited(HttpToolsProtocol):
-    """uvicorn's protocol, which closes a connection whose next request has not come with its whole head in `seconds`,
-    whose head is too large, whose client goes on sending what was refused, or does not read its answer.
+    """uvicorn's protocol, which answers 503 on each of more than `most` connections, and closes one whose next request
+    has not come with its whole head in `seconds`, whose head is too large, whose client goes on sending what was
+    refused, or does not read its answer.
     """
 
     seconds: float
+    most: int
     _head = None  # timer of the head that is awaited
     _is_in_head, _is_whole = True, True
     _unused = 0  # bytes since the parser last made something of them
 
     def connection_made(self, transport):
         super().connection_made(transport)
+        if len(self.connections) > self.most:
+            self.app = _busy
         self._await_head()
 
     def connection_lost(self, exc):
@@ -86,5 +104,5 @@ class Limited(HttpToolsProtocol):
             self.transport.close()
 
 
-def limited(seconds: float) -> type[Limited]:
-    return type("Limited", (Limited,), {"seconds": seconds})
+def limited(seconds: float, connections: int) -> type[Limited]:
+    return type("Limited", (Limited,), {"seconds": seconds, "most": connections})
