@@ -19,6 +19,11 @@ PROMOTE = """gan-spark promote RUN [--model NAME] [--if-better] [--lake URL] [--
        gan-spark promote --config FILE [--set KEY=VALUE] [--dry-run] [--verbose]"""
 
 
+VERDICT = """gan-spark verdict --model NAME [--act] [--page] [--lake URL] [--json]
+       gan-spark verdict --config FILE [--set KEY=VALUE] [--dry-run] [--verbose]"""
+_BOTH = ("promote", "verdict")  # jobs with a config, and commands without one
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the subcommand of `argv`; its exit code, as README.md lists them."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -36,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_job(argv: list[str]) -> bool:
-    """Whether the subcommand is a job; `promote` is one with a config, and without one a command about a run."""
+    """Whether the subcommand is a job; `promote` and `verdict` are with a config, and without one are commands."""
     has_config = any(word.partition("=")[0] == "--config" for word in argv)
-    return argv[0] in JOBS and (argv[0] != "promote" or has_config)
+    return argv[0] in JOBS and (argv[0] not in _BOTH or has_config)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, job in JOBS.items():
-        if name != "promote":
+        if name not in _BOTH:
             commands.add_parser(name, help=job.description)
     in_lake = [*_add_models(commands), *_add_data(commands)]
     for command in in_lake:
@@ -90,7 +95,10 @@ def _add_models(commands) -> list[argparse.ArgumentParser]:
     challenge.add_argument(
         "--share", type=float, default=0.1, metavar="X", help="of the requests (default: %(default)s)"
     )
-    verdict = commands.add_parser("verdict", help="compare a registered model's challenger with the promoted version")
+    verdict = commands.add_parser(
+        "verdict", help="compare a registered model's challenger with the promoted version", usage=VERDICT
+    )
+    verdict.add_argument("--page", action="store_true", help="draw <lake>/reports/verdicts/NAME.html, too")
     verdict.add_argument("--act", action="store_true", help="promote or end the challenger, where the evidence allows")
     for command in (promote, rollback, challenge, verdict):
         command.add_argument(
@@ -251,9 +259,12 @@ def _challenge(arguments) -> None:
 
 
 def _verdict(arguments) -> None:
-    from .serving import verdict
+    if arguments.page:
+        from .serving.verdict_page import judged as judge
+    else:
+        from .serving.verdict import verdict as judge
 
-    _print(verdict.verdict(arguments.lake, arguments.model, arguments.act), arguments.json)
+    _print(judge(arguments.lake, arguments.model, arguments.act), arguments.json)
 
 
 def _export(arguments) -> None:

@@ -61,6 +61,7 @@ ELSEWHERE = {
     "export JAVA_HOME": ("tests/test_cluster.py", "JAVA_HOME"),
     "uv run benchmarks/": ("benchmarks/README.md", "measured"),
     "uv run jobs/stream.py": ("tests/test_stream.py", '"stream.py"'),
+    "uv run jobs/verdict.py": ("tests/test_verdict_page.py", '"verdict.py"'),
     "uv run jobs/score.py": ("tests/test_score.py", '"score.py"'),
     "gan-spark doctor": ("tests/test_doctor.py", "doctor.doctor"),
     "gan-spark export": ("tests/test_export.py", "command_line.main"),

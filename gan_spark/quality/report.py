@@ -6,7 +6,7 @@ Everything is in the one file.
 import base64
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 
 import numpy as np
@@ -28,8 +28,6 @@ _CLASSES = 30  # of a table of shares
 
 def report(spark, config: Config) -> dict:
     """Writes `<lake>/reports/<run>.html` from the run, its generated table and, where there is one, its evaluation."""
-    import jinja2
-
     config = registry.promoted(config)
     run, table, url = Run.of(config), lake.table_url(config), lake.report_url(config)
     lake.check_file(url, "page")
@@ -50,24 +48,47 @@ def report(spark, config: Config) -> dict:
                 "rows": by_class(spark, config, generated),
             },
         )
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        resources.files("gan_spark.quality").joinpath("report.html").read_text()
-    )
     steps = f"{lines[-1]['step']:,} steps" if lines else "not trained"
-    html = page.render(
-        title=config.run,
-        subtitle=(
-            f"{record['config']['model']['name']} on {record['dataset']['url'].rsplit('/', 1)[1]}, {steps},"
-            f" {record['created'][:10]}"
-        ),
-        cards=list(_cards(quality)),
-        caveats=quality.get("caveats", []),
-        sections=[{"text": "", "rows": [], "pictures": [], **section} for section in [*_shares(quality), *sections]],
-        lineage=list(leaves(catalogue.lineage(config.lake, config.run))),
+    html = page(
+        config.run,
+        f"{record['config']['model']['name']} on {record['dataset']['url'].rsplit('/', 1)[1]}, {steps},"
+        f" {record['created'][:10]}",
+        list(_cards(quality)),
+        [*_shares(quality), *sections],
+        list(leaves(catalogue.lineage(config.lake, config.run))),
+        quality.get("caveats", []),
     )
     lake.check_file(url, "page")  # Drawing took a while.
-    lake.write_bytes(url, html.encode())
-    return {"report": url, "run": run.url, "table": table, "bytes": len(html.encode())}
+    lake.write_bytes(url, html)
+    return {"report": url, "run": run.url, "table": table, "bytes": len(html)}
+
+
+def page(
+    title: str,
+    subtitle: str,
+    cards: list[tuple[str, str, str]],
+    sections: list[dict],
+    lineage: list[tuple],
+    caveats: Sequence[str] = (),
+) -> bytes:
+    """A self-contained page, which says of itself that it is ours.
+
+    `cards` are (name, value, note), `sections` {"title", "text", "pictures": as `drawn` gives, "rows": of a table, a
+    dict each}, all but the title optional, `lineage` (name, value).
+    """
+    import jinja2
+
+    template = resources.files("gan_spark.quality").joinpath("report.html").read_text()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    html = environment.from_string(template).render(
+        title=title,
+        subtitle=subtitle,
+        cards=cards,
+        caveats=caveats,
+        sections=[{"text": "", "rows": [], "pictures": [], **section} for section in sections],
+        lineage=lineage,
+    )
+    return html.encode()
 
 
 def _sections(spark, config: Config, run: Run, record: dict, generated, lines: list[dict]) -> list[dict]:
@@ -176,20 +197,30 @@ def _samples(run: Run) -> Iterator[dict]:
 
 def _curves(lines: list[dict]) -> dict:
     """Every scalar of the run's metrics over its steps."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
+    drawing, axes = figure()
     names = dict.fromkeys(name for line in lines for name in line["scalars"])
     for name in names:
         steps, values = zip(*((line["step"], line[name]) for line in lines if name in line["scalars"]), strict=True)
         axes.plot(steps, values, label=name, linewidth=1.2)
     axes.set_xlabel("step")
+    return drawn(drawing, axes)
+
+
+def figure():
+    """(A figure as wide as the page, its axes.)"""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
+    return drawing, drawing.add_subplot()
+
+
+def drawn(drawing, axes, caption: str = "") -> dict:
+    """The picture of a `figure`, with a grid and a legend beside it."""
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     out = io.BytesIO()
-    figure.savefig(out, format="png")
-    return {"kind": "curve", "data": base64.b64encode(out.getvalue()).decode(), "width": 900, "caption": ""}
+    drawing.savefig(out, format="png")
+    return {"kind": "curve", "data": base64.b64encode(out.getvalue()).decode(), "width": 900, "caption": caption}
 
 
 def _neighbours(train, manifest: schema.Manifest, fakes: np.ndarray) -> dict:

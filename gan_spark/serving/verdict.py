@@ -2,6 +2,7 @@
 like the training data.
 """
 
+import dataclasses
 import datetime
 import logging
 
@@ -26,27 +27,56 @@ def verdict(root: str, name: str, act: bool = False) -> dict:
     "interval", "p", "drift", "acted": "promoted", "ended" or "nothing"}. Without a challenger `verdict` is "no
     challenger".
     """
+    return acted(root, judged(recorded(root, name)), act)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """What a verdict rests on."""
+
+    name: str
+    champion: dict  # entry of the registry
+    challenger: dict | None
+    rows: pa.Table  # since the challenge began; all where there is none
+    training: dict | None  # statistics of the champion's training data; None where these cannot be told
+
+    @property
+    def numbers(self) -> list[int]:
+        return [entry["version"] for entry in (self.champion, self.challenger) if entry]
+
+
+def recorded(root: str, name: str) -> Recorded:
+    """What there is about model `name`; `UserError` where no version of it is promoted."""
     champion, challenger = challenge.served(root, name)
     if champion is None:
         raise UserError(f"model {name!r}: no version of it is promoted in {root}")
     table = records.read(records.url(root, name))
     rows = _since(table, challenger["at"]) if challenger else table
+    return Recorded(name, champion, challenger, rows, _training(root, champion, rows))
+
+
+def judged(found: Recorded) -> dict:
+    """The verdict that follows, upon which nothing was done."""
+    rows, numbers = found.rows, found.numbers
     outcomes = _outcomes(rows)
-    numbers = [champion["version"], *([challenger["version"]] if challenger else [])]
     answer = {
-        "model": name,
+        "model": found.name,
         "versions": {str(number): _figures(rows, outcomes, number) for number in numbers},
         "verdict": "no challenger",
-        "drift": _drift(root, champion, _of(rows, champion["version"])),
+        "drift": drift(found.training, _of(rows, numbers[0])),
         "acted": "nothing",
     }
-    if challenger is None:
-        return answer
-    rates = [_rate(outcomes.get(number, {})) for number in numbers]
-    answer |= evidence.compared(*rates)
-    if act:
-        answer["acted"] = _acted(root, name, challenger["version"], answer["verdict"])
+    if found.challenger is not None:
+        answer |= evidence.compared(*(_rate(outcomes.get(number, {})) for number in numbers))
     return answer
+
+
+def acted(root: str, answer: dict, act: bool) -> dict:
+    """The answer of `judged`, once with `act` what it allows is done."""
+    if not act or answer["verdict"] == "no challenger":
+        return answer
+    _, number = answer["versions"]
+    return {**answer, "acted": _acted(root, answer["model"], int(number), answer["verdict"])}
 
 
 def _acted(root: str, name: str, number: int, verdict: str) -> str:
@@ -127,31 +157,36 @@ def _figures(table: pa.Table, outcomes: dict, version: int) -> dict:
     }
 
 
-def _drift(root: str, entry: dict, rows: pa.Table) -> dict:
-    """How far the classes that are answered, and the images that come in, are from the training data; None where that
-    cannot be told.
+def _training(root: str, entry: dict, rows: pa.Table) -> dict | None:
+    """Statistics of what a version learnt from, where there is something to compare with them."""
+    if rows["label"].null_count == rows.num_rows and rows["features"].null_count == rows.num_rows:
+        return None
+    try:
+        return statistics.of_dataset(Run.named(root, entry["run"]).record()["dataset"]["url"])
+    except UserError as error:
+        log.warning("verdict: no drift from the training data: %s", error)
+        return None
+
+
+def drift(training: dict | None, rows: pa.Table) -> dict:
+    """How far the classes that are answered, and the images that come in, are from the training data, of which these
+    are the statistics; None where that cannot be told.
 
     `frechet` is the distance of the moments of `statistics.features`, `frechet_floor` what it is of as many draws from
     the training data's own moments.
     """
-    drift = {"class_stability": None, "frechet": None, "frechet_floor": None}
-    dataset = Run.named(root, entry["run"]).record()["dataset"]
+    answer = {"class_stability": None, "frechet": None, "frechet_floor": None}
+    if training is None:
+        return answer
     labels = [label for value in rows["label"].drop_null().to_pylist() for label in value]
     features = [one for value in rows["features"].drop_null().to_pylist() for one in value]
-    if not labels and len(features) < 2:
-        return drift
-    try:
-        training = statistics.of_dataset(dataset["url"])
-    except UserError as error:
-        log.warning("verdict: no drift from the training data: %s", error)
-        return drift
     shares = training["class_shares"]
     if labels and shares and sum(shares.values()):
         counts = np.array([labels.count(name) for name in shares])
-        drift["class_stability"] = round(evidence.population_stability(np.array(list(shares.values())), counts), 4)
+        answer["class_stability"] = round(evidence.population_stability(np.array(list(shares.values())), counts), 4)
     if len(features) >= 2 and training["features"]:
-        drift |= _distance(training["features"], np.array(features, float))
-    return drift
+        answer |= _distance(training["features"], np.array(features, float))
+    return answer
 
 
 def _distance(training: dict, live: np.ndarray) -> dict[str, float]:
