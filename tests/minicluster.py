@@ -55,11 +55,11 @@ class Minicluster:
     def __init__(self, folder: Path, yarn: bool = False):
         self.folder, self.conf = folder, folder / "conf"
         self.conf.mkdir(parents=True)
-        self.java = Path(job.java_home() or os.environ.get("JAVA_HOME") or _home_of_java())
+        self.java = home_of_java()
         self.log = (folder / "cluster.log").open("w")
         port, self.process = launch_gateway(
             jarpath=str(next(Path(pyspark.__file__).parent.glob("jars/py4j-*.jar"))),
-            classpath=_classpath(folder),
+            classpath=classpath(POM, folder),
             javaopts=list(_JAVA),
             java_path=str(self.java / "bin" / "java"),
             cwd=str(folder),  # where YARN's containers run
@@ -121,22 +121,24 @@ class Minicluster:
         self.stop()
 
 
-def _home_of_java() -> Path:
+def home_of_java() -> Path:
+    if home := job.java_home() or os.environ.get("JAVA_HOME"):
+        return Path(home)
     java = shutil.which("java")
     if java is None:
-        raise Unavailable("a minicluster takes Java 11 or 17, and there is none")
+        raise Unavailable("this takes Java 11 or 17, and there is none")
     return Path(java).resolve().parent.parent
 
 
-def _classpath(folder: Path) -> str:
-    """Hadoop's jars in Maven's cache, which are fetched once."""
+def classpath(pom: Path, folder: Path) -> str:
+    """The jars of a pom, in Maven's cache, which are fetched once; `folder` takes the answer."""
     if not shutil.which("mvn"):
-        raise Unavailable("a minicluster takes Maven (mvn), which is not here")
+        raise Unavailable("this takes Maven (mvn), which is not here")
     answer = folder / "classpath"
-    command = ["mvn", "-q", "-B", "-f", str(POM), "dependency:build-classpath", f"-Dmdep.outputFile={answer}"]
+    command = ["mvn", "-q", "-B", "-f", str(pom), "dependency:build-classpath", f"-Dmdep.outputFile={answer}"]
     maven = subprocess.run(command, capture_output=True, text=True, timeout=600)
     if maven.returncode:
-        raise Unavailable(f"Maven cannot fetch Hadoop's minicluster: {maven.stdout[-300:]}")
+        raise Unavailable(f"Maven cannot fetch what {pom.parent.name} takes: {maven.stdout[-300:]}")
     return answer.read_text().strip()
 
 

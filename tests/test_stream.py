@@ -87,6 +87,31 @@ def test_a_batch_that_was_added_before_its_checkpoint_is_not_added_twice(spark, 
     assert again["rows"] == first["rows"] == 60 and again["snapshot"] == first["snapshot"]
 
 
+def test_what_comes_first_may_be_bad_or_no_image_to_train_on(spark, tmp_path):
+    lake, folder = str(tmp_path / "lake"), tmp_path / "in"
+    bad(folder, "bad.png")
+    config = streaming(lake, folder)
+    first = stream.stream(spark, config)
+    assert (first["batches"], first["rejected"], first["rows"], first["snapshot"]) == (1, 1, 0, 0)
+    (tmp_path / "all").mkdir()
+    arrive(tmp_path / "all" / "in", 0, 60)
+    files = sorted((tmp_path / "all" / "in").glob("*/*.png"))
+    options = config.ingest
+    held_out = [
+        file
+        for file in files
+        if schema.split_of(f"{file.parent.name}/{file.name}", options.validation, options.test) != "train"
+    ]
+    for some in (held_out[:1], files):
+        for file in some:
+            (folder / file.parent.name).mkdir(exist_ok=True)
+            file.exists() and file.rename(folder / file.parent.name / file.name)
+        answer = stream.stream(spark, streaming(lake, folder, ingest={"new_classes": "add"}))
+        assert answer["added"] == len(some) - (some is files) and answer["rejected"] == 0
+    assert answer["rows"] == 60 and schema.read_manifest(answer["dataset"]).rows["train"] == 60 - len(held_out)
+    assert [row["id"] for row in tables.load(spark, f"{answer['dataset']}.rejected").collect()] == ["0/bad.png"]
+
+
 def test_a_label_that_the_dataset_has_not_is_rejected_or_added(spark, tmp_path):
     folder = tmp_path / "in"
     arrive(folder, 0, 60)

@@ -2,7 +2,7 @@
 
 from .errors import NotFetched, TaskFailure, UserError
 from .imports import imported
-from .loader import check_sections, differences, leaves, load, parse, replaced, resolved
+from .loader import check_sections, differences, leaves, load, new_images, parse, replaced, resolved
 from .names import check_name, check_path
 from .options import option
 from .sections import (
@@ -18,6 +18,7 @@ from .sections import (
     LeNet,
     Predict,
     Promote,
+    Stream,
     Tracking,
     Train,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "NotFetched",
     "Predict",
     "Promote",
+    "Stream",
     "TaskFailure",
     "Tracking",
     "Train",
@@ -47,6 +49,7 @@ __all__ = [
     "imported",
     "leaves",
     "load",
+    "new_images",
     "option",
     "parse",
     "replaced",

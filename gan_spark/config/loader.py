@@ -16,7 +16,7 @@ from typing import Any
 
 from .errors import UserError
 from .names import check_name, check_path
-from .sections import Config
+from .sections import Config, Train
 
 
 def load(path: str, overrides: Sequence[str] = (), model_config: Callable[[str], type] | None = None) -> Config:
@@ -82,6 +82,28 @@ def _check_train(config: Config) -> None:
         raise UserError(
             f"train.patience = {options.patience} with train.validate_every = 0: expected steps between measures"
         )
+
+    if options.new_share:
+        _check_new_share(config)
+
+
+def _check_new_share(config: Config) -> None:
+    options, share = config.train, config.train.batch_size // config.train.workers
+    if not options.start_from and not config.stream.train_every:
+        raise UserError(
+            f"train.new_share = {options.new_share:g} without train.start_from: expected a run whose images are the old"
+            " ones"
+        )
+    if options.new_share < 1 and not 0 < new_images(options) < share:
+        raise UserError(
+            f"train.new_share = {options.new_share:g} of the {share} images that a rank has of a batch: expected at"
+            " least one of them to be new, and one not"
+        )
+
+
+def new_images(options: Train) -> int:
+    """How many of the images that a rank has of a batch are new ones."""
+    return round(options.new_share * (options.batch_size // options.workers))
 
 
 def _check_evaluate(config: Config) -> None:

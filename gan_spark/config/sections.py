@@ -13,10 +13,10 @@ class Ingest:
     source: str = option(
         "digits",
         "where images come from; or a source of your own, as `package.module:function`",
-        choices=("digits", "idx", "folder", "cifar10", "table", "shapes"),
+        choices=("digits", "idx", "folder", "cifar10", "table", "shapes", "kafka"),
         imported=True,
     )
-    path: str = option("", "folder, file or table to read; URL or local path")
+    path: str = option("", "folder, file or table to read, URL or local path; source 'kafka': the topic")
     mode: str = option(
         "replace",
         "what becomes of the dataset that is there: it is replaced, or what its ids do not hold yet is added to it",
@@ -90,6 +90,15 @@ class Stream:
         "availableNow", "what is there by now, and then the job ends; or how often it looks, for instance '10 seconds'"
     )
     files_a_batch: int = option(1000, "files of a micro-batch at most", low=1)
+    train_every: int = option(
+        0,
+        "images that are added before the promoted version of promote.model is trained on, measured, and promoted if it"
+        " is better; 0 for never",
+        low=0,
+    )
+    steps: int = option(500, "for which it is trained on each time", low=1)
+    servers: str = option("", "source 'kafka': its brokers, as host:9092,other:9092")
+    client: str = option("", "source 'kafka': file of properties of its client (security.protocol=SSL, ...), if any")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +134,14 @@ class Train:
         "",
         "run of the lake with the same model, whose newest weights and optimizer state this run begins with; it counts"
         " steps, and reads rows, from the beginning. `promoted:NAME` is the promoted version of a registered model, and"
-        " a fresh run where there is none yet",
+        " a fresh run where there is none yet. Classifiers may have more classes than that run's",
+    )
+    new_share: float = option(
+        0.0,
+        "with start_from: share of each batch that is images beyond the snapshot which that run was trained on; 0 for"
+        " all images alike",
+        low=0.0,
+        high=1.0,
     )
     seed: int = option(0, "of weights, latents and shuffling", low=0, high=2**31 - 1)
     shuffle_buffer: int = option(8192, "images that a rank shuffles among (at most 48 MiB)", low=1)

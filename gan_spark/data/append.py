@@ -87,7 +87,7 @@ def _added(
         added = sum(counts.values())
         snapshots.remove_unfinished(url, token, written.names())
         by_class = _counts_by_class(spark, url, written, counts, manifest) if added else {}
-        fresh = _add_rejects(spark, staged_rejects, rejects, format, token) if rejected else 0
+        fresh = add_rejects(spark, staged_rejects, rejects, format, token) if rejected else 0
         if added:
             with progress.part("putting in place", spark):
                 manifest = _filled(spark, manifest, written, counts, fresh, url)
@@ -222,7 +222,7 @@ def _filled(
     )
 
 
-def _add_rejects(spark, staged: str, rejects: str, format: str, token: str) -> int:
+def add_rejects(spark, staged: str, rejects: str, format: str, token: str) -> int:
     """Adds what was rejected to the table, but for what it says already; how many rows that are."""
     found = spark.read.parquet(staged)
     if format == "delta":

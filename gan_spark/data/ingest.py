@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import functools
 import logging
+import uuid
 
 from pyspark.sql import functions as F
 
@@ -32,20 +33,27 @@ def ingest(spark, config: Config) -> dict:
     return write(spark, source, url, config.ingest, config.tables)
 
 
-def write(spark, source: sources.Source, url: str, config: Ingest, format: str = "parquet") -> dict:
+def write(
+    spark, source: sources.Source, url: str, config: Ingest, format: str = "parquet", is_first: bool = False
+) -> dict:
     """Decodes, splits, shuffles and writes `source`, as a dataset of its own or as more of the one that is there;
     returns the counts.
 
-    Raises `UserError` where no image at all can be used for training.
+    Raises `UserError` where no image at all can be used for training, unless it `is_first` of others to come: then
+    there is no dataset yet where all are rejected.
     """
     check_replaceable(spark, url, format)
     lake.tidy(f"{url}.rejected", url)
     if config.mode == "append" and lake.exists(lake.join(url, schema.MANIFEST)):
         return append.append(spark, source, url, config, format)
-    return _replace(spark, source, url, config, format)
+    return _replace(spark, source, url, config, format, is_first)
 
 
-def _replace(spark, source: sources.Source, url: str, config: Ingest, format: str) -> dict:
+class _NoImages(Exception):
+    """All rows of a source are rejected."""
+
+
+def _replace(spark, source: sources.Source, url: str, config: Ingest, format: str, is_first: bool) -> dict:
     from petastorm.etl.dataset_metadata import materialize_dataset
 
     rejects = f"{url}.rejected"
@@ -70,11 +78,7 @@ def _replace(spark, source: sources.Source, url: str, config: Ingest, format: st
                 written = passes.run(rows, work)
             counts = written.counts()
             _settle(staged, staged_rejects, written)
-            if not counts["train"]:
-                raise UserError(
-                    f"no image to train on among {sum(counts.values())}: "
-                    + (passes.reasons(spark, staged_rejects) or f"the splits leave none: {passes.in_words(counts)}")
-                )
+            _check_images(spark, counts, staged_rejects, is_first)
         rejected = counts.pop(tasks.REJECTED)
         with progress.part("counting", spark):
             by_class = passes.counts_by_class(spark.read.parquet(staged), counts, manifest.classes)
@@ -89,9 +93,14 @@ def _replace(spark, source: sources.Source, url: str, config: Ingest, format: st
         )
         schema.write_manifest(staged, manifest)
         lake.write_bytes(lake.join(staged_rejects, lake.SUCCESS), b"")
+        if is_first:
+            _keep_former(spark, staged_rejects, rejects)
         with progress.part("putting in place", spark):
             check_replaceable(spark, url, format)  # Writing took a while.
             _put_in_place(spark, staged, url, staged_rejects, rejects, format)
+    except _NoImages:
+        rejected = append.add_rejects(spark, staged_rejects, rejects, format, uuid.uuid4().hex[:8])
+        return {"dataset": url, "snapshot": 0, "rows": 0, "rejected": rejected, "rejects": rejects}
     finally:
         lake.remove(staged)
         lake.remove(staged_rejects)
@@ -114,6 +123,27 @@ def _kept(spark, source: sources.Source, config: Ingest) -> frozenset:
         return frozenset()
     with passes.batches_that_fit(spark, source, config), progress.part("choosing parts", spark, source.count):
         return parts.chosen(source.frame, config, tasks.decode)
+
+
+def _check_images(spark, counts: dict[str, int], staged_rejects: str, is_first: bool) -> None:
+    """Raises `UserError` where there are no images to train on; of the first of others `_NoImages` where there are no
+    images.
+    """
+    if is_first and counts[tasks.REJECTED] == sum(counts.values()):
+        raise _NoImages
+    if not counts["train"] and not is_first:
+        raise UserError(
+            f"no image to train on among {sum(counts.values())}: "
+            + (passes.reasons(spark, staged_rejects) or f"the splits leave none: {passes.in_words(counts)}")
+        )
+
+
+def _keep_former(spark, staged_rejects: str, rejects: str) -> None:
+    """Puts what was rejected before there was a dataset beside what is about to replace it."""
+    if lake.exists(rejects):
+        former = tables.load(spark, rejects)
+        former = former.join(spark.read.parquet(staged_rejects), ["id", "reason"], "left_anti")
+        tables.add_file(former.select(tasks.rejects_schema().names), staged_rejects, "part-former.parquet")
 
 
 def check_replaceable(spark, url: str, format: str) -> None:

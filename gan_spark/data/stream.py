@@ -4,14 +4,20 @@ Exactly once: Spark's checkpoint says which files or rows a micro-batch has, and
 there already, so that a micro-batch that is done again, after a job that died, adds what is missing and nothing twice.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import logging
+import queue
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 
 from pyspark.sql import functions as F
+from pyspark.sql.utils import StreamingQueryException
 
-from .. import lake
+from .. import failures, lake
 from ..config import Config, UserError, check_sections
 from . import ingest, schema
 from .sources import arriving
@@ -29,23 +35,66 @@ class _Done:
     rejected: int = 0
 
 
-def stream(spark, config: Config) -> dict:
+class _Turns:
+    """Work that the thread of a query's micro-batches has the main one do, and waits for: a training takes the signals
+    of its process, which no other thread can.
+    """
+
+    def __init__(self):
+        self._waiting: queue.SimpleQueue[tuple[Callable[[], None], Future]] = queue.SimpleQueue()
+        self._has_ended = threading.Event()
+
+    def take(self, work: Callable[[], None]) -> None:
+        """Has `work` done; raises where the main thread has given up."""
+        future = Future()
+        self._waiting.put((work, future))
+        while not self._has_ended.is_set():
+            with contextlib.suppress(TimeoutError):
+                return future.result(0.5)
+        raise RuntimeError("the job has ended")
+
+    def give(self, query) -> None:
+        """Does what is asked for, until the query has ended; raises what ended either."""
+        try:
+            while query.isActive:
+                with contextlib.suppress(queue.Empty):
+                    work, future = self._waiting.get(timeout=0.5)
+                    work()
+                    future.set_result(None)
+            query.awaitTermination()
+        finally:
+            self._has_ended.set()
+
+
+def stream(spark, config: Config, after: Callable[[], None] = lambda: None) -> dict:
     """Adds what arrives at `ingest.path` to the config's dataset: all that is there (`stream.trigger` is
-    "availableNow"), or for ever, every so often.
+    "availableNow"), or for ever, every so often. `after` is called, in this thread, once a micro-batch is added.
     """
     config = dataclasses.replace(config, ingest=dataclasses.replace(config.ingest, mode="append"))
     check_sections(config, "ingest")
     url, options = lake.dataset_url(config), config.stream
     ingest.check_replaceable(spark, url, config.tables)
     lake.tidy(f"{url}.rejected", url)
-    done = _Done()
-    rows = arriving.stream(spark, config.ingest, options.files_a_batch)
-    writer = rows.writeStream.foreachBatch(lambda batch, number: _add(spark, config, url, batch, number, done))
+    done, turns = _Done(), _Turns()
+
+    def add(batch, number: int) -> None:
+        _add(spark, config, url, batch, number, done)
+        turns.take(after)
+
+    rows = arriving.stream(spark, config.ingest, options)
+    writer = rows.writeStream.foreachBatch(add)
     writer = writer.queryName(f"{config.dataset} from {config.ingest.path}")
     writer = writer.option("checkpointLocation", checkpoint(config))
     query = triggered(writer, options.trigger).start()
     try:
-        query.awaitTermination()
+        turns.give(query)
+    except StreamingQueryException as error:
+        if config.ingest.source == "kafka" and not done.batches and "org.apache.kafka.common." in str(error):
+            raise UserError(
+                f"ingest.path = {config.ingest.path!r}: the topic cannot be read at stream.servers ="
+                f" {options.servers!r}: {failures.summary(error)}"
+            ) from error
+        raise
     finally:
         query.stop()
     has_dataset = lake.exists(lake.join(url, schema.MANIFEST))
@@ -86,7 +135,7 @@ def _add(spark, config: Config, url: str, batch, number: int, done: _Done) -> No
         has_dataset = lake.exists(lake.join(url, schema.MANIFEST))
         classes = schema.read_manifest(url).classes if has_dataset else ()
         source = arriving.source(batch, config.ingest, classes)
-        answer = ingest.write(spark, source, url, config.ingest, config.tables)
+        answer = ingest.write(spark, source, url, config.ingest, config.tables, is_first=not has_dataset)
         waited = _waited(batch)
     finally:
         batch.unpersist()

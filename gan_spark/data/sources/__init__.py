@@ -23,6 +23,8 @@ def open_source(spark, config: Ingest) -> Source:
         return _outside(spark, config)
     if config.source not in ("digits", "shapes") and not config.path:
         raise UserError(f"ingest.path is empty: source {config.source!r} needs the folder, file or table to read")
+    if config.source == "kafka":
+        raise UserError("ingest.source = 'kafka': messages arrive; read them with jobs/stream.py")
     readers = {"digits": digits, "idx": idx, "folder": folder, "cifar10": cifar10, "table": table, "shapes": shapes}
     return readers[config.source].source(spark, config)
 

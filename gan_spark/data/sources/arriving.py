@@ -1,26 +1,32 @@
-"""Source of the rows that one micro-batch of a stream holds: image files as they arrive in a folder, or a table's rows.
+"""Source of the rows that one micro-batch of a stream holds: image files as they arrive in a folder, a table's rows, or
+messages.
 
 Files have the ids that source 'folder' gives them, so that a folder can be ingested whole and streamed from then on.
 """
 
+import dataclasses
 import functools
 import re
 from collections.abc import Iterator
 
 from ... import lake
-from ...config import Ingest, UserError
-from . import folder, table
+from ...config import Ingest, Stream, UserError
+from . import folder, messages, table
 from .rows import Source, class_names, padded
 
 _FILES = "path string, modificationTime timestamp, length bigint, content binary"  # of Spark's source of files
 _LISTED = "id string, url string, label string, split string, reason string, version string"
 
 
-def stream(spark, config: Ingest, rows_a_batch: int):
-    """The streaming DataFrame of what arrives at `ingest.path`: files by name alone, or rows of a Delta table.
+def stream(spark, config: Ingest, options: Stream):
+    """The streaming DataFrame of what arrives at `ingest.path`: files by name alone, rows of a Delta table, or messages
+    of a Kafka topic.
 
     `UserError` for a source that nothing can arrive at.
     """
+    rows_a_batch = options.files_a_batch
+    if config.source == "kafka":
+        return messages.stream(spark, config, options)
     if config.source == "folder" or (config.source == "table" and "/" in config.path):
         fs, path = lake.filesystem(lake.to_url(config.path))
         if not fs.isdir(path):
@@ -37,13 +43,17 @@ def stream(spark, config: Ingest, rows_a_batch: int):
         reader = spark.readStream.format("delta").option("skipChangeCommits", True)
         return reader.option("maxFilesPerTrigger", rows_a_batch).load(lake.to_url(config.path))
     raise UserError(
-        f"ingest.source = {config.source!r}: expected 'folder', or 'table' with the folder of a Delta table, at which"
-        " images can arrive"
+        f"ingest.source = {config.source!r}: expected 'folder', 'kafka', or 'table' with the folder of a Delta table,"
+        " at which images can arrive"
     )
 
 
 def source(batch, config: Ingest, classes: tuple[str, ...]) -> Source:
     """A micro-batch of `stream`; `classes` are those of the dataset, where there is one with labels."""
+    if config.source == "kafka":
+        names = classes if config.new_classes == "refuse" and classes else config.classes
+        read = messages.source(batch, config, names)
+        return dataclasses.replace(read, classes=tuple(dict.fromkeys((*classes, *read.classes))))
     if config.source == "table":
         columns = (config.label_column, config.caption_column, config.embedding_column, config.max_file_mb)
         names = classes if config.new_classes == "refuse" and classes else config.classes
