@@ -82,15 +82,7 @@ def _replace(spark, source: sources.Source, url: str, config: Ingest, format: st
         rejected = counts.pop(tasks.REJECTED)
         with progress.part("counting", spark):
             by_class = passes.counts_by_class(spark.read.parquet(staged), counts, manifest.classes)
-        manifest = dataclasses.replace(
-            manifest,
-            rows=counts,
-            rejected=rejected,
-            fingerprint=passes.fingerprint(written.sums()),
-            sums=written.sums(),
-            files=written.files(),
-            number=_number(url),
-        )
+        manifest = _filled(manifest, written, counts, rejected, url)
         schema.write_manifest(staged, manifest)
         lake.write_bytes(lake.join(staged_rejects, lake.SUCCESS), b"")
         if is_first:
@@ -176,6 +168,21 @@ def _manifest_to_fill(spark, source: sources.Source, config: Ingest) -> schema.M
         captioned=source.captioned,
         embedding=source.embedding,
         made_by=snapshots.job_name(spark),
+    )
+
+
+def _filled(
+    manifest: schema.Manifest, written: passes.Written, counts: dict[str, int], rejected: int, url: str
+) -> schema.Manifest:
+    """The manifest with what was written."""
+    return dataclasses.replace(
+        manifest,
+        rows=counts,
+        rejected=rejected,
+        fingerprint=passes.fingerprint(written.sums()),
+        sums=written.sums(),
+        files=written.files(),
+        number=_number(url),
     )
 
 

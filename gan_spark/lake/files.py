@@ -119,7 +119,7 @@ def create(url: str, data: bytes) -> bool:
                 os.link(part, path)
                 return True
         if mounted(url).startswith("hdfs:"):
-            return fs.place(part, path)
+            return cast(Any, fs).place(part, path)
         if fs.exists(path):
             return False
         fs.mv(part, path)
