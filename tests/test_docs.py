@@ -49,7 +49,7 @@ ELSEWHERE = {
     "uv run --project dags airflow dags test": ("tests/test_airflow.py", '"airflow", "dags", "test"'),
     "uv run jobs/finetune.py": ("tests/test_transfer.py", "finetune.finetune"),
     "uv run jobs/predict.py": ("tests/test_transfer.py", "predict.predict"),
-    "uv run jobs/ingest.py": ("tests/test_cluster.py", '"ingest"'),
+    "uv run jobs/ingest.py": ("tests/test_signals.py", '"ingest"'),
     "uv run jobs/train.py": ("tests/test_cluster.py", '"train"'),
     "uv run jobs/lenet.py": ("tests/test_lenet.py", "bigdl.lenet"),
     "scala/sbt": (".ci/run", "scala/sbt test package"),
