@@ -46,8 +46,8 @@ JOBS = {
         sections=("ingest",),
     ),
     "stream": Job(
-        "Images that arrive -> more of a Petastorm dataset, micro-batch by micro-batch.",
-        "gan_spark.data.stream.stream",
+        "Images that arrive -> more of a Petastorm dataset, micro-batch by micro-batch; a model may learn from them.",
+        "gan_spark.online.stream",
         sections=("ingest",),
     ),
     "score": Job(

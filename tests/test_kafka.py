@@ -206,5 +206,9 @@ def test_ids_and_labels_of_messages(spark):
     assert found["a"]["label"] == "y" and found["a"]["content"] == value
     assert {found[id]["reason"] for id in ("t-1-8", "t-1-9")} == {"no label (null)"}
     assert found["0xC328"]["reason"] == "no image (null)"
+    told = [("text", bytearray("grün".encode())), ("part", bytearray(b"Test"))]
+    batch_told = spark.createDataFrame([(None, bytearray(value), "t", 3, 4, told)], kind)
+    (row,) = messages.source(batch_told, Ingest(caption_column="text", split_column="part"), ()).frame.collect()
+    assert (row["caption"], row["split"], row["reason"]) == ("grün", "test", None)
     by_header = messages.source(batch, Ingest(id_column="other"), ()).frame.collect()
     assert {row["id"] for row in by_header if row["reason"] is None} == {"x"}

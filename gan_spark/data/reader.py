@@ -36,6 +36,8 @@ def batches(
     shuffle_buffer: int = 8192,
     parts: tuple[str, ...] = (),
     start: int = 0,
+    since: str = "",
+    new: int = 0,
 ):
     """An endless tf.data.Dataset of batches.
 
@@ -45,23 +47,35 @@ def batches(
 
     Ranks share each epoch's rows out, in an order that is a function of `seed` and epoch (`order`); the first row is
     the one after `start` others of the rank. Raises `UserError` where the split has no images.
+
+    With `since`, the URL of a former snapshot, the first `new` of each batch are images that it has not and the others
+    such as it has; of either an epoch is over by itself.
     """
     import tensorflow as tf
 
-    if parts:
-        buffer = shuffle_buffer // len(parts) + 1
-        streams = {part: _stream(url, split, part, batch_size, rank, size, seed, buffer, start) for part in parts}
-        return tf.data.Dataset.zip(streams)
-    return _stream(url, split, "", batch_size, rank, size, seed, shuffle_buffer, start)
+    counts = {True: new, False: batch_size - new} if since else {True: batch_size}
+    counts = {are_new: count for are_new, count in counts.items() if count}
+    # Each has a pool of its own.
+    pools = len(counts) * max(1, len(parts))
+    buffer = shuffle_buffer // pools + 1 if pools > 1 else shuffle_buffer
+
+    def stream(part: str):
+        streams = []
+        for are_new, count in counts.items():
+            groups = RowGroups(url, split, part, schema.read_manifest(url), since, are_new)
+            streams.append(_stream(groups, count, rank, size, seed, buffer, start // batch_size * count))
+        if len(streams) == 1:
+            return streams[0]
+        both = tf.data.Dataset.zip(tuple(streams))
+        return both.map(lambda first, second: {name: tf.concat([first[name], second[name]], 0) for name in first})
+
+    return tf.data.Dataset.zip({part: stream(part) for part in parts}) if parts else stream("")
 
 
-def _stream(
-    url: str, split: str, part: str, batch_size: int, rank: int, size: int, seed: int, shuffle_buffer: int, start: int
-):
+def _stream(groups: "RowGroups", batch_size: int, rank: int, size: int, seed: int, shuffle_buffer: int, start: int):
     import tensorflow as tf
 
-    manifest = schema.read_manifest(url)
-    check_split(url, split, part)
+    manifest = groups.manifest
     kinds = {"image": (manifest.shape, tf.uint8)}
     if manifest.classes:
         kinds["label"] = ((), tf.int32)
@@ -76,7 +90,6 @@ def _stream(
     block_size = max(1, min(16, _BLOCK_BYTES // (batch_size * row_bytes)))
 
     def generate():
-        groups = RowGroups(url, split, part, manifest)
         yield from _cut(shuffled(groups, pool, rank, size, seed, start), batch_size, block_size)
 
     stream = tf.data.Dataset.from_generator(generate, output_signature=signature)
@@ -120,10 +133,13 @@ def once(url: str, split: str, batch_size: int, rank: int = 0, size: int = 1) ->
             yield {**batch, "image": images.to_unit(batch["image"])}
 
 
-def check_split(url: str, split: str, part: str = "") -> None:
-    """`UserError` where the split, or its part, has no images."""
-    if not files(url, split, part):
-        raise UserError(f"dataset {url}: its {in_words(split, part)} has no images")
+def check_split(url: str, split: str, part: str = "", since: str = "", are_new: bool = True) -> list[str]:
+    """URLs of the files of a split, or of its part, as `splits.files` gives them; `UserError` where there are none."""
+    names = files(url, split, part, since, are_new)
+    if not names:
+        which = f" {'beyond' if are_new else 'of'} snapshot {lake.split_snapshot(since)[1]}" if since else ""
+        raise UserError(f"dataset {url}: its {in_words(split, part)} has no images{which}")
+    return names
 
 
 class _Group(NamedTuple):
@@ -133,11 +149,13 @@ class _Group(NamedTuple):
 
 
 class RowGroups:
-    """The row groups of a split, or of a part of it, in the order of its files."""
+    """The row groups of a split, or of a part of it, in the order of its files; `UserError` where there are none."""
 
-    def __init__(self, url: str, split: str, part: str, manifest: schema.Manifest):
+    def __init__(
+        self, url: str, split: str, part: str, manifest: schema.Manifest, since: str = "", are_new: bool = True
+    ):
         self.manifest, self.columns = manifest, columns(manifest)
-        names = files(url, split, part)
+        names = check_split(url, split, part, since, are_new)
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as threads:
             footers = list(threads.map(_footer, names))
         self.groups = [

@@ -173,6 +173,18 @@ def find(url: str, number: int, fingerprint: str) -> int:
     return next((manifest.number for manifest in schema.snapshots(url) if manifest.fingerprint == fingerprint), 0)
 
 
+def kept_in(url: str, fingerprint: str) -> str:
+    """URL of a snapshot with this fingerprint all of whose files the snapshot at `url` has too; empty where there is
+    none.
+    """
+    folder, _ = lake.split_snapshot(url)
+    present = row_groups(folder, schema.read_manifest(url)).keys()
+    for manifest in schema.snapshots(folder):
+        if manifest.fingerprint == fingerprint and row_groups(folder, manifest).keys() <= present:
+            return lake.at_snapshot(folder, manifest.number)
+    return ""
+
+
 def pinned(url: str, number: int) -> str:
     """The URL of a snapshot, or for 0 of the dataset itself."""
     return lake.at_snapshot(url, number) if number else url

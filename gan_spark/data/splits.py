@@ -23,12 +23,14 @@ def in_words(split: str, part: str = "") -> str:
     return f"split {split!r}" + (f", part {part!r}," if part else "")
 
 
-def files(url: str, split: str, part: str = "") -> list[str]:
+def files(url: str, split: str, part: str = "", since: str = "", are_new: bool = True) -> list[str]:
     """URLs of the Parquet files of a split, or of a part of it, sorted by their paths in the dataset, so that every
-    rank sees the same order.
+    rank sees the same order. With `since`, the URL of a former snapshot, those that it has not, or has alone.
     """
     beginning = folder("", split, part).lstrip("/") + "/"
-    return [place for name, place in snapshots.files(url).items() if name.startswith(beginning)]
+    names = {name: place for name, place in snapshots.files(url).items() if name.startswith(beginning)}
+    former = snapshots.files(since).keys() if since else names
+    return [place for name, place in names.items() if not since or (name not in former) == are_new]
 
 
 def frame(spark, url: str, split: str, part: str = ""):

@@ -18,6 +18,9 @@ class TrainedModel(tf.Module):
     Config: type  # frozen dataclass with at least `name`, `image_size` and `channels`
     batches_per_step = 1  # WGAN-GP: n_critic; DiscoGAN: 1 + generator_steps
     monitored = ""  # the value of `held_out` by which checkpoints are compared; higher is better
+    widens = (
+        False  # whether it may begin with the weights of one with fewer classes, which come first in its last layer
+    )
     cross_entropy = ""  # the scalar of `train_step` that is the discriminator's; near 0 it is never wrong
 
     @classmethod

@@ -55,6 +55,7 @@ class Config:
 class Classifier(TrainedModel):
     Config = Config
     monitored = "accuracy"
+    widens = True
 
     @classmethod
     def reads(cls, config):

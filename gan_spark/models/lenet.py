@@ -31,6 +31,7 @@ class Config:
 class LeNet(TrainedModel):
     Config = Config
     monitored = "accuracy"
+    widens = True
 
     @classmethod
     def reads(cls, config):

@@ -65,6 +65,7 @@ def classifier(config: Config, key: Callable[[], tf.Tensor]) -> tf.keras.Model:
 class SSGAN(GenerativeModel):
     Config = Config
     monitored = "accuracy"
+    widens = True
 
     @classmethod
     def reads(cls, config):

@@ -59,12 +59,12 @@ def lineage(root: str, name: str) -> dict:
     run = Run.named(root, name)
     record = run.record()
     lines = [line for line in run.metrics() if "scalars" in line]
-    versions = [
-        f"{model} v{version['version']}"
+    versions = {
+        f"{model} v{version['version']}": version
         for model in registry.models(root)
         for version in registry.read(root, model)["versions"]
         if version["run"] == name
-    ]
+    }
     return {
         "run": name,
         "url": run.url,
@@ -81,7 +81,8 @@ def lineage(root: str, name: str) -> dict:
             report["table"]: {key: value for key, value in report.items() if key not in ("table", "run", "report")}
             for report in registry.evaluations(root).get(name, [])
         },
-        "registered": versions,
+        "registered": list(versions),
+        "compared": {key: version["compared"] for key, version in versions.items() if "compared" in version},
     }
 
 

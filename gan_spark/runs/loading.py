@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import lake, models, process
 from ..config import Config, UserError, differences, parse, resolved
 from ..models.statistics import of_whole_batch
@@ -57,11 +59,12 @@ def _used_step(key: str, run: Run, used: Run, before: dict) -> int:
 
 
 def started_from(config: Config) -> dict | None:
-    """URL and checkpoint of the run that `train.start_from` names; None where it names none, or a registered model of
-    which nothing is promoted.
+    """The run that `train.start_from` names: its URL, the step of its checkpoint, and its dataset; None where it names
+    none, or a registered model of which nothing is promoted.
 
     The checkpoint is the one that `config.run` was started with, where it was started, and else the newest, or the
-    promoted one. `UserError` where there is none, or where the run has another model.
+    promoted one. `UserError` where there is none, or where the run has another model, other than one of fewer classes
+    where the model widens.
     """
     if not (name := config.train.start_from):
         return None
@@ -81,10 +84,16 @@ def started_from(config: Config) -> dict | None:
         name, step = version["run"], version["step"]
     other = Run.named(config.lake, name)
     # With what options that there were not when that run was started stand for.
-    model = {**resolved(type(config.model)()), **other.record()["config"]["model"]}
-    if changed := differences(model, _as_recorded(config, model), where="model."):
+    record = other.record()
+    model = {**resolved(type(config.model)()), **record["config"]["model"]}
+    ours = _as_recorded(config, model)
+    if models.find(config.model.name).widens and ours["classes"] > model["classes"]:
+        model["classes"] = ours["classes"]
+    if changed := differences(model, ours, where="model."):
         raise UserError(f"{key}: its weights are of another model than this run's; restore these: {'; '.join(changed)}")
-    return {"url": other.url, "step": other.checkpoint_step(step)}
+    keys = ("url", "snapshot", "fingerprint", "classes")
+    dataset = {name: record["dataset"][name] for name in keys if name in record["dataset"]}
+    return {"url": other.url, "step": other.checkpoint_step(step), "dataset": dataset}
 
 
 def _as_recorded(config: Config, recorded: dict) -> dict:
@@ -116,9 +125,45 @@ def build(config, team: Team = Team(), seed: int = 0, uses: dict[str, dict] | No
     whole = statistics == "batch"
     with of_whole_batch(team.rank, team.size, team.reduce, team.gather) if whole else contextlib.nullcontext():
         model = models.find(config.name)(config, team.reduce, seed * 4096 + team.rank, **used)
-    # From here on for dropout, which must differ from rank to rank. NumPy takes 32 bits.
-    tf.keras.utils.set_random_seed((seed * 4096 + team.rank + 1) % 2**32)
+    _seed_dropout(model)
     return model
+
+
+def _seed_dropout(model) -> None:
+    """Seeds what draws by TensorFlow's own state, which must differ from rank to rank."""
+    import tensorflow as tf
+
+    tf.keras.utils.set_random_seed((model.seed + 1) % 2**32)  # NumPy takes 32 bits.
+
+
+def begin_from(model, start: dict) -> None:
+    """Gives the model all that another run's has at the checkpoint that `started_from` describes, but for the step.
+
+    Where the model has more classes, those of the other come first in its last layer, and the others begin as they are.
+    `UserError` where the checkpoint is gone.
+    """
+    run, former = Run(start["url"]), model
+    config = model_config(run.record()["config"]["model"])
+    if is_wider := getattr(config, "classes", 0) != getattr(model.config, "classes", 0):
+        former = build(config)
+        _seed_dropout(model)
+    if not restore(former, run, start["step"]):
+        raise UserError(f"train.start_from: run {run.url} has no whole checkpoint at step {start['step']}")
+    if is_wider:
+        sizes = config.classes, model.config.classes
+        for variable, values in zip(model.state(), former.state(), strict=True):
+            variable.assign(_widened(variable.numpy(), values.numpy(), *sizes))
+    model.step.assign(0)
+
+
+def _widened(values: np.ndarray, former: np.ndarray, classes: int, more: int) -> np.ndarray:
+    """`former`, and what `values` has beyond it along the axis that is the classes'."""
+    axes = [(old, new) for old, new in zip(former.shape, values.shape, strict=True) if old != new]
+    if axes not in ([], [(classes, more)]):
+        raise ValueError(f"weights {former.shape} and {values.shape} differ otherwise than by their classes")
+    values = np.array(values)
+    values[tuple(slice(0, length) for length in former.shape)] = former
+    return values
 
 
 def model_config(table: dict):

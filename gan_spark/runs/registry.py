@@ -49,7 +49,8 @@ def models(root: str) -> list[str]:
 def read(root: str, name: str) -> dict:
     """The registry of model `name`; empty where there is no such model.
 
-    {"versions": [{version, run, step, fid, measured, registered}], "promoted": version or 0,
+    {"versions": [{version, run, step, fid, measured, registered}, with `compared` where a stream trained it],
+    "promoted": version or 0,
     "history": [{version, at}], "challenger": {version, share, at} where there is one}. `measured` is what the FID was
     measured with, by the names in MEASURED; it and `fid` are None where none was measured.
     """
@@ -100,7 +101,22 @@ def promote(root: str, run_name: str, name: str = "default", better: bool = Fals
     if better and before not in (None, version):
         before |= _alike(root, name, before, version)
         wins = version["fid"] < before["fid"]
-    if wins and registry["promoted"] != version["version"]:
+    return _settled(root, name, registry, version, wins)
+
+
+def settle(root: str, run_name: str, name: str, wins: bool, compared: dict) -> dict:
+    """Registers the run at its preferred checkpoint, with what it was `compared` by, and promotes it where it `wins`;
+    what `promote` returns.
+    """
+    registry = read(root, name)
+    version = registered(root, registry, run_name, Run.named(root, run_name).preferred())
+    version["compared"] = compared
+    return _settled(root, name, registry, version, wins)
+
+
+def _settled(root: str, name: str, registry: dict, version: dict, wins: bool) -> dict:
+    before = registry["promoted"]
+    if wins and before != version["version"]:
         registry["promoted"] = version["version"]
         registry["history"].append({"version": version["version"], "at": now()})
         registry.pop("challenger", None)  # Who is to be compared with whom is another question now.
@@ -109,7 +125,7 @@ def promote(root: str, run_name: str, name: str = "default", better: bool = Fals
         "model": name,
         **{key: version[key] for key in ("version", "run", "step", "fid")},
         "promoted": wins,
-        "before": before["version"] if before else 0,
+        "before": before,
     }
 
 

@@ -140,6 +140,19 @@ def check_model(config: Config, manifest: schema.Manifest, url: str) -> None:
         raise UserError(f"model.classes = {classes}; dataset {url} has {len(manifest.classes)} classes")
 
 
+def check_classes(config: Config, start: dict | None, classes: list[str]) -> None:
+    """`UserError` where the model has more classes than that of the run which it begins with, and they are not behind
+    that run's: `classes` are those of the dataset.
+    """
+    former = (start or {}).get("dataset", {}).get("classes", [])
+    if models.find(config.model.name).widens and len(former) < len(classes) and classes[: len(former)] != former:
+        raise UserError(
+            f"train.start_from = {config.train.start_from!r}: the {len(former)} classes of its dataset are not the"
+            f" first of the {len(classes)} of this one ({', '.join(former[:10])}; {', '.join(classes[:10])}): what is"
+            " added with ingest.new_classes = 'add' comes behind"
+        )
+
+
 def _check_images(model, shape: tuple[int, int, int], holder: str) -> None:
     expected = (model.image_size, model.image_size, model.channels)
     if shape != expected:

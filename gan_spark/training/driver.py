@@ -15,7 +15,7 @@ from ..runs.loading import started_from
 from ..runs.record import describe
 from ..runs.store import Run
 from . import ranks
-from .checks import check_model, check_record, check_settings, parts_of, settings
+from .checks import check_classes, check_model, check_record, check_settings, parts_of, settings
 from .loop import work
 from .progress import Progress
 
@@ -32,6 +32,7 @@ def train(spark, config: Config) -> dict:
     url = _checked_dataset(spark, config)
     run = Run.of(config)
     record = _checked_record(config, run, url)
+    since = _checked_since(config, record["started_from"], url)
     folder, manifest = lake.join(lake.to_url(config.lake), "runs"), lake.join(lake.dataset_url(config), schema.MANIFEST)
     ranks.check_reach(spark, config.train, folder, [manifest])
     # Ranks run in folders of their own, in which a relative path is another one.
@@ -47,6 +48,7 @@ def train(spark, config: Config) -> dict:
         "threads": config.train.threads or int(spark.sparkContext.getConf().get("spark.task.cpus", "1")),
         "uses": record["config"]["uses"],
         "started_from": record["started_from"],
+        "since": since,
     }
     with tracking.training(config, run, record) as tracker:
         results, restarts, began = _with_restarts(spark, config, run, record, job, tracker)
@@ -100,9 +102,31 @@ def _checked_record(config: Config, run: Run, url: str) -> dict:
     record = describe(config, url, schema.read_manifest(url), settings(config))
     record["started_from"] = start = started_from(config)
     check_record(config, run, record)
+    check_classes(config, start, record["dataset"]["classes"])
     if start and not run.has_begun():
         log.info("train: begins with the weights of %s at step %d", start["url"], start["step"])
     return record
+
+
+def _checked_since(config: Config, start: dict | None, url: str) -> str:
+    """URL of the snapshot beyond which images are new to the run that this one begins with; empty where none are drawn
+    apart. `UserError` where that cannot be told, or there are none to draw.
+    """
+    if not config.train.new_share:
+        return ""
+    dataset = (start or {}).get("dataset", {})
+    since = snapshots.kept_in(url, dataset.get("fingerprint", ""))
+    if not since:
+        raise UserError(
+            f"train.new_share = {config.train.new_share:g}: what is new to run {config.train.start_from} cannot be"
+            f" told: dataset {url} does not hold the files of the snapshot which that run was trained on; it was"
+            " compacted since, replaced, or is another one. Train once with train.new_share = 0"
+        )
+    for part in parts_of(config.model, schema.read_manifest(url)) or ("",):
+        reader.check_split(url, config.train.split, part, since)
+        if config.train.new_share < 1:
+            reader.check_split(url, config.train.split, part, since, are_new=False)
+    return since
 
 
 def _with_restarts(spark, config: Config, run: Run, record: dict, job: dict, tracker) -> tuple[list[dict], int, float]:

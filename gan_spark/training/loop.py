@@ -5,10 +5,10 @@ import math
 from collections.abc import Callable, Iterator
 
 from .. import models, process
-from ..config import Config, NotFetched, Train, UserError, parse
+from ..config import Config, NotFetched, Train, UserError, new_images, parse
 from ..data import images, reader, schema
 from ..process import Team
-from ..runs.loading import build, checksum, restore
+from ..runs.loading import begin_from, build, checksum, restore
 from ..runs.store import Run
 from .checks import parts_of
 from .collapse import Monitor
@@ -114,9 +114,7 @@ def _prepared(team: Team, job: dict, config: Config, run: Run):
 def _begin(model, job: dict) -> None:
     """Gives the model what a new run begins with: all of another run's state, or that of the runs it is built on."""
     if start := job["started_from"]:
-        if not restore(model, Run(start["url"]), start["step"]):
-            raise UserError(f"train.start_from: run {start['url']} has no whole checkpoint at step {start['step']}")
-        model.step.assign(0)
+        begin_from(model, start)
         return
     for field, used in job["uses"].items():
         restore(getattr(model, field), Run(used["url"]), used["step"])
@@ -138,6 +136,8 @@ def _stream(team: Team, job: dict, config: Config, batches: int) -> Iterator[dic
         options.shuffle_buffer,
         parts,
         batches * share,
+        job["since"],
+        new_images(options),
     )
     return iter(stream)
 
