@@ -34,7 +34,16 @@ LONGEST = (
         "test_hdfs",
     ),
     *("test_command_line", "test_notebooks", "test_stackgan", "test_ml", "test_ingest", "test_parts"),
-    *("test_signals", "test_serving_walk", "test_ui", "test_deploy", "test_doctor", "test_srgan", "test_tracking"),
+    *(
+        "test_signals",
+        "test_serving_walk",
+        "test_ui",
+        "test_deploy",
+        "test_doctor",
+        "test_lambda",
+        "test_srgan",
+        "test_tracking",
+    ),
     *("test_jobs", "test_docs", "test_scala", "test_lenet", "test_moved_lakes", "test_process", "test_generate"),
     *("test_hostile_requests", "test_report"),
 )

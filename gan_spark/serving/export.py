@@ -2,11 +2,12 @@
 
     <to>/<version>/        SavedModel; TensorFlow Serving and KServe take <to> for the model's folder
     <to>/mlflow/           MLflow model, where MLflow is installed
-    <to>/description.json  signatures, classes, value ranges, lineage, statistics of the training data
+    <to>/description.json  signatures, classes, value ranges, lineage, checksums, statistics of the training data
 
 It is put in place whole, in place of nothing or of an earlier export.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -160,11 +161,18 @@ def _write(folder: str, exported: Exported, description: dict) -> None:
         tf.saved_model.save(exported, saved, signatures=dict(exported.functions))
     finally:
         tf.get_logger().setLevel(level)
+    description["files"] = _checksums(saved)
     Path(described).write_text(json.dumps(description, indent=2) + "\n")
     if mlflow_model.is_installed():
         mlflow_model.save(os.path.join(folder, "mlflow"), saved, described, description["signatures"])
     else:
         log.warning("export: MLflow is not installed, so there is no MLflow model; install gan-spark[mlflow]")
+
+
+def _checksums(folder: str) -> dict[str, str]:
+    """SHA-256 sums of the files in a folder, by their paths in it."""
+    paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def _put(folder: str, url: str) -> None:
