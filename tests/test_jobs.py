@@ -307,6 +307,8 @@ def test_the_pipeline_goes_all_the_way_and_says_where_everything_is(capsys, spar
     assert code == 0
     assert result["rows"] == 1797 and result["rejected"] == 0 and result["steps"] == 4 and result["images"] == 40
     assert {"fid", "fid_floor", "kid", "precision", "recall", "score", "classifier_accuracy"} <= result.keys()
+    parts = ["start of Spark", "listing", "writing images", "training", "generating", "features of generated images"]
+    assert [part for part in result["took"] if part in parts] == parts and min(result["took"].values()) >= 0
     assert all(lakes.exists(result[key]) for key in ("dataset", "rejects", "run", "table", "grid", "report"))
     again = json.loads(
         run(capsys, pipeline, "--config", toml, "--set", "run=whole", "--set", "dataset=whole-digits")[1][0]

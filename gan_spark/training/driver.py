@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 
-from .. import lake
+from .. import lake, progress
 from ..config import Config, TaskFailure, UserError, check_sections, resolved
 from ..data import reader, schema, snapshots
 from ..runs import tracking
@@ -171,7 +171,7 @@ def _attempts(spark, config: Config, run: Run, record: dict, job: dict, tracker)
 def _attempt(spark, config: Config, run: Run, job: dict, tracker, start: int) -> list[dict]:
     """The ranks' results. Raises `RankFailure` with its reason where another attempt may go better."""
     try:
-        with Progress(run, config, tracker, start):
+        with progress.part("training", spark), Progress(run, config, tracker, start):
             return ranks.run(spark, work, job, config.train)
     except ranks.RankFailure as failure:
         if not run.is_owner(job["owner"]):
