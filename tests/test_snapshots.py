@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import petastorm
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import make_config
@@ -114,6 +115,29 @@ def test_whoever_opens_the_folder_reads_the_newest(spark, grown):
     assert sorted(row.id for row in spark.read.parquet(url).select("id").collect()) == IDS
     with petastorm.make_reader(url, reader_pool_type="thread", workers_count=1, num_epochs=1) as rows:
         assert sorted(row.id for row in rows) == IDS
+
+
+def test_many_files_are_looked_at_in_few_tasks(spark, tmp_path):
+    """By itself Spark begins a task for each of more than 32 files."""
+    for number in range(40):
+        pq.write_table(pa.table({"id": [str(number)]}), tmp_path / f"part-{number:02}.parquet")
+    places = [lake.to_url(str(path)) for path in sorted(tmp_path.iterdir())]
+    context, key = spark.sparkContext, "spark.sql.sources.parallelPartitionDiscovery.parallelism"
+    before, tracker = spark.conf.get(key), spark.sparkContext.statusTracker()
+
+    def count_tasks(group: str, read) -> int:
+        context.setJobGroup(group, group)
+        try:
+            frame = read()
+        finally:
+            context._jsc.clearJobGroup()
+        stages = [stage for job in tracker.getJobIdsForGroup(group) for stage in tracker.getJobInfo(job).stageIds]
+        assert frame.count() == 40
+        return sum(tracker.getStageInfo(stage).numTasks for stage in stages)
+
+    ours = count_tasks("ours", lambda: tables.read_files(spark, *places, schema="id string"))
+    assert ours <= context.defaultParallelism < 40 <= count_tasks("plain", lambda: spark.read.parquet(*places))
+    assert spark.conf.get(key) == before
 
 
 def test_a_snapshot_that_is_not_there_is_refused(grown):

@@ -196,7 +196,7 @@ def _left_to_do(source: sources.Source, compared, counts: dict[str, int]):
 def _counts_by_class(spark, url: str, written: passes.Written, counts: dict, manifest: schema.Manifest) -> dict:
     folder = snapshots.aside(url)
     places = [lake.join(folder, name) for name in written.files()]
-    frame = spark.read.option("basePath", folder).parquet(*places)
+    frame = tables.read_files(spark, *places, basePath=folder)
     return {name: count for name, count in passes.counts_by_class(frame, counts, manifest.classes).items() if count}
 
 
@@ -235,7 +235,7 @@ def add_rejects(spark, staged: str, rejects: str, format: str, token: str) -> in
         lake.claim(rejects, "rejects", tasks.rejects_schema().names)
         lake.write_bytes(lake.join(rejects, lake.SUCCESS), b"")
     elif names := tables.files(rejects):
-        found = found.join(spark.read.parquet(*names), ["id", "reason"], "left_anti")
+        found = found.join(tables.read_files(spark, *names), ["id", "reason"], "left_anti")
     if count := found.count():
         tables.add_file(found, rejects, f"part-{token}.parquet")
     return count

@@ -20,6 +20,7 @@ import time
 
 from .. import lake
 from ..config import UserError
+from ..lake import tables
 from . import petastorm_view, schema
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def known(spark, url: str):
     versions that did not keep it).
     """
     columns = ", ".join(f"{name} binary" for name in schema.SOURCE_COLUMNS)
-    return spark.read.schema(f"id string, {columns}").parquet(*files(url).values())
+    return tables.read_files(spark, *files(url).values(), schema=f"id string, {columns}")
 
 
 def job_name(spark) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import lake
 from ..config import UserError
+from ..lake import tables
 from . import schema, snapshots
 
 Row = TypeVar("Row")
@@ -38,7 +39,7 @@ def frame(spark, url: str, split: str, part: str = ""):
     names = files(url, split, part)
     if not names:
         raise UserError(f"dataset {url}: its {in_words(split, part)} has no images")
-    return spark.read.parquet(*names)
+    return tables.read_files(spark, *names)
 
 
 def lowest_hashes(frame, count: int):
