@@ -1,4 +1,4 @@
-"""Records of a service -> the verdict on a challenger, and a page of it."""
+"""Compare a registered model's challenger with the promoted version, and draw the page of it."""
 
 import sys
 

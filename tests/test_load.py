@@ -99,7 +99,7 @@ class Clients:
         self.wrong: list = []
         self.answered: dict[str, int] = {}  # version by request
         self.seconds: list[float] = []
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(CLIENTS)]
+        self._threads = [threading.Thread(target=self._ask, args=(number,), daemon=True) for number in range(CLIENTS)]
         for thread in self._threads:
             thread.start()
 
@@ -119,7 +119,8 @@ class Clients:
             try:
                 connection.request("POST", "/generate", json.dumps({"seeds": seeds}), headers)
                 answer = connection.getresponse()
-                status, told, body = answer.status, dict(answer.getheaders()), answer.read()
+                status, body = answer.status, answer.read()
+                told = {name.lower(): value for name, value in answer.getheaders()}
             except OSError as error:
                 connection.close()
                 status, told, body = type(error).__name__, {}, str(error).encode()
@@ -128,7 +129,7 @@ class Clients:
 
     def _look(self, request_id: str, seeds: list[int], status, headers: dict, body: bytes) -> None:
         self.statuses[status] += 1
-        if status == 503 and "Retry-After" in headers:
+        if status == 503 and "retry-after" in headers:
             return
         if status != 200:
             self.wrong.append((request_id, status, body[:200]))
@@ -137,7 +138,7 @@ class Clients:
         expected = self._pictures[self._runs[answer["version"]]]
         drawn = [images.decode_png(base64.b64decode(one["png"])) for one in answer["images"]]
         is_right = all(np.array_equal(one, expected[seed]) for seed, one in zip(seeds, drawn, strict=True))
-        if not is_right or headers.get("X-Model-Version") != str(answer["version"]) or answer["id"] != request_id:
+        if not is_right or headers.get("x-model-version") != str(answer["version"]) or answer["id"] != request_id:
             self.wrong.append((request_id, "mixed", answer["version"]))
         self.answered[request_id] = answer["version"]
 
@@ -147,13 +148,14 @@ class Memory:
 
     def __init__(self, process_id: int):
         self._process, self.stop, self.samples = psutil.Process(process_id), threading.Event(), []
-        self._thread = threading.Thread(target=self._look)
+        self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
     def _look(self) -> None:
         began = time.monotonic()
-        while not self.stop.wait(1):
-            self.samples.append((time.monotonic() - began, self._process.memory_info().rss / 2**20))
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while not self.stop.wait(1):
+                self.samples.append((time.monotonic() - began, self._process.memory_info().rss / 2**20))
 
     def end(self) -> None:
         self.stop.set()
@@ -193,7 +195,7 @@ def what_happens(root: str, server: subprocess.Popen) -> list[tuple[float, str, 
         (0.57, "rollback", lambda: registry.rollback(root, NAME)),
         (0.60, "the lake is silent", go_silent),
         (0.75, "challenger", lambda: challenge.challenge(root, "load-1", NAME, 0.5)),
-        (0.85, "challenger promoted", lambda: challenge.win(root, NAME, 2)),
+        (0.85, "challenger promoted", lambda: challenge.win(root, NAME, 1)),
         (0.93, "promotion", lambda: registry.promote(root, "load-2", NAME)),
     ]
 
@@ -229,14 +231,16 @@ def test_nothing_fails_whatever_happens(store, pictures, tmp_path, capsys):
     with fronted(tmp_path, root, NAME, options) as (ports, process):
         clients, began = Clients(ports["8080"], pictures, runs), time.monotonic()
         memory = Memory(workers(ports["8082"])[0])
-        with killing(ports["8081"], killed):
-            for share, what, function in what_happens(root, server):
-                time.sleep(max(0, began + 60 * MINUTES * share - time.monotonic()))
-                function()
-                happened.append((round(time.monotonic() - began), what))
-            time.sleep(max(0, began + 60 * MINUTES - time.monotonic()))
-        clients.end()
-        memory.end()
+        try:
+            with killing(ports["8081"], killed):
+                for share, what, function in what_happens(root, server):
+                    time.sleep(max(0, began + 60 * MINUTES * share - time.monotonic()))
+                    function()
+                    happened.append((round(time.monotonic() - began), what))
+                time.sleep(max(0, began + 60 * MINUTES - time.monotonic()))
+        finally:
+            clients.end()
+            memory.end()
         process.terminate()
         assert process.wait(120) == 0
     table = records.read(records.url(root, NAME))
