@@ -78,8 +78,11 @@ def test_the_fingerprint_is_that_of_all_ingested_at_once(spark, grown, tmp_path)
 def test_the_same_ingest_again_adds_nothing(spark, grown):
     url, answers = grown
     before = everything(url)
+    persisted = spark.sparkContext._jsc.getPersistentRDDs
+    held = len(persisted())
     answer = write(spark, make_frame(spark, PIXELS), url, APPEND)
     assert (answer["added"], answer["known"], answer["rows"], answer["snapshot"]) == (0, 300, 300, 3)
+    assert len(persisted()) == held  # A stream appends for ever.
     assert answer["fingerprint"] == answers[2]["fingerprint"]
     assert everything(url) == before
 

@@ -46,8 +46,7 @@ def append(spark, source: sources.Source, url: str, config: Ingest, format: str)
     answer |= {"rejected": 0, "splits": former.rows, "classes": {}, "rejects": f"{url}.rejected"}
     with passes.partitions_for(spark, source.count + former_rows):
         with progress.part("comparing", spark, source.count):
-            compared = _compared(spark, source, former, url)
-            counts = {row["state"]: row["count"] for row in compared.groupBy("state").count().collect()}
+            compared, counts = _compared(spark, source, former, url)
         answer["known"] = counts.get(_SAME, 0) + counts.get(_UNTOLD, 0)
         if counts.get(_UNTOLD):
             log.warning(
@@ -150,17 +149,18 @@ def _grown(former: schema.Manifest, source: sources.Source, config: Ingest) -> s
     )
 
 
-def _compared(spark, source: sources.Source, former: schema.Manifest, url: str):
-    """The source's rows without their images: id, source_version, known_hash, and `state`, what is known of them."""
+def _compared(spark, source: sources.Source, former: schema.Manifest, url: str) -> tuple:
+    """(the source's rows without their images, persisted: id, source_version, known_hash, and `state`, what is known of
+    them; how many there are of each state).
+    """
     stored = snapshots.known(spark, url)
     if former.parts == ("a", "b") and former.ingest["parts"] != "classes":
         stored = stored.withColumn("id", F.expr("substring(id, 3)")).dropDuplicates(["id"])  # of a/<id> and b/<id>
     stored = stored.select(
         F.col("id").alias("known_id"), F.col("source_version").alias("known_version"), F.col("source_hash")
     )
-    rows = passes.versioned(source.frame).select("id", "source_version", "reason")
+    rows = passes.versioned(source.frame).select("id", "source_version", "reason").persist(StorageLevel.DISK_ONLY)
     if source.count <= _BROADCAST_ROWS:  # What is there is read, and neither sorted nor sent about.
-        rows = rows.persist(StorageLevel.DISK_ONLY)
         stored = stored.join(F.broadcast(rows.select("id")), F.col("known_id") == F.col("id"), "left_semi")
     has_changed = ~F.col("source_version").eqNullSafe(F.col("known_version"))
     state = (
@@ -172,9 +172,11 @@ def _compared(spark, source: sources.Source, former: schema.Manifest, url: str):
     )
     joined = rows.join(stored, rows["id"] == stored["known_id"], "left").withColumn("state", state)
     known_hash = F.when(F.col("state") == _UNSURE, F.col("source_hash"))
-    return joined.select("id", "source_version", known_hash.alias("known_hash"), "state").persist(
-        StorageLevel.DISK_ONLY
-    )
+    compared = joined.select("id", "source_version", known_hash.alias("known_hash"), "state")
+    compared = compared.persist(StorageLevel.DISK_ONLY)
+    counts = {row["state"]: row["count"] for row in compared.groupBy("state").count().collect()}
+    rows.unpersist()
+    return compared, counts
 
 
 def _left_to_do(source: sources.Source, compared, counts: dict[str, int]):
