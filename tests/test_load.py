@@ -243,10 +243,12 @@ def test_nothing_fails_whatever_happens(store, pictures, tmp_path, capsys):
             memory.end()
         process.terminate()
         assert process.wait(120) == 0
-    table = records.read(records.url(root, NAME))
-    logged = collections.Counter(table["request_id"].to_pylist())
+    place = records.url(root, NAME)
+    logged = collections.Counter(records.read(place)["request_id"].to_pylist())
     missing = clients.answered.keys() - logged.keys()
     twice = [name for name, count in logged.items() if count > 1]
+    # Of a request that a worker died over: at most of the one that each client waited for.
+    by_two = records.read_files(place).num_rows - len(logged)
     first, last = memory.median(0.15, 0.3), memory.median(0.85, 1.0)
     seconds = sorted(clients.seconds)
     with capsys.disabled():
@@ -255,9 +257,10 @@ def test_nothing_fails_whatever_happens(store, pictures, tmp_path, capsys):
             f" {dict(collections.Counter(clients.answered.values()))}; p50 {seconds[len(seconds) // 2] * 1000:.0f} ms,"
             f" p99 {seconds[len(seconds) * 99 // 100] * 1000:.0f} ms, longest {seconds[-1]:.1f} s;"
             f" {len(killed)} workers ended, {killed.count(signal.SIGKILL)} of them by SIGKILL; memory"
-            f" {first:.0f} to {last:.0f} MB; {len(logged)} recorded, {len(missing)} not, {len(twice)} twice; {happened}"
+            f" {first:.0f} to {last:.0f} MB; {len(logged)} recorded, {len(missing)} not, {by_two} by two workers;"
+            f" {happened}"
         )
     assert not clients.wrong, clients.wrong[:5]
     assert set(clients.answered.values()) >= {1, 2, 3}
     assert last < 1.15 * first
-    assert not twice and not missing
+    assert not twice and not missing and by_two <= CLIENTS * killed.count(signal.SIGKILL)

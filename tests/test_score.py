@@ -177,6 +177,7 @@ def test_what_cannot_be_scored_is_told(spark, lake, runs, tmp_path, changes, mes
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1500)
 def test_a_job_that_is_killed_goes_on_and_every_image_is_answered_once(spark, lake, runs, tmp_path):
     registry.promote(lake, "reads-0", "killed")
     arrive(tmp_path / "in", 0, 300)
@@ -184,12 +185,14 @@ def test_a_job_that_is_killed_goes_on_and_every_image_is_answered_once(spark, la
     command = [sys.executable, str(ROOT / "jobs" / "score.py"), "--config", write_config(tmp_path, config)]
     for _ in range(2):
         job = subprocess.Popen([*command, "--set", "stream.trigger=1 seconds"], start_new_session=True)
-        before, end = len(tables.files(scoring.table_url(config))), time.time() + 180
-        while len(tables.files(scoring.table_url(config))) < before + 3:
-            assert time.time() < end and job.poll() is None
-            time.sleep(0.05)
-        os.killpg(job.pid, signal.SIGKILL)
-        job.wait()
+        before, end = len(tables.files(scoring.table_url(config))), time.time() + 400
+        try:
+            while len(tables.files(scoring.table_url(config))) < before + 3:
+                assert time.time() < end and job.poll() is None
+                time.sleep(0.05)
+        finally:
+            os.killpg(job.pid, signal.SIGKILL)
+            job.wait()
         registry.promote(lake, "reads-1", "killed")
     last = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert last.returncode == 0, last.stderr[-3000:]

@@ -62,6 +62,18 @@ def test_a_file_that_was_written_but_not_removed_is_not_there_twice(tmp_path, mo
     assert records.read(place)["request_id"].to_pylist() == ["once"] and not os.listdir(spool.folder(place))
 
 
+def test_a_request_that_a_worker_died_over_counts_as_the_one_that_answered_it(tmp_path):
+    place = f"file://{tmp_path}/served/m"
+    for version in (1, 2):
+        sink = records.Records(place)
+        sink.add(kind="request", request_id="retried", version=version)
+        sink.add(kind="feedback", request_id="retried", kept=True)
+        sink.close()
+    rows = records.read(place).to_pylist()
+    assert [row["version"] for row in rows if row["kind"] == "request"] == [2]
+    assert len(rows) == 3 and records.read_files(place).num_rows == 4
+
+
 def test_half_a_line_is_left_out_and_the_store_may_be_silent_meanwhile(tmp_path, monkeypatch):
     place = f"file://{tmp_path}/served/m"
     waiting = spool.Spool(spool.folder(place))

@@ -178,7 +178,30 @@ def _parquet(rows: list[dict]) -> bytes:
 
 
 def read(place: str) -> pa.Table:
-    """All records at the URL; no rows where there are none. `UserError` names a file that holds something else."""
+    """All records at the URL, each request once; no rows where there are none. `UserError` names a file that holds
+    something else.
+
+    A worker may die when it has recorded a request and not answered it yet; then another answers and records it, too.
+    """
+    return _once(read_files(place))
+
+
+def _once(table: pa.Table) -> pa.Table:
+    """The rows without those of requests that a newer row tells of."""
+    newest: dict[str, tuple[datetime.datetime, int]] = {}
+    kept = []
+    columns = (table[name].to_pylist() for name in ("kind", "request_id", "at"))
+    for place, (kind, request_id, at) in enumerate(zip(*columns, strict=True)):
+        if kind != "request":
+            kept.append(place)
+        elif request_id not in newest or at >= newest[request_id][0]:
+            newest[request_id] = (at, place)
+    kept += [place for _, place in newest.values()]
+    return table if len(kept) == table.num_rows else table.take(sorted(kept))
+
+
+def read_files(place: str) -> pa.Table:
+    """The rows of all files at the URL, as they are."""
     fs, path = lake.filesystem(place)
     names = sorted(name for name in fs.find(path) if name.endswith(".parquet")) if fs.exists(path) else []
     names = [name for name in names if name.rsplit("/", 1)[1].startswith("part-")]
