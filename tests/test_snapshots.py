@@ -525,7 +525,8 @@ def test_a_run_is_of_a_snapshot_and_another_one_begins_with_its_weights(spark, t
     assert kept == [(0, loading.checksum(model))]
     second = Run.named(root, "second")
     assert second.record()["dataset"]["snapshot"] == 2 and second.checkpoints()[-1] == 2
-    assert second.record()["started_from"] == {"url": first.url, "step": 3}
+    of_first = {name: value for name, value in first.record()["dataset"].items() if name != "fit"}
+    assert second.record()["started_from"] == {"url": first.url, "step": 3, "dataset": of_first}
     lake.remove(first.path("checkpoints"))
     driver.train(spark, config("second", steps=3, start_from="first"))  # It has what it needs.
     assert second.checkpoints()[-1] == 3
