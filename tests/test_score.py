@@ -167,6 +167,7 @@ def test_images_are_translated_of_the_domain_that_is_named(spark, lake, digits, 
         ({"score": {"model": "../x"}}, "score.model = '../x'"),
         ({"tables": "delta"}, "tables = 'delta': the table of a scored stream is Parquet"),
         ({"ingest": {"source": "digits"}}, "ingest.source = 'digits': expected 'folder'"),
+        ({"ingest": {"source": "kafka"}}, "ingest.source = 'kafka': a scored stream is of a folder's files"),
     ],
 )
 def test_what_cannot_be_scored_is_told(spark, lake, runs, tmp_path, changes, message):

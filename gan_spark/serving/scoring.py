@@ -73,6 +73,8 @@ def score(spark, config: Config) -> dict:
     name = check_name("score.model", config.score.model)
     if config.tables != "parquet":
         raise UserError("tables = 'delta': the table of a scored stream is Parquet; use tables = 'parquet'")
+    if config.ingest.source == "kafka":
+        raise UserError("ingest.source = 'kafka': a scored stream is of a folder's files or a Delta table's rows")
     url = table_url(config)
     follower = _Follower(spark, config.lake, name, url, config.generate.part)
     version = follower.version()  # Before anything is begun, whether there is one.
@@ -80,7 +82,7 @@ def score(spark, config: Config) -> dict:
         lake.tidy(place)
         lake.check_replaceable(place, kind)
     done = _Done()
-    rows = arriving.stream(spark, config.ingest, config.stream.files_a_batch)
+    rows = arriving.stream(spark, config.ingest, config.stream)
     writer = rows.writeStream.foreachBatch(
         lambda batch, number: _score(spark, config, url, follower, batch, number, done)
     )
