@@ -11,8 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from tqdm import tqdm
-
 log = logging.getLogger(__name__)
 EVERY = 30.0  # seconds between lines of the log
 _DESCRIPTION = "spark.job.description"
@@ -104,6 +102,8 @@ def _shown(name: str, total: int, unit: str, read: Callable[[], tuple[int, int]]
 
 
 def _bar(name: str, total: int, unit: str, read: Callable, ended: threading.Event) -> None:
+    from tqdm import tqdm  # Not at the top: the service imports this module, and has no tqdm.
+
     stage, is_last = -1, False
     with tqdm(total=total, desc=name, unit=f" {unit}", file=sys.stderr, leave=False, dynamic_ncols=True) as bar:
         while not is_last:

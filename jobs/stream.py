@@ -1,4 +1,4 @@
-"""Images that arrive -> more of a Petastorm dataset, micro-batch by micro-batch."""
+"""Images that arrive -> more of a Petastorm dataset, micro-batch by micro-batch; a model may learn from them."""
 
 import sys
 

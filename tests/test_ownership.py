@@ -34,6 +34,7 @@ CALLS = {
     "lake/swap.py": {"remove": "`replace` itself", "rm": "staged, as its OWNER says"},
     "lake/tables.py": {"remove": "staged here", "replace": "check_replaceable"},
     "ml/featurize.py": {"remove": "staged here", "replace": "check_replaceable"},
+    "serving/scoring.py": {"remove": "a file of its own table, check_replaceable, named after stream and micro-batch"},
     "serving/export.py": {"remove": "staged here", "replace": "check_replaceable"},
     "runs/store.py": {"remove": "checkpoints of a run, by check_is_run"},
     "training/driver.py": {"remove": "a run that this job began, as its owner's token says"},

@@ -165,7 +165,9 @@ def test_rows_of_a_delta_table_arrive(s3, tmp_path):  # noqa: F811
 
 @pytest.mark.parametrize("source", ["digits", "idx", "cifar10"])
 def test_a_source_at_which_nothing_arrives_is_refused(spark, tmp_path, source):
-    with pytest.raises(UserError, match=f"ingest.source = '{source}': expected 'folder', or 'table' with the folder"):
+    with pytest.raises(
+        UserError, match=f"ingest.source = '{source}': expected 'folder', 'kafka', or 'table' with the folder"
+    ):
         stream.stream(spark, streaming(str(tmp_path / "lake"), tmp_path, ingest={"source": source}))
 
 
