@@ -140,6 +140,7 @@ def test_kid_in_tasks_is_the_same_every_time_and_of_images_from_all_over(spark, 
     assert first["kid"] > 1 and 0 < first["kid_error"] < first["kid"]
 
 
+@pytest.mark.long
 def test_two_real_sets_are_told_from_each_other_as_often_as_kids_error_says(spark, measured):
     """200 draws of 64 and 64 digits: what the error covers of the truth, which is 0."""
     config, _ = measured

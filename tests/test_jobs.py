@@ -259,6 +259,7 @@ def test_a_damaged_file_of_a_dataset_is_named_by_the_job_that_reads_it(capsys, s
     assert "An error occurred while calling" not in line
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_session_that_has_stopped_can_still_say_what_failed(digits, toml, tmp_path):
     lake, name = damaged(tmp_path, digits, -8, None)  # the length and the magic number at the end

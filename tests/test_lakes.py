@@ -279,6 +279,7 @@ print(json.dumps(told))
 """
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_rejects_of_appends_are_added_to_a_delta_table(s3, tmp_path):
     first = {f"{number:02}": number % 10 != 9 for number in range(30)}

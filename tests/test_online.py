@@ -301,6 +301,7 @@ def test_classes_that_come_in_front_and_what_was_compacted_are_refused(spark, be
         driver.train(spark, further)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_a_model_that_makes_images_is_compared_by_what_it_makes(spark, tmp_path):
     root, folder = tmp_path / "lake", tmp_path / "in"

@@ -123,6 +123,7 @@ def test_a_model_that_reads_parts_says_how_to_ingest_them(spark, lake, digits):
         driver.train(spark, make_config(lake, "cyclegan", run="no-parts"))
 
 
+@pytest.mark.long
 def test_a_translation_says_which_image_it_is_of_and_is_compared_with_the_truth(spark, lake, recoloured):
     from gan_spark.quality import evaluate, measures
 

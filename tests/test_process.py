@@ -144,6 +144,7 @@ def session_with(python: str, folder) -> dict:
 EXPECTED = f"expected Python 3.11 with gan_spark {__version__} as in this process, found "
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_workers_of_another_python_are_told_before_any_work(tmp_path):
     # The newest may be too new for this Spark, and fails before it has said its version.

@@ -382,6 +382,7 @@ def test_the_judge_counts_what_matches():
     ]
 
 
+@pytest.mark.long
 def test_both_stages_on_precomputed_embeddings(spark, lake, tmp_path):
     """The CUB layout: ten embeddings a picture, as a column of a table."""
     rng = np.random.default_rng(0)

@@ -77,6 +77,7 @@ def test_the_course_tells_when_the_evidence_was_enough_and_what_drifted(challeng
     assert all(one["frechet"] > 3 * one["frechet_floor"] for one in drifts[9:])
 
 
+@pytest.mark.long
 def test_the_job_draws_its_page_and_acts_only_where_it_is_told_to(challenged, lake, tmp_path):
     config = make_config(lake, verdict={"model": "page-better"})
     command = [sys.executable, str(ROOT / "jobs" / "verdict.py"), "--config", write_config(tmp_path, config)]
