@@ -35,9 +35,9 @@ def of_dataset(url: str, split: str = "train") -> dict:
     """Statistics of a split of the dataset at `url`, as JSON.
 
     {"split", "rows": of it, "images": that were looked at, "class_shares": by name, of all rows with a label,
-    "histogram": shares [channels][BINS] of the values of pixels, "features": {"kind", "count", "mean" [64],
-    "covariance" [64][64]}}. `class_shares` is empty of a dataset without labels. `UserError` where there is no
-    dataset.
+    "histogram": shares of the values of pixels, for each channel BINS numbers, "features": {"kind", "count", "mean" of
+    64 numbers, "covariance" of 64 times 64}}. `class_shares` is empty of a dataset without labels. `UserError` where
+    there is no dataset.
     """
     manifest = schema.read_manifest(url)
     files = splits.files(url, split)
