@@ -106,7 +106,7 @@ if point == "writing":
 if point == "written":
     append._counts_by_class = die
 if point == "rejecting":
-    append._add_rejects = die
+    append.add_rejects = die
 if point == "committing":
     lake.create = die
 if point in ("committed", "publishing"):  # Once the snapshot is there, of what comes into sight nothing, or one file.
