@@ -39,6 +39,7 @@ MODEL_CONFIGS = {
     },
     "cyclegan": {"name": "cyclegan", "image_size": 16, "channels": 1, "width": 4, "blocks": 1, "layers": 1, "pool": 2},
     "dcgan": {"name": "dcgan", "image_size": 16, "width": 4, "latent": 8},
+    "diffusion": {"name": "diffusion", "image_size": 16, "width": 4, "classes": 10, "sampling_steps": 3},
     "discogan": {"name": "discogan", "image_size": 16, "channels": 1, "width": 4, "code": 8},
     "gan": {"name": "gan", "image_size": 16, "hidden": 16, "latent": 8},
     "lenet": {"name": "lenet", "image_size": 16, "features": 16},

@@ -18,6 +18,7 @@ from .cgan import CGAN
 from .classifier import Classifier
 from .cyclegan import CycleGAN
 from .dcgan import DCGAN
+from .diffusion import Diffusion
 from .discogan import DiscoGAN
 from .gan import GAN
 from .lenet import LeNet
@@ -38,6 +39,7 @@ MODELS = {
     "classifier": Classifier,
     "cyclegan": CycleGAN,
     "dcgan": DCGAN,
+    "diffusion": Diffusion,
     "discogan": DiscoGAN,
     "gan": GAN,
     "lenet": LeNet,
