@@ -94,27 +94,29 @@ def sampling_levels(levels: int, steps: int) -> np.ndarray:
 
 
 def ddim(
-    predict: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], x: tf.Tensor, shares: np.ndarray, levels: Sequence[int]
+    denoise: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], x: tf.Tensor, shares: np.ndarray, levels: Sequence[int]
 ) -> tf.Tensor:
     """Images in [-1, 1] from noise `x` of their shape, by DDIM with eta 0 (2010.02502, equation 12).
 
-    `predict` gives the noise in x at a level, int32 []; `shares` are a_0 to a_T, and `levels` fall.
+    `denoise` gives the image that is expected behind x at a level, int32 []; `shares` are a_0 to a_T; `levels` fall.
     """
     before, after = shares[list(levels)], shares[[*levels[1:], 0]]
-    # Where nothing but noise is left, 1 - a is 1 in float32, and the root of a is not 0.
     roots = [tf.constant(np.sqrt(values), tf.float32) for values in (before, 1.0 - before, after, 1.0 - after)]
     levels = tf.constant(levels, tf.int32)
 
     def step(index, x):
         signal, deviation, next_signal, next_deviation = (root[index] for root in roots)
-        clean = tf.clip_by_value((x - deviation * predict(x, levels[index])) / signal, -1.0, 1.0)
+        clean = tf.clip_by_value(denoise(x, levels[index]), -1.0, 1.0)
         return index + 1, next_signal * clean + next_deviation * (x - signal * clean) / deviation
 
     return tf.while_loop(lambda index, _: index < len(before), step, [0, x], parallel_iterations=1)[1]
 
 
 def guided(with_class: tf.Tensor, without: tf.Tensor, weight: float) -> tf.Tensor:
-    """(1 + w) e(x, class) - w e(x): 0 is the class's own, -1 no class's (2207.12598, equation 6)."""
+    """(1 + w) e(x, class) - w e(x): 0 is the class's own, -1 no class's (2207.12598, equation 6).
+
+    So is v's, and so that of images, since each is a linear function of the noise.
+    """
     return (1.0 + weight) * with_class - weight * without
 
 
@@ -253,14 +255,27 @@ class Diffusion(GenerativeModel):
         self.sampler = self.average(unet(config), self.network)
         self.optimize("unet", tf.keras.optimizers.Adam(config.rate), self.network.trainable_variables)
 
-    def predict(self, network: tf.keras.Model, x: tf.Tensor, t: tf.Tensor, y: tf.Tensor | None) -> tf.Tensor:
-        """The noise in x [n, ...] at levels t, int32 [n]; `y` [n, classes], one-hot, zeros for no class."""
+    def output(self, network: tf.keras.Model, x: tf.Tensor, t: tf.Tensor, y: tf.Tensor | None) -> tf.Tensor:
+        """The network's output for x [n, ...] at levels t, int32 [n]; `y` [n, classes], one-hot, zeros for no class."""
         position = tf.cast(t, tf.float32) / self.config.levels
-        output = network([x, position] if y is None else [x, position, y])
-        if self.config.output == "noise":
-            return output
-        share = tf.gather(tf.constant(self.schedule, tf.float32), t)[:, None, None, None]
-        return tf.sqrt(1.0 - share) * x + tf.sqrt(share) * output
+        return network([x, position] if y is None else [x, position, y])
+
+    def noise(self, output: tf.Tensor, x: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
+        """The noise in x that the network's output tells."""
+        signal, deviation = self._roots(t)
+        return output if self.config.output == "noise" else deviation * x + signal * output
+
+    def clean(self, output: tf.Tensor, x: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
+        """The image behind x that the network's output tells: of v without the noise, from which little is to be
+        subtracted near t = T.
+        """
+        signal, deviation = self._roots(t)
+        return (x - deviation * output) / signal if self.config.output == "noise" else signal * x - deviation * output
+
+    def _roots(self, t: tf.Tensor) -> list[tf.Tensor]:
+        """sqrt(a_t) and sqrt(1 - a_t), [n, 1, 1, 1]."""
+        roots = (np.sqrt(self.schedule), np.sqrt(1.0 - self.schedule))
+        return [tf.gather(tf.constant(root, tf.float32), t)[:, None, None, None] for root in roots]
 
     def _classes(self, batch: dict[str, tf.Tensor], count) -> tf.Tensor | None:
         """The batch's classes one-hot; zeros for a label that is not there, or -1. None for a model without classes."""
@@ -271,7 +286,7 @@ class Diffusion(GenerativeModel):
 
     def _errors(self, network, images, noise, t, y) -> tf.Tensor:
         x = mixed(images, noise, tf.gather(tf.constant(self.schedule, tf.float32), t))
-        return noise_error(self.predict(network, x, t, y), noise)
+        return noise_error(self.noise(self.output(network, x, t, y), x, t), noise)
 
     def train_step(self, batches):
         (batch,) = batches
@@ -293,16 +308,16 @@ class Diffusion(GenerativeModel):
         count, y = tf.shape(seeds)[0], self._classes(inputs, tf.shape(seeds)[0])
         is_guided = y is not None and config.guidance > 0.0
 
-        def predict(x, level):
+        def denoise(x, level):
+            t = tf.fill([count], level)
             if not is_guided:
-                return self.predict(self.sampler, x, tf.fill([count], level), y)
-            both = self.predict(
-                self.sampler, tf.concat([x, x], 0), tf.fill([2 * count], level), tf.concat([y, tf.zeros_like(y)], 0)
-            )
-            return guided(*tf.split(both, 2), config.guidance)
+                return self.clean(self.output(self.sampler, x, t, y), x, t)
+            doubled = [tf.concat(pair, 0) for pair in ([x, x], [t, t], [y, tf.zeros_like(y)])]
+            both = tf.split(self.output(self.sampler, *doubled), 2)
+            return self.clean(guided(*both, config.guidance), x, t)
 
         x = tf.reshape(self.latents(seeds, math.prod(shape)), [-1, *shape])
-        return ddim(predict, x, self.schedule, sampling_levels(config.levels, config.sampling_steps))
+        return ddim(denoise, x, self.schedule, sampling_levels(config.levels, config.sampling_steps))
 
     def preview(self, batch, seeds):
         if not has_classes(self.config):
