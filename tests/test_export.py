@@ -94,7 +94,7 @@ def job_images(spark, config) -> np.ndarray:
     return np.stack([images.decode_png(row["image"]) for row in rows])
 
 
-@pytest.mark.parametrize("model", ["dcgan", "cgan", "vae"])
+@pytest.mark.parametrize("model", ["dcgan", "cgan", "vae", "diffusion"])
 def test_a_seed_is_the_batch_jobs_image_in_a_process_with_tensorflow_alone(spark, trained, tmp_path, lake, model):
     config = trained(model)
     expected = job_images(spark, config)
@@ -102,7 +102,7 @@ def test_a_seed_is_the_batch_jobs_image_in_a_process_with_tensorflow_alone(spark
     answer = export.export(lake, str(to), config.run)
     assert answer["signatures"] == ["generate"] and answer["step"] == 2
     seeds = np.arange(5, 5 + SEEDS, dtype=np.int64)
-    inputs = {"seed": seeds, **({"label": (seeds % 10).astype(np.int32)} if model == "cgan" else {})}
+    inputs = {"seed": seeds, **({"label": (seeds % 10).astype(np.int32)} if model in ("cgan", "diffusion") else {})}
     found = ask(tmp_path, str(to / "1"), "generate", **inputs)
     assert found["image"].dtype == np.uint8 and np.array_equal(found["image"], expected)
     few = {name: values[[70, 3, 149]] for name, values in inputs.items()}

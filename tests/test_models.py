@@ -61,7 +61,9 @@ def test_sizes_that_a_network_cannot_make_are_refused(name):
         make_model(name, image_size=33)
 
 
-@pytest.mark.parametrize("name, value", [("wgan_gp", "critic_estimate"), ("vae", "negative_elbo")])
+@pytest.mark.parametrize(
+    "name, value", [("wgan_gp", "critic_estimate"), ("vae", "negative_elbo"), ("diffusion", "noise_error")]
+)
 def test_values_of_held_out_images_do_not_depend_on_how_they_are_batched(name, value):
     model, images = build(name), make_batch(name, 6)["image"]
     whole = model.held_out({"image": images})[value].numpy()

@@ -10,14 +10,14 @@ The authors' code: github.com/hojonathanho/diffusion, github.com/openai/improved
 
 Differences: the network is small. A level has `blocks` blocks on the way down and as many on the way up, which see the
 former's outputs, where the papers have one more; attention is at the lowest level alone, of one head; maps are enlarged
-by repetition, behind a 1x1 convolution; groups of 4 channels are normalised, where there are 32 groups; no
-dropout, no warm-up of the rate, no flipped images. The level scales and shifts what the second norm of a block gives,
-as in improved-diffusion, where DDPM adds it. What is last in a residual branch begins small, not at 0. By default the
+by repetition, behind a 1x1 convolution; groups of 4 channels are normalised, where there are 32 groups; no dropout, no
+warm-up of the rate, no flipped images. The level scales and shifts what the second norm of a block gives, as in
+improved-diffusion, where DDPM adds it. What is last in a residual branch begins small, not at 0. By default the
 network's output is v = sqrt(a_t) e - sqrt(1 - a_t) x_0 (Salimans and Ho; arXiv 2202.00512), of which the noise follows:
 near t = T, where x_t is noise and nothing else, an error of the noise itself would be that of the image many times
-enlarged. The loss is that of the noise in either case. DDIM's levels run evenly from T to 1, both among them, where
-the authors' end short of T; x_0 is held to [-1, 1] at each, as in improved-diffusion. A model may read images in
-patches, each the channels of one pixel.
+enlarged. The loss is that of the noise in either case. DDIM's levels stand as squares, as ddim's `quad` has them, but
+from T to 1, both among them, where the authors' end short of T; x_0 is held to [-1, 1] at each, as in
+improved-diffusion. A model may read images in patches, each the channels of one pixel.
 """
 
 import dataclasses
@@ -89,8 +89,15 @@ def noise_error(predicted: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
 
 
 def sampling_levels(levels: int, steps: int) -> np.ndarray:
-    """The levels that DDIM goes through, T first and 1 last, int32 [steps]."""
-    return np.round(np.linspace(levels, 1 if steps > 1 else levels, steps)).astype(np.int32)
+    """The levels that DDIM goes through, all different, T first and 1 last, int32 [steps].
+
+    They stand closer the lower they are, as squares of even numbers, since data of small deviation loses much of it in
+    large last steps.
+    """
+    if steps == 1:
+        return np.array([levels], np.int32)
+    squares = np.round(1 + (levels - 1) * np.linspace(0.0, 1.0, steps) ** 2)
+    return np.maximum(squares, np.arange(1, steps + 1))[::-1].astype(np.int32)
 
 
 def ddim(
