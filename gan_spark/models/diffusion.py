@@ -113,7 +113,7 @@ def ddim(
 
     def step(index, x):
         signal, deviation, next_signal, next_deviation = (root[index] for root in roots)
-        clean = tf.clip_by_value(denoise(x, levels[index]), -1.0, 1.0)
+        clean = tf.ensure_shape(tf.clip_by_value(denoise(x, levels[index]), -1.0, 1.0), x.shape)
         return index + 1, next_signal * clean + next_deviation * (x - signal * clean) / deviation
 
     return tf.while_loop(lambda index, _: index < len(before), step, [0, x], parallel_iterations=1)[1]
