@@ -416,6 +416,7 @@ def test_a_table_is_measured_by_the_run_and_step_of_its_rows(spark, measured):
         evaluate.evaluate(spark, replaced(mixed, generate={"checkpoint": 7}))
 
 
+@pytest.mark.long
 def test_the_promoted_version_is_measured_again_to_be_compared(spark, lake, measured):
     """It was measured on the dataset as it was before an ingest."""
     config, result = measured

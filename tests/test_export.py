@@ -94,7 +94,9 @@ def job_images(spark, config) -> np.ndarray:
     return np.stack([images.decode_png(row["image"]) for row in rows])
 
 
-@pytest.mark.parametrize("model", ["dcgan", "cgan", "vae", "diffusion"])
+@pytest.mark.parametrize(
+    "model", ["cgan", *(pytest.param(name, marks=pytest.mark.long) for name in ("dcgan", "vae", "diffusion"))]
+)
 def test_a_seed_is_the_batch_jobs_image_in_a_process_with_tensorflow_alone(spark, trained, tmp_path, lake, model):
     config = trained(model)
     expected = job_images(spark, config)

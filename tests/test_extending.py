@@ -73,7 +73,8 @@ def test_the_page_has_its_files_and_commands():
     assert names == ["PYTHONPATH=$PWD", "check", "ingest", "train", "generate", "ingest", "reference"]
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [1, 2])
 def test_the_walk_of_the_page(folder, workers):
     """Its commands, with fewer steps, in a folder of their own: ingest, train, generate, and the source; with the two
     ranks of the page also the check, which has two itself.

@@ -103,7 +103,9 @@ def features(made, column: str = "features") -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("name, size", [("InceptionV3", 2048), ("MobileNetV2", 1280)])
+@pytest.mark.parametrize(
+    "name, size", [pytest.param("InceptionV3", 2048, marks=pytest.mark.long), ("MobileNetV2", 1280)]
+)
 def test_features_are_those_of_keras(frame, folder, name, size):
     made = features(DeepImageFeaturizer(modelName=name, weights="").transform(frame))
     assert len(made) == 6

@@ -279,6 +279,7 @@ def test_a_stream_that_cannot_learn_says_why_before_anything_is_added(spark, tmp
     assert not lakes.exists(lakes.dataset_url(config))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_classes_that_come_in_front_and_what_was_compacted_are_refused(spark, begun):
     from gan_spark.data import compact

@@ -528,6 +528,7 @@ def test_sigterm_ends_the_job_instead_of_starting_it_again(lake, digits, tmp_pat
     )
 
 
+@pytest.mark.long
 def test_a_killed_driver_and_then_a_killed_rank_lose_nothing_but_time(lake, digits, tmp_path):
     """SIGKILL for the driver, the same command again, SIGKILL for a rank: the run ends complete."""
     config = make_config(lake, run="dies")

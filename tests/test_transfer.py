@@ -111,6 +111,7 @@ def test_its_weights_are_a_featurizers(spark, fine):
     assert config.featurize.weights == result["weights"]
 
 
+@pytest.mark.long
 def test_featurize_saves_a_pipeline_that_scores_again(spark, digits, lake):
     config = parse(
         {
