@@ -298,6 +298,25 @@ def test_sizes_that_change_the_last_bit_are_not_exact():
     assert list(functions.exact_sizes(call, rows, 16)) == [1, 4, 16]
 
 
+def test_more_rows_than_are_exact_are_computed_in_parts_that_are():
+    def call(rows):
+        values = tf.cast(rows["seed"], tf.float32)
+        return values[:, None] + (1e-7 if rows["seed"].shape[0] > 2 else 0.0)
+
+    class Counting:
+        def calls(self):
+            return {"generate": functions.Call(call, ("seed",), 1, 16)}
+
+        def noise(self, rows, columns):
+            return {"seed": tf.range(rows, dtype=tf.int64)}
+
+    plain = {"generate": functions.exact_sizes(call, Counting().noise(16, ()), 1)}
+    assert list(plain["generate"]) == [1, 2]
+    found = functions.with_parts(Counting(), plain)["generate"]
+    assert list(found) == [1, 2, 4, 8, 16]
+    assert found[16](Counting().noise(16, ())).numpy().tolist() == [[float(seed)] for seed in range(16)]
+
+
 def test_statistics_of_nothing():
     assert statistics.described(None) is None
     assert statistics.histogram(np.full((2, 3, 3, 1), 255, np.uint8)).tolist() == [[0] * 15 + [18]]

@@ -34,18 +34,20 @@ class Batcher:
     """Computes rows by `compute(name, rows)`, which gives a result for each, in `threads` threads.
 
     `largest` says for each name how many rows at most are computed at once. A row waits up to `wait` seconds for others
-    of its name; where `limit` rows wait, more are refused.
+    of its name, where there are fewer than `awaited`; where `limit` rows wait, more are refused.
     """
 
     def __init__(
         self,
         compute: Callable[[str, list], Sequence],
         largest: dict[str, int],
+        awaited: dict[str, int],
         threads: int,
         wait: float,
         limit: int,
     ):
-        self._compute, self._largest, self._wait, self._limit = compute, largest, wait, limit
+        self._compute, self._largest, self._awaited = compute, largest, awaited
+        self._wait, self._limit = wait, limit
         self._waiting = {name: collections.deque() for name in largest}
         self._condition = threading.Condition()
         self._idle, self._closed, self._rate = 0, False, 0.0
@@ -126,7 +128,7 @@ class Batcher:
                         continue
                     rows, largest = self._waiting[name], self._largest[name]
                     patience = rows[0][0].arrived + self._wait - time.monotonic()
-                    if len(rows) < largest and patience > 0 and not self._closed:
+                    if len(rows) < self._awaited[name] and patience > 0 and not self._closed:
                         self._condition.wait(patience)
                         continue
                     count = min(largest, math.ceil(len(rows) / self._idle))

@@ -166,6 +166,36 @@ def exact_sizes(
     return {size: compiled[size] for size in sizes if np.array_equal(outputs[size], outputs[reference])}
 
 
+def with_parts(answers: Answers, found: dict[str, dict[int, Callable]]) -> dict[str, dict[int, Callable]]:
+    """What `exact` found, and larger numbers of rows by which the graph calls the model on as many at a time as are
+    exact: one call from Python costs as much as a small network.
+    """
+    calls = answers.calls()
+    return {
+        name: {**functions, **_larger(calls[name], answers.noise(calls[name].tried, calls[name].columns), functions)}
+        for name, functions in found.items()
+    }
+
+
+def _larger(call: Call, rows: dict[str, tf.Tensor], functions: dict[int, Callable]) -> dict[int, Callable]:
+    part = max(functions)
+    expected = _by(functions[part], rows, part, call.tried)
+    larger = {}
+    for size in (size for size in _SIZES if part < size <= call.tried):
+        function = _compiled(functools.partial(_in_parts, call.function, part), rows, size)
+        if np.array_equal(_by(function, rows, size, call.tried), expected):
+            larger[size] = function
+    return larger
+
+
+def _in_parts(call: Callable, part: int, columns: dict[str, tf.Tensor]) -> tf.Tensor:
+    """What `call` gives of `part` rows at a time, in one graph."""
+    size = next(iter(columns.values())).shape[0]
+    parts = {name: tf.reshape(value, [size // part, part, *value.shape[1:]]) for name, value in columns.items()}
+    outputs = tf.map_fn(call, parts, fn_output_signature=tf.float32)
+    return tf.reshape(outputs, [size, *outputs.shape[2:]])
+
+
 def largest_exact(answers: Answers, name: str) -> tuple[int, Callable]:
     """The largest number of rows by which the call `name` is exact, with its function: what batch jobs compute by."""
     call = answers.calls()[name]

@@ -22,7 +22,7 @@ from ..data import images
 from ..runs import challenge, registry
 from ..runs.store import Run
 from .batching import Batcher
-from .functions import Answers, answers, exact
+from .functions import Answers, answers, exact, with_parts
 from .limits import Limits
 from .metrics import Metrics
 from .refusal import Refused
@@ -42,12 +42,14 @@ class Version:
     ):
         self.number, self.run, self.step, self.answers = number, run, step, answered
         self.calls = answered.calls()
-        self._functions = exact(answered)
+        plain = exact(answered)
+        self._functions = with_parts(answered, plain)
         self._metrics, self._leases, self._retired = metrics, 0, False
         self.sizes = {name: list(functions) for name, functions in self._functions.items()}
         self._batcher = Batcher(
             self._compute,
             {name: max(sizes) for name, sizes in self.sizes.items()},
+            {name: max(sizes) for name, sizes in plain.items()},
             threads,
             limits.batch_milliseconds / 1000,
             limits.max_waiting,
