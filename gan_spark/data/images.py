@@ -283,6 +283,8 @@ def from_struct(row: dict) -> np.ndarray:
 
 def convert(pixels: np.ndarray, channels: int) -> np.ndarray:
     """uint8 [h, w, 1 or 3] to [h, w, channels]: grey is repeated, RGB becomes its luminance."""
+    if pixels.shape[2] == channels:
+        return pixels
     mode = "RGB" if channels == 3 else "L"
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert(mode)
     return np.asarray(image).reshape(*pixels.shape[:2], channels)

@@ -3,12 +3,14 @@
 import argparse
 import logging
 import os
+import sys
 
 from .. import lake, process
 from ..config import UserError
 from . import limits
 
 log = logging.getLogger(__name__)
+_SWITCH = 0.0005  # seconds, after which a thread that computes lets the one that speaks HTTP have its turn
 _GRACE = 60  # seconds in which what was begun is finished, after a signal
 
 
@@ -50,6 +52,7 @@ def serve(arguments: argparse.Namespace) -> None:
 
     json_log.configure()
     set_threads(arguments.threads)
+    sys.setswitchinterval(_SWITCH)
     metrics = Metrics()
     if arguments.network:
         from .keras_network import Single

@@ -1,7 +1,9 @@
 """What the service's paths share: versions, limits, figures, and how rows of a request are answered."""
 
 import asyncio
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from fastapi import Request
@@ -22,6 +24,7 @@ class Service:
 
     def __init__(self, versions: Versions, limits: Limits, metrics: Metrics, recording: Recording | None = None):
         self.versions, self.limits, self.metrics, self.recording = versions, limits, metrics, recording
+        self._decoding = ThreadPoolExecutor(os.cpu_count())  # of asyncio's own there are more, which hinder each other
 
     @property
     def name(self) -> str:
@@ -39,8 +42,9 @@ class Service:
         if not version.answers.classifies:
             raise Refused(404, "the model that is served makes images, and classifies none; ask POST /generate")
         deadline = self.deadline()
-        rows = await asyncio.to_thread(
-            lambda: [{"image": asking.decoded(one, version.answers, self.limits, place)} for one in data]
+        rows = await asyncio.get_running_loop().run_in_executor(
+            self._decoding,
+            lambda: [{"image": asking.decoded(one, version.answers, self.limits, place)} for one in data],
         )
         probabilities = await version.ask("classify", rows, deadline)
         labels = [version.answers.classes[int(np.argmax(one))] for one in probabilities]
