@@ -7,9 +7,10 @@ import asyncio
 import hmac
 import json
 import logging
+import os
 import re
 import time
-import uuid
+from collections.abc import Iterator
 
 from .limits import Limits
 from .metrics import Metrics
@@ -27,6 +28,7 @@ class Gate:
 
     def __init__(self, app, limits: Limits, metrics: Metrics, token: str):
         self._app, self._limits, self._metrics, self._token = app, limits, metrics, token.encode()
+        self._ids = _ids()
         self._held = 0  # bytes of bodies of requests that are not answered yet
 
     async def __call__(self, scope, receive, send) -> None:
@@ -36,7 +38,7 @@ class Gate:
         began, answer, body = time.monotonic(), _Answer(send), bytearray()
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
-        request_id = given.decode() if _ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given.decode() if _ID.fullmatch(given) else next(self._ids)
         answer.headers.append((b"x-request-id", request_id.encode()))
         key = headers.get(b"x-sticky-key", b"").decode("latin-1")[:_KEY]
         scope["state"] = {**scope.get("state", {}), "id": request_id, "key": key, "began": began, "log": {}}
@@ -107,6 +109,13 @@ class Gate:
                 **scope["state"]["log"],
             },
         )
+
+
+def _ids() -> Iterator[str]:
+    """Ids that nobody guesses, since whoever has one may tell what became of its request; many a call of the system."""
+    while True:
+        data = os.urandom(4096).hex()
+        yield from (data[start : start + 32] for start in range(0, len(data), 32))
 
 
 class _Gone(Exception):

@@ -73,6 +73,7 @@ def serve(arguments: argparse.Namespace) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=max(5, bounds.receive_seconds),
         timeout_graceful_shutdown=_GRACE,
     )
