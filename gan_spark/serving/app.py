@@ -19,7 +19,7 @@ from .metrics import CONTENT_TYPE, Metrics
 from .page import PAGE
 from .recording import Recording
 from .refusal import Refused
-from .service import Service, encoded
+from .service import Service
 from .v2 import add_v2
 from .versions import Version, Versions
 
@@ -117,8 +117,8 @@ def _add_paths(app: FastAPI, service: Service) -> None:
             pictures = await service.generate(request, version, asked)
             if as_png:
                 sheet = pictures[0] if len(pictures) == 1 else images.grid(np.stack(pictures))
-                return _png(request, version, (await encoded([sheet]))[0])
-            pngs = await encoded(pictures)
+                return _png(request, version, (await service.encoded([sheet]))[0])
+            pngs = await service.encoded(pictures)
             drawn = [
                 {"seed": seed, "png": base64.b64encode(png).decode()}
                 for seed, png in zip(asked.seeds, pngs, strict=True)

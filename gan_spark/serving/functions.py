@@ -172,12 +172,15 @@ def with_parts(answers: Answers, found: dict[str, dict[int, Callable]]) -> dict[
     """
     calls = answers.calls()
     return {
-        name: {**functions, **_larger(calls[name], answers.noise(calls[name].tried, calls[name].columns), functions)}
+        name: functions
+        if max(functions) >= calls[name].tried
+        else functions | _larger(calls[name], answers.noise(calls[name].tried, calls[name].columns), functions)
         for name, functions in found.items()
     }
 
 
 def _larger(call: Call, rows: dict[str, tf.Tensor], functions: dict[int, Callable]) -> dict[int, Callable]:
+    """Functions by numbers of rows beyond those of `functions`, the largest of which is called on each part."""
     part = max(functions)
     expected = _by(functions[part], rows, part, call.tried)
     larger = {}

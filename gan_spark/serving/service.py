@@ -24,7 +24,7 @@ class Service:
 
     def __init__(self, versions: Versions, limits: Limits, metrics: Metrics, recording: Recording | None = None):
         self.versions, self.limits, self.metrics, self.recording = versions, limits, metrics, recording
-        self._decoding = ThreadPoolExecutor(os.cpu_count())  # of asyncio's own there are more, which hinder each other
+        self._threads = ThreadPoolExecutor(os.cpu_count())  # of asyncio's own there are more, which hinder each other
 
     @property
     def name(self) -> str:
@@ -42,9 +42,8 @@ class Service:
         if not version.answers.classifies:
             raise Refused(404, "the model that is served makes images, and classifies none; ask POST /generate")
         deadline = self.deadline()
-        rows = await asyncio.get_running_loop().run_in_executor(
-            self._decoding,
-            lambda: [{"image": asking.decoded(one, version.answers, self.limits, place)} for one in data],
+        rows = await self._off_loop(
+            lambda: [{"image": asking.decoded(one, version.answers, self.limits, place)} for one in data], True
         )
         probabilities = await version.ask("classify", rows, deadline)
         labels = [version.answers.classes[int(np.argmax(one))] for one in probabilities]
@@ -65,19 +64,17 @@ class Service:
         """Images, uint8, by one version."""
         deadline = self.deadline()
         has_images = "image" in asked.columns
-        rows = await _off_loop(lambda: asked.rows(version.answers, self.limits), has_images)
+        rows = await self._off_loop(lambda: asked.rows(version.answers, self.limits), has_images)
         pictures = await version.ask(asked.call, rows, deadline)
         if self.recording:
             self.recording.generated(request, version, asked)
         return pictures
 
+    async def encoded(self, pictures: list[np.ndarray]) -> list[bytes]:
+        """PNG of each image, as the batch job's table has it."""
+        is_long = sum(picture.size for picture in pictures) > _AT_ONCE
+        return await self._off_loop(lambda: [images.encode_png(picture) for picture in pictures], is_long)
 
-async def _off_loop(function, is_long: bool):
-    """What the function gives, which another thread calls where it takes long."""
-    return await asyncio.to_thread(function) if is_long else function()
-
-
-async def encoded(pictures: list[np.ndarray]) -> list[bytes]:
-    """PNG of each image, as the batch job's table has it."""
-    is_long = sum(picture.size for picture in pictures) > _AT_ONCE
-    return await _off_loop(lambda: [images.encode_png(picture) for picture in pictures], is_long)
+    async def _off_loop(self, function, is_long: bool):
+        """What the function gives, which another thread calls where it takes long."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function) if is_long else function()

@@ -19,7 +19,7 @@ from .. import __version__
 from . import asking, schemas
 from .functions import Answers
 from .refusal import Refused
-from .service import Service, encoded
+from .service import Service
 from .versions import Version
 
 _TYPES = {"seed": "INT64", "label": "BYTES", "caption": "BYTES", "embedding": "FP32", "image": "BYTES"}
@@ -129,7 +129,7 @@ async def _pictures(
             f"{math.prod(shape)} values of pixels in one answer, of {_VALUES} at most; ask for the output png alone",
         )
     pictures = await service.generate(request, version, asked)
-    pngs = await encoded(pictures) if "png" in names else []
+    pngs = await service.encoded(pictures) if "png" in names else []
     tensors = {"png": _tensor("BYTES", [len(pngs)], [base64.b64encode(png).decode() for png in pngs])}
     if "image" in names:
         tensors["image"] = _tensor("UINT8", shape, np.stack(pictures).ravel().tolist())
