@@ -8,7 +8,8 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, make_config, write_config
+from conftest import ROOT, SHORT_LIVED, make_config, write_config
+from test_lakes import WAY
 
 from gan_spark import job
 from gan_spark import lake as lakes
@@ -97,7 +98,7 @@ def cluster(tmp_path_factory):
             process.wait(30)
 
 
-def submit(cluster, folder, name, *arguments):
+def submit(cluster, folder, script, *arguments):
     url, environment = cluster
     command = [
         os.path.join(environment["SPARK_HOME"], "bin", "spark-submit"),
@@ -109,7 +110,9 @@ def submit(cluster, folder, name, *arguments):
         "spark.executor.memory=2g",
         "--conf",
         "spark.driver.host=127.0.0.1",
-        str(ROOT / "jobs" / f"{name}.py"),
+        "--conf",
+        f"spark.executor.extraJavaOptions={SHORT_LIVED}",
+        str(script),
         *arguments,
     ]
     # The workers run in folders of their own: a relative lake is one of the driver's.
@@ -118,7 +121,7 @@ def submit(cluster, folder, name, *arguments):
     return answer.returncode, answer.stdout.strip().splitlines()
 
 
-def test_the_whole_way_with_a_rank_on_each_of_two_workers(cluster, tmp_path):
+def way_config(folder):
     train = {
         "steps": 20,
         "workers": 2,
@@ -128,8 +131,22 @@ def test_the_whole_way_with_a_rank_on_each_of_two_workers(cluster, tmp_path):
         "sample_every": 20,
     }
     sections = {"train": train, "generate": {"images": 30}, "evaluate": {"classifier_steps": 20}}
-    config = write_config(tmp_path, make_config("lake", run="cluster", **sections))
-    code, out = submit(cluster, tmp_path, "pipeline", "--config", config)
+    return write_config(folder, make_config("lake", run="cluster", **sections))
+
+
+def test_a_rank_on_each_of_two_workers(cluster, tmp_path):
+    (tmp_path / "way.py").write_text(WAY)
+    code, out = submit(cluster, tmp_path, tmp_path / "way.py", way_config(tmp_path))
+    assert code == 0, out
+    result = json.loads(out[-1])
+    assert result["rows"] == 1797 and result["steps"] == 20 and result["workers"] == 2 and result["images"] == 30
+    assert Run(result["run"]).checkpoints() == [20]
+
+
+@pytest.mark.long
+def test_the_whole_way_and_slots_that_there_are_not(cluster, tmp_path):
+    config = way_config(tmp_path)
+    code, out = submit(cluster, tmp_path, ROOT / "jobs/pipeline.py", "--config", config)
     assert code == 0, out
     result = json.loads(out[-1])
     assert result["rows"] == 1797
@@ -138,19 +155,8 @@ def test_the_whole_way_with_a_rank_on_each_of_two_workers(cluster, tmp_path):
     assert Run(result["run"]).checkpoints() == [20]
     assert lakes.exists(result["grid"])
 
-    code, out = submit(
-        cluster,
-        tmp_path,
-        "train",
-        "--config",
-        config,
-        "--set",
-        "run=wide",
-        "--set",
-        "train.workers=4",
-        "--set",
-        "train.start_timeout=8",
-    )
+    options = [f"--set={option}" for option in ("run=wide", "train.workers=4", "train.start_timeout=8")]
+    code, out = submit(cluster, tmp_path, ROOT / "jobs/train.py", "--config", config, *options)
     assert code == 2
     assert "error: train.workers = 4: not that many free task slots in train.start_timeout = 8 s" in out[-1]
     assert not (tmp_path / "lake" / "runs" / "wide").exists()
@@ -159,6 +165,6 @@ def test_the_whole_way_with_a_rank_on_each_of_two_workers(cluster, tmp_path):
 @pytest.mark.long
 def test_the_doctor_sees_both_executors(cluster, tmp_path):
     config = write_config(tmp_path, make_config("lake", train={"workers": 2, "launcher": "spark"}))
-    code, out = submit(cluster, tmp_path, "doctor", "--config", config)
+    code, out = submit(cluster, tmp_path, ROOT / "jobs/doctor.py", "--config", config)
     assert code == 0 and json.loads(out[-1])["tasks"] == 2, out
     assert any(line.startswith("ok    ports") for line in out) and any("(2 tasks)" in line for line in out)

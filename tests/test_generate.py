@@ -157,6 +157,7 @@ def test_a_checkpoint_that_a_training_removes_meanwhile_serves_the_job_to_its_en
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_evaluation_reads_the_checkpoint_of_the_images_before_it_measures_them(spark, lake, digits, monkeypatch):
     config = make_config(
         lake,

@@ -523,37 +523,39 @@ def test_the_defaults_of_a_spark_home_come_before_ours(monkeypatch, tmp_path, ha
 # --- text ------------------------------------------------------------------------------
 
 
+OVERRIDE = ("--set", "generate.captions=['ein grünes Dreieck']")
+
+
 @pytest.mark.slow
-def test_text_that_spark_submit_loses_is_refused_and_other_text_arrives(tmp_path, toml):
+@pytest.mark.parametrize(
+    "locale, arguments, expected",
+    [
+        ("C", OVERRIDE, ["error: ", "Dreieck", "set LC_ALL=C.UTF-8"]),
+        pytest.param("C", ("--set", "train.steps=7"), [r'"gr\u00fcnes Dreieck?"'], marks=pytest.mark.long),
+        ("C.UTF-8", (*OVERRIDE, "--set", "generate.label=why?"), [r'"ein gr\u00fcnes Dreieck"', '"label": "why?"']),
+    ],
+)
+def test_text_that_spark_submit_loses_is_refused_and_other_text_arrives(tmp_path, toml, locale, arguments, expected):
     import pyspark
 
     path = tmp_path / "text.toml"
     path.write_text(Path(toml).read_text().replace("captions = []", 'captions = ["grünes Dreieck?"]'), "utf-8")
     home = os.path.dirname(pyspark.__file__)
-
-    def submit(locale: str, *arguments: str) -> tuple[int, str]:
-        answer = subprocess.run(
-            [f"{home}/bin/spark-submit", str(ROOT / "jobs/generate.py"), "--config", path, *arguments, "--dry-run"],
-            capture_output=True,
-            encoding="utf-8",
-            env=environment(
-                LC_ALL=locale,
-                SPARK_HOME=home,
-                PYSPARK_PYTHON=sys.executable,
-                JAVA_HOME=job.java_home() or os.environ.get("JAVA_HOME", ""),
-            ),
-        )
-        return answer.returncode, answer.stdout + answer.stderr
-
-    override = ["--set", "generate.captions=['ein grünes Dreieck']"]
-    code, out = submit("C", *override)
-    assert code == 2
-    (line,) = [line for line in out.splitlines() if line.startswith("error: ")]
-    assert "Dreieck" in line and "set LC_ALL=C.UTF-8" in line
-    code, out = submit("C", "--set", "train.steps=7")
-    assert code == 0 and r'"gr\u00fcnes Dreieck?"' in out
-    code, out = submit("C.UTF-8", *override, "--set", "generate.label=why?")
-    assert code == 0 and r'"ein gr\u00fcnes Dreieck"' in out and '"label": "why?"' in out
+    answer = subprocess.run(
+        [f"{home}/bin/spark-submit", str(ROOT / "jobs/generate.py"), "--config", path, *arguments, "--dry-run"],
+        capture_output=True,
+        encoding="utf-8",
+        env=environment(
+            LC_ALL=locale,
+            SPARK_HOME=home,
+            PYSPARK_PYTHON=sys.executable,
+            JAVA_HOME=job.java_home() or os.environ.get("JAVA_HOME", ""),
+        ),
+    )
+    refused = expected[0] == "error: "
+    lines = [line for line in (answer.stdout + answer.stderr).splitlines() if line.startswith("error: ") == refused]
+    assert answer.returncode == (2 if refused else 0) and (len(lines) == 1 or not refused)
+    assert all(each in "\n".join(lines) for each in expected)
 
 
 @pytest.mark.parametrize("text", ["a\udcfcb", "a\ufffdb"])

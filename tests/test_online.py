@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,15 +185,27 @@ def test_a_kid_is_better_beyond_its_error_alone(kid, before, is_better):
 # --- the stream ------------------------------------------------------------------------
 
 
-@pytest.fixture
-def begun(spark, tmp_path) -> tuple:
-    """(the stream's config, its folder) where eight classes are learnt, and that run is promoted."""
-    root, folder = tmp_path / "lake", tmp_path / "in"
-    arrive(folder, OLD[:500])
-    first = settings(root, folder, "first")
+@pytest.fixture(scope="module")
+def eight_learnt(spark, tmp_path_factory):
+    """A folder of images and a lake where eight classes are learnt, and that run is promoted."""
+    place = tmp_path_factory.mktemp("online")
+    arrive(place / "in", OLD[:500])
+    first = settings(place / "lake", place / "in", "first")
     stream.stream(spark, first)
     driver.train(spark, first)
-    registry.promote(str(root), "first", "digits")
+    registry.promote(first.lake, "first", "digits")
+    return place
+
+
+@pytest.fixture
+def begun(eight_learnt) -> tuple:
+    """(the stream's config, its folder) where eight classes are learnt: as it was, whatever tests before have added."""
+    kept = eight_learnt.with_name("kept")
+    if not kept.exists():
+        shutil.copytree(eight_learnt, kept)
+    shutil.rmtree(eight_learnt)
+    shutil.copytree(kept, eight_learnt)
+    root, folder = eight_learnt / "lake", eight_learnt / "in"
     online_settings = {"train_every": 100, "steps": 100, "files_a_batch": 2000}
     return settings(root, folder, train={"new_share": 0.5}, stream=online_settings), folder
 

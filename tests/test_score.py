@@ -146,6 +146,7 @@ def test_a_generator_answers_requests_that_arrive_with_the_batch_jobs_images(spa
         scoring.score(spark, config)
 
 
+@pytest.mark.long
 def test_images_are_translated_of_the_domain_that_is_named(spark, lake, digits, tmp_path):
     parts = make_config(lake, "cyclegan", "translates", ingest={"parts": "classes", "domains": ["1", "7"]})
     parts = dataclasses.replace(parts, dataset="two-domains")

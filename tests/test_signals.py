@@ -24,7 +24,7 @@ def large(tmp_path_factory, spark, lake, digits) -> dict[str, list[str]]:
     made = make_config(
         lake,
         run="signals",
-        ingest={"source": "shapes", "height": 64, "width": 64, "channels": 3, "count": 40_000, "encoding": "png"},
+        ingest={"source": "shapes", "height": 64, "width": 64, "channels": 3, "count": 8_000, "encoding": "png"},
         generate={"images": 3_000_000, "partitions": 8},
     )
     driver.train(spark, make_config(lake, run="signals"))

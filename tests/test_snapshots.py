@@ -467,8 +467,11 @@ def test_compact_is_a_command(grown, tmp_path):
     after = schema.read_manifest(url)
     assert after.made_by.startswith("compact many, ") and after.fingerprint == before.fingerprint
     assert read_ids(url, after) == IDS
-    missing = run_command("compact", "mni", "--lake", str(tmp_path))
-    assert missing.returncode == 2 and "no dataset at" in missing.stderr.splitlines()[-1]
+
+
+def test_of_a_dataset_that_is_not_there_nothing_is_compacted(spark, tmp_path):
+    with pytest.raises(UserError, match="no dataset at .*/mni"):
+        compact.compact(spark, lake.dataset_place(str(tmp_path), "mni"))
 
 
 # --- training --------------------------------------------------------------------------
