@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import ROOT, make_config, write_config
+from conftest import ROOT, SHORT_LIVED, make_config, write_config
 from pyspark.sql import functions as F
 
 from gan_spark import job
@@ -456,7 +456,8 @@ print(json.dumps([spark.sparkContext.master, spark.sparkContext.defaultParalleli
 def environment(**variables: str) -> dict[str, str]:
     """That of a process of its own, which begins its own session."""
     others = ("SPARK_", "PYSPARK_", "MASTER", "LC_", "LANG")
-    return {key: value for key, value in os.environ.items() if not key.startswith(others)} | variables
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(others)}
+    return {**kept, "SPARK_SUBMIT_OPTS": SHORT_LIVED, **variables}
 
 
 @pytest.mark.slow
