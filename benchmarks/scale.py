@@ -5,7 +5,8 @@ added to a dataset in appends of --piece images each, until it has 10^5, 10^6 an
 At each size, every step in a process of its own, as the driver of a standalone cluster on loopback or as a rank:
 
 - `append`: the appends up to this size, in one session, each of --piece images. Seconds an image are the median of the
-  first three and of the last three of all sizes; a small append before them, which is not counted, warms the session.
+  last three up to the size. Before them the session makes three appends to another dataset, which are not counted: by
+  the first ones of a session a JVM and Python's workers become warm, and they take up to three times as long.
 - `read`: two processes read the training images as two ranks do, in batches of 64, an epoch, or as many as it takes
   for 200,000 images each; seconds an image of both together, without what comes before the first batch.
 - `sample`: the 1,000 rows whose ids hash lowest, as an evaluation takes them: seconds for each row that is there.
@@ -35,7 +36,9 @@ import psutil
 
 BOUND, BOUND_MEMORY = 1.2, 1.25
 SIZES = (100_000, 1_000_000, 10_000_000)
-BATCH, WARM, LEAST = 64, 1000, 200_000
+BATCH, LEAST = 64, 200_000
+WARM_APPENDS = 4  # The first one makes the dataset.
+FIRST = 1000  # rows that make the dataset, before its first append
 NAME = "many"
 
 
@@ -101,21 +104,24 @@ def append(spark, job: dict) -> dict:
     from gan_spark import lake
     from gan_spark.data import ingest
 
-    run_config, pieces = config(job["lake"], job["rows"]), []
+    run_config = config(job["lake"], job["rows"])
     url = lake.dataset_url(run_config)
 
-    def add(first: int, last: int) -> None:
+    def add(to: str, first: int, last: int) -> dict:
         start = time.perf_counter()
-        answer = ingest.write(spark, source(spark, job["data"], first, last), url, run_config.ingest)
+        answer = ingest.write(spark, source(spark, job["data"], first, last), to, run_config.ingest)
         assert answer.get("added", answer["rows"]) == last - first and answer["rows"] == last, answer
-        pieces.append({"rows": last, "seconds": round(time.perf_counter() - start, 2)})
-        common.say(f"append: {pieces[-1]}")
+        piece = {"rows": last, "added": last - first, "seconds": round(time.perf_counter() - start, 2)}
+        common.say(f"append to {to.rpartition('/')[2]}: {piece}")
+        return piece
 
-    add(job["before"], first := job["before"] + WARM)
-    pieces.clear()
-    for start in range(first, job["rows"], job["piece"]):
-        add(start, min(start + job["piece"], job["rows"]))
-    return {"pieces": pieces}
+    other = lake.dataset_place(job["lake"], f"warm-{job['rows']}")
+    for start in range(0, WARM_APPENDS * job["piece"], job["piece"]):
+        add(other, start, start + job["piece"])
+    lake.remove(other)
+    add(url, job["before"], first := job["before"] + FIRST)
+    starts = range(first, job["rows"], job["piece"])
+    return {"pieces": [add(url, start, min(start + job["piece"], job["rows"])) for start in starts]}
 
 
 def sample(spark, job: dict) -> dict:
@@ -313,15 +319,16 @@ def spread(values: list[float]) -> float:
 
 
 def result(sizes: list[int], figures: dict, piece: int) -> dict:
-    pieces = [each for rows in sizes for each in figures["append"][rows]["pieces"]]
-    each = [seconds["seconds"] / piece for seconds in pieces]
-    ends = {"first": statistics.median(each[:3]), "last": statistics.median(each[-3:])}
+    each = {
+        rows: statistics.median(one["seconds"] / one["added"] for one in figures["append"][rows]["pieces"][-3:])
+        for rows in sizes
+    }
     processor, before = {}, 0
     for rows in sizes:
-        processor[rows] = figures["append"][rows]["processor_seconds"] / (rows - before)
+        processor[rows] = figures["append"][rows]["processor_seconds"] / (rows - before + WARM_APPENDS * piece)
         before = rows
     ratios = {
-        "append": spread(list(ends.values())),
+        "append": spread(list(each.values())),
         "read": spread([figures["read"][rows]["seconds_an_image"] for rows in sizes]),
     }
     steps = {step: {rows: figures[step][rows]["peak_mb"] for rows in sizes} for step in STEPS}
@@ -336,7 +343,7 @@ def result(sizes: list[int], figures: dict, piece: int) -> dict:
         "ratios_memory": growth,
         "rows": sizes,
         "piece": piece,
-        "append_seconds_an_image": {name: round(value, 8) for name, value in ends.items()},
+        "append_seconds_an_image": {rows: round(value, 8) for rows, value in each.items()},
         "append_processor_seconds_an_image": {rows: round(value, 8) for rows, value in processor.items()},
         "figures": figures,
     }
