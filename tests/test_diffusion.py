@@ -114,7 +114,7 @@ def test_an_error_of_v_is_no_larger_an_error_of_the_image():
     assert errors["noise"][0] > 100
 
 
-@pytest.mark.parametrize("output", ["noise", "velocity"])
+@pytest.mark.parametrize("output", [pytest.param("noise", marks=pytest.mark.long), "velocity"])
 def test_training_lowers_the_error_of_held_out_noise(output):
     model = make_model("diffusion", output=output, width=8, rate=3e-3, average=0.9)
     images = tf.fill([16, 16, 16, 1], -0.5)
@@ -195,7 +195,7 @@ def test_guidance_drives_images_away_from_those_of_no_class():
     assert not np.allclose(plain.generate(label, seeds), plain.generate(none, seeds), atol=0.01)
 
 
-@pytest.mark.parametrize("guidance", [0.0, 2.0])
+@pytest.mark.parametrize("guidance", [pytest.param(0.0, marks=pytest.mark.long), 2.0])
 def test_a_seed_is_one_image_in_batches_of_any_size(guidance):
     model = with_noise(guidance=guidance)
     seeds, labels = tf.constant([5, 3, 2**40, 0, 7, 8, 9], tf.int64), tf.range(7)

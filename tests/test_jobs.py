@@ -301,6 +301,7 @@ def test_a_resume_with_another_config_lists_the_differences(capsys, spark, digit
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_pipeline_goes_all_the_way_and_says_where_everything_is(capsys, spark, toml):
     code, (line,), _ = run(capsys, pipeline, "--config", toml, "--set", "run=whole", "--set", "dataset=whole-digits")

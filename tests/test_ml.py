@@ -328,7 +328,8 @@ def test_a_pipeline_of_features_survives_save_and_load(spark, frame, tmp_path):
     assert {row["name"]: row["probability"] for row in loaded.transform(labelled).collect()} == expected
 
 
-@pytest.mark.parametrize("name", ["weights.h5", pytest.param("new.weights.h5", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["weights.h5", "new.weights.h5"])
 def test_weights_from_a_file_of_either_format(frame, folder, tmp_path, name):
     path = str(tmp_path / name)
     tf.keras.utils.set_random_seed(11)

@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import sklearn.datasets
-from conftest import MODEL_CONFIGS, ROOT, make_config, write_config
+from conftest import MODEL_CONFIGS, ROOT, make_batch, make_config, write_config
 from test_trainer import ranks_of, wait_for
 
 from gan_spark import config as configs
@@ -128,7 +128,7 @@ def test_a_share_that_a_batch_cannot_have_is_refused(grown, spark):
 # --- more classes ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["lenet", "ssgan"])
+@pytest.mark.parametrize("name", ["classifier", "lenet", "ssgan"])
 def test_a_wider_model_begins_with_the_narrower_ones_weights(name, tmp_path):
     import tensorflow as tf
 
@@ -154,7 +154,7 @@ def test_a_wider_model_begins_with_the_narrower_ones_weights(name, tmp_path):
         grew += 1
         assert (after[..., :8] == before).all() and (after[..., 8:] == fresh[..., 8:]).all()
     assert grew >= 2 * 3  # Kernel and bias, and their slots of Adam.
-    some = tf.random.stateless_uniform([5, 16, 16, 1], [1, 2])
+    some = make_batch(name)["image"]
     narrow, wide = former.classify(some).numpy(), model.classify(some).numpy()[:, :8]
     assert np.allclose(narrow, wide / wide.sum(1, keepdims=True), atol=1e-5)
 
@@ -245,6 +245,7 @@ class Killed(BaseException):
     """What no code of the project catches."""
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_a_job_that_died_goes_on_and_trains_nothing_twice(spark, begun, monkeypatch):
     config, folder = begun

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import petastorm
@@ -151,11 +153,19 @@ def test_a_snapshot_that_is_not_there_is_refused(grown):
 # --- what is not -----------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def forty(spark, tmp_path_factory) -> Path:
+    """A folder of datasets with one of 40 images."""
+    folder = tmp_path_factory.mktemp("forty")
+    write(spark, make_frame(spark, some(IDS[:40])), lake.to_url(str(folder / "small")), APPEND)
+    return folder
+
+
 @pytest.fixture
-def small(spark, tmp_path) -> str:
-    url = lake.to_url(str(tmp_path / "datasets" / "small"))
-    write(spark, make_frame(spark, some(IDS[:40])), url, APPEND)
-    return url
+def small(forty, tmp_path) -> str:
+    """URL of a dataset of 40 images, a copy of its own."""
+    shutil.copytree(forty, tmp_path / "datasets")
+    return lake.to_url(str(tmp_path / "datasets" / "small"))
 
 
 def test_a_changed_image_under_a_known_id_is_rejected(spark, small):

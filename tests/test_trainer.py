@@ -55,7 +55,7 @@ OWN = ("vae", "dcgan", "text_encoder")  # are tried by each rank's own statistic
 # One whose statistics are none, one of batch norm, one of a contrastive loss, and the one that cannot.
 SHORT = (*OWN, "classifier")
 # Of each kind of network one; the others are as many minutes.
-MODELS = ("dcgan", "ssgan", "cyclegan", "stackgan1", "vae", "classifier", "attributes")
+MODELS = ("dcgan", "cyclegan", "vae", "classifier")
 NAMES = [name if name in MODELS else pytest.param(name, marks=pytest.mark.long) for name in models.MODELS]
 CASES = [case if case in SHORT else pytest.param(case, marks=pytest.mark.long) for case in STEPS]
 
