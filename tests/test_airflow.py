@@ -254,6 +254,11 @@ QUICK = {"train.launcher": "local", "train.workers": 1, "train.steps": 20, "trai
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
+@pytest.mark.fault(
+    "orchestration",
+    "the job of an Airflow task is killed midway (SIGKILL)",
+    "Airflow tries again, and it goes on from its checkpoint; readers of the lake see what was there before, whole",
+)
 def test_retraining_from_start_to_end_through_a_death(spark, airflow, tmp_path):
     arriving = tmp_path / "arriving"
     write_digits(arriving, 0, 900)

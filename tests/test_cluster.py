@@ -144,6 +144,11 @@ def test_a_rank_on_each_of_two_workers(cluster, tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.fault(
+    "training",
+    "a task slot never comes free",
+    "refused after `train.start_timeout` with the number of ranks; no run is left",
+)
 def test_the_whole_way_and_slots_that_there_are_not(cluster, tmp_path):
     config = way_config(tmp_path)
     code, out = submit(cluster, tmp_path, ROOT / "jobs/pipeline.py", "--config", config)

@@ -296,6 +296,11 @@ def configured(root: str, run: str, steps: int):
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
+@pytest.mark.fault(
+    "training",
+    "the driver is killed (SIGKILL), with the lake on HDFS",
+    "the same command goes on from the newest checkpoint, and the run ends whole",
+)
 def test_the_whole_way_with_a_death_in_it(hdfs, tmp_path):
     """Ingest, two ranks, SIGKILL of the driver, the same command again, generate, evaluate."""
     root = f"{hdfs}/whole/lake"

@@ -185,6 +185,11 @@ def test_from_images_to_images_on_an_object_store(s3, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.timeout(1500)
+@pytest.mark.fault(
+    "training",
+    "the driver is killed (SIGKILL), with the lake on an object store",
+    "the same command goes on from the newest checkpoint, and the run ends whole",
+)
 def test_a_death_on_an_object_store_and_tables_that_are_added_to(s3, digits_folder, tmp_path):
     """Ingest, two ranks, SIGKILL in mid-training, the same command again, generate, evaluate; then the tables are added
     to and replaced.

@@ -180,6 +180,9 @@ def test_what_cannot_be_scored_is_told(spark, lake, runs, tmp_path, changes, mes
 
 @pytest.mark.long
 @pytest.mark.timeout(1500)
+@pytest.mark.fault(
+    "orchestration", "a stream that scores is killed (SIGKILL) and started again", "every image is answered once"
+)
 def test_a_job_that_is_killed_goes_on_and_every_image_is_answered_once(spark, lake, runs, tmp_path):
     registry.promote(lake, "reads-0", "killed")
     arrive(tmp_path / "in", 0, 300)

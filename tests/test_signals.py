@@ -52,6 +52,11 @@ def descendants(pid: int) -> list[psutil.Process]:
         pytest.param("generate", *SIGNALS[1], marks=pytest.mark.long),
     ],
 )
+@pytest.mark.fault(
+    "orchestration",
+    "Ctrl-C or SIGTERM of an ingest or a generate, sent twice",
+    "exit code 130 or 143, one line, no process and nothing half-written left behind",
+)
 def test_a_signal_ends_a_job_and_leaves_nothing(large, lake, name, number, code, words):
     command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *large[name]]
     begun = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -73,6 +78,7 @@ def test_a_signal_ends_a_job_and_leaves_nothing(large, lake, name, number, code,
 
 
 @pytest.mark.slow
+@pytest.mark.fault("training", "Ctrl-C before the first step", "exit code 130, and the name of the run is free again")
 def test_a_training_that_is_interrupted_before_its_first_step_frees_its_name(lake, digits, tmp_path):
     train = {"steps": 1500, "workers": 2, "launcher": "spark"}
     path = write_config(tmp_path, make_config(lake, run="too-early", train=train))

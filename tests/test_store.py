@@ -81,6 +81,11 @@ def damage_manifest(folder):
 
 
 @pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_missing, damage_manifest])
+@pytest.mark.fault(
+    "training",
+    "the newest checkpoint is cut, changed, or lacks a file",
+    "passed over with a warning that names it; training goes on from the one before",
+)
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run, damage, caplog):
     save(run, 5)
     save(run, 10)
@@ -276,6 +281,11 @@ TORN = b'{"step": 2, "d_lo'
 
 
 @pytest.mark.parametrize("end", [b"", b"\n"])
+@pytest.mark.fault(
+    "training",
+    "a line of `metrics.jsonl` is cut off",
+    "it is left out with a warning; no other line is lost, and new ones follow on lines of their own",
+)
 def test_a_line_that_was_cut_off_costs_no_other(run, caplog, end):
     run.append_metrics({"step": 1})
     with open(local(run, "metrics.jsonl"), "ab") as out:

@@ -188,6 +188,11 @@ def test_a_stream_that_cannot_begin_says_why(spark, tmp_path, sections, message)
 
 
 @pytest.mark.long
+@pytest.mark.fault(
+    "orchestration",
+    "a streaming ingest is killed (SIGKILL) and started again",
+    "every image that arrived is in the dataset once",
+)
 def test_two_thousand_images_arrive_while_the_job_runs_and_is_killed(spark, tmp_path):
     """Rows and rejects are the files, through one SIGKILL, with a trigger that looks every second."""
     lake, folder = str(tmp_path / "lake"), tmp_path / "in"

@@ -404,6 +404,7 @@ def test_what_follows_the_metrics_outlives_a_store_that_does_not_answer(lake, mo
     bar.bar.close()
 
 
+@pytest.mark.fault("training", "a rank raises", "the job ends with that rank's own error, once its attempts are over")
 def test_an_error_on_a_rank_is_named_after_the_last_attempt(spark, lake, digits):
     config = make_config(lake, run="fails", train={"launcher": "spark", "workers": 1, "restarts": 0})
     run = Run.of(config)
@@ -442,6 +443,9 @@ def dies(team: process.Team, job: dict):
     os._exit(3)
 
 
+@pytest.mark.fault(
+    "training", "every rank dies before its first step", "the job ends at once, says so, and leaves no run behind"
+)
 def test_ranks_that_cannot_start_are_started_once_and_leave_no_run(spark, lake, digits, monkeypatch, caplog):
     monkeypatch.setattr(driver, "work", dies)
     config = make_config(lake, run="cannot-start", train={"launcher": "spark", "workers": 1, "restarts": 2})
@@ -529,6 +533,11 @@ def test_sigterm_ends_the_job_instead_of_starting_it_again(lake, digits, tmp_pat
 
 
 @pytest.mark.long
+@pytest.mark.fault(
+    "training",
+    "the driver is killed, and later a rank (SIGKILL)",
+    "its ranks end; the same command goes on from the newest checkpoint, and the run ends whole",
+)
 def test_a_killed_driver_and_then_a_killed_rank_lose_nothing_but_time(lake, digits, tmp_path):
     """SIGKILL for the driver, the same command again, SIGKILL for a rank: the run ends complete."""
     config = make_config(lake, run="dies")
