@@ -127,7 +127,7 @@ def checkpoint(config: Config) -> str:
 
 def _add(spark, config: Config, url: str, batch, number: int, done: _Done) -> None:
     """One micro-batch."""
-    began = time.time()
+    began = time.monotonic()
     batch = batch.persist()
     try:
         if not batch.head(1):
@@ -146,7 +146,7 @@ def _add(spark, config: Config, url: str, batch, number: int, done: _Done) -> No
     done.rejected += answer["rejected"]
     log.info(
         "stream: batch %d: %d of %d images added, %d rejected, %d known, in %.1f s%s; snapshot %d",
-        *(number, added, source.count, answer["rejected"], answer.get("known", 0), time.time() - began, waited),
+        *(number, added, source.count, answer["rejected"], answer.get("known", 0), time.monotonic() - began, waited),
         answer["snapshot"],
     )
 
@@ -156,4 +156,4 @@ def _waited(batch) -> str:
     if "modificationTime" not in batch.columns:
         return ""
     oldest = batch.agg(F.min("modificationTime")).first()[0]
-    return f", the oldest of which waited {(datetime.datetime.now() - oldest).total_seconds():.0f} s"
+    return f", the oldest of which waited {max(0.0, (datetime.datetime.now() - oldest).total_seconds()):.0f} s"

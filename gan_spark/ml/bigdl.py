@@ -218,14 +218,14 @@ def _epoch(optimizer, summaries: tuple, run: Run, epoch: int, last: int, events:
     from bigdl.dllib.optim.optimizer import MaxEpoch
 
     training, validation = summaries
-    began = time.time()
+    began = time.monotonic()
     optimizer.set_end_when(MaxEpoch(last))
     model = optimizer.optimize()
     line = {
         "step": epoch,
         "loss": training.read_scalar("Loss")[-1][1],
         "accuracy": validation.read_scalar("Top1Accuracy")[-1][1],
-        "seconds": round(time.time() - began, 1),
+        "seconds": round(time.monotonic() - began, 1),
     }
     run.append_metrics({**line, "scalars": ["loss", "accuracy"]})
     run.save_checkpoint(epoch, functools.partial(save, model), 1)

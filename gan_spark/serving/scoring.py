@@ -161,7 +161,7 @@ class _Follower:
 
 def _score(spark, config: Config, url: str, follower: _Follower, batch, number: int, done: _Done) -> None:
     """One micro-batch."""
-    began = time.time()
+    began = time.monotonic()
     name = f"part-{_stream_id(config)}-{number:08d}.parquet"
     if lake.exists(lake.join(url, name)):
         log.info("score: batch %d is in the table already, as %s", number, name)
@@ -180,7 +180,7 @@ def _score(spark, config: Config, url: str, follower: _Follower, batch, number: 
     done.versions[str(version.number)] = done.versions.get(str(version.number), 0) + counts.get(True, 0)
     log.info(
         "score: batch %d: %d rows by version %d, %d files rejected, in %.1f s",
-        *(number, counts.get(True, 0), version.number, counts.get(False, 0), time.time() - began),
+        *(number, counts.get(True, 0), version.number, counts.get(False, 0), time.monotonic() - began),
     )
 
 

@@ -52,7 +52,7 @@ def train(spark, config: Config) -> dict:
     }
     with tracking.training(config, run, record) as tracker:
         results, restarts, began = _with_restarts(spark, config, run, record, job, tracker)
-        return _summary(config, run, results, restarts, time.time() - began)
+        return _summary(config, run, results, restarts, time.monotonic() - began)
 
 
 def _checked_dataset(spark, config: Config) -> str:
@@ -152,11 +152,11 @@ def _attempts(spark, config: Config, run: Run, record: dict, job: dict, tracker)
         start = steps[-1] if steps else 0
         going_on = f", which goes on from step {start}" if start else ""
         log.info("train: %s on %d workers, run %s%s", config.model.name, config.train.workers, run.url, going_on)
-        began = time.time()
+        began = time.monotonic()
         try:
             return _attempt(spark, config, run, job, tracker, start), attempt, began
         except ranks.RankFailure as failure:
-            seconds = time.time() - began
+            seconds = time.monotonic() - began
             log.warning("train: attempt %d of %d failed after %.0f s: %s", attempt + 1, attempts, seconds, failure)
             has_worked = has_worked or any(line.get("owner") == job["owner"] for line in run.metrics())
             if not has_worked:

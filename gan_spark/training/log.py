@@ -16,7 +16,7 @@ class Diary:
         self.run, self.job, self.leads = run, job, team.rank == 0
         self.options = job["config"]["train"]
         self.start = self.logged = start
-        self.began = self.mark = self.opened = time.time()
+        self.began = self.mark = self.opened = time.monotonic()
         self.has_begun = False
 
     def __enter__(self):
@@ -40,7 +40,7 @@ class Diary:
         self.has_begun = True
         if self.leads:
             self._note_start()
-        self.began = self.mark = time.time()
+        self.began = self.mark = time.monotonic()
         self.logged = self.start + 1
 
     def _note_start(self) -> None:
@@ -56,7 +56,7 @@ class Diary:
         )
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
-        now = time.time()
+        now = time.monotonic()
         speed = (step - self.logged) * self.options["batch_size"] / max(now - self.mark, 1e-9)
         self.mark, self.logged = now, step
         self._write(step, scalars, {"images_per_second": round(speed, 1)} if step > self.start + 1 else {})
@@ -64,7 +64,7 @@ class Diary:
     def measured(self, step: int, scalars: dict[str, float]) -> None:
         """What was measured on held-out images, the time for which is not the training's."""
         self._write(step, scalars, {})
-        self.mark = time.time()
+        self.mark = time.monotonic()
 
     def _write(self, step: int, scalars: dict[str, float], more: dict) -> None:
         if not self.leads:
@@ -104,7 +104,7 @@ class Diary:
         """Images a second after the first step, and seconds since the loop was entered."""
         steps = self.logged - self.start - 1
         speed = steps * self.options["batch_size"] / max(self.mark - self.began, 1e-9) if steps > 0 else None
-        return {"images_per_second": speed and round(speed, 1), "seconds": round(time.time() - self.opened, 1)}
+        return {"images_per_second": speed and round(speed, 1), "seconds": round(time.monotonic() - self.opened, 1)}
 
 
 def _now() -> str:

@@ -31,8 +31,11 @@ class Progress(threading.Thread):
             desc=config.run,
             ncols=150,
             mininterval=0 if tty else 15,
+            miniters=1,
             file=sys.stderr if tty else _Lines(),
         )
+        self.bar._time = time.monotonic  # By tqdm's own, a clock that is set back would silence it for as long.
+        self.bar.start_t = self.bar.last_print_t = time.monotonic()
 
     def __enter__(self):
         self.start()
@@ -65,7 +68,7 @@ class Progress(threading.Thread):
         for line in lines:
             if line.get("event") == "start":
                 self.bar.initial = self.bar.n = self.bar.last_print_n = line["step"]
-                self.bar.start_t = self.bar.last_print_t = time.time()
+                self.bar.start_t = self.bar.last_print_t = time.monotonic()
             elif line.get("event") == "warning":
                 log.warning("%s", line["text"])
             elif "scalars" in line:
