@@ -1,5 +1,6 @@
 """A failure as the command line tells it: one line on stderr, an exit code, and a traceback where it is a defect."""
 
+import contextlib
 import logging
 import re
 import signal
@@ -43,7 +44,8 @@ def stopped(error: BaseException, number: int) -> int:
     """Prints to stderr that this signal ended the job, with the notes of `error`; the exit code that shells give it."""
     log.debug("where the signal came:", exc_info=error)
     reason = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
-    print("error: " + "; ".join([reason, *getattr(error, "__notes__", [])]), file=sys.stderr)
+    with contextlib.suppress(OSError):  # The terminal that was closed takes no more.
+        print("error: " + "; ".join([reason, *getattr(error, "__notes__", [])]), file=sys.stderr, flush=True)
     return 128 + number
 
 

@@ -25,7 +25,7 @@ from .config import UserError, check_sections, load, resolved
 
 log = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _CANCELLING = 30  # seconds to wait for Spark's tasks to end, after a signal
 
 
@@ -139,7 +139,8 @@ def main(
     result as one JSON line.
 
     Returns 0 on success, 2 for a wrong config or argument (argparse's own too), 1 for any other failure. A process of
-    the job's own, which began without a session, ends by Ctrl-C with 130 and by SIGTERM with 143.
+    the job's own, which began without a session, ends by Ctrl-C with 130, by SIGTERM with 143 and by SIGHUP, which a
+    terminal that is closed sends, with 129; under nohup it goes on.
     """
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument(
@@ -177,7 +178,7 @@ def main(
                 result = step(spark, config)
             finally:
                 if not borrowed and signals.received is None:
-                    spark.stop()
+                    _stop(spark)
             print(json.dumps({**result, "took": _took(name)}))
             return 0
         except BaseException as error:
@@ -197,6 +198,13 @@ def _started(name: str, jars: Callable[[], list[str]], signals: "_Signals"):
     return spark
 
 
+def _stop(spark) -> None:
+    """Stops Spark. Where a signal ends the job, Java may have had it too, and have gone."""
+    is_told = isinstance(sys.exc_info()[1], (KeyboardInterrupt, SystemExit))
+    with contextlib.suppress(Exception) if is_told else contextlib.nullcontext():
+        spark.stop()
+
+
 def _took(name: str) -> dict[str, float]:
     """Seconds of the job's parts, which the log tells too."""
     took = progress.seconds()
@@ -206,9 +214,9 @@ def _took(name: str) -> dict[str, float]:
 
 
 class _Signals:
-    """Ctrl-C and SIGTERM of a process that is the job's own: what Spark does is cancelled, then the job unwinds, so
-    that what it had staged is removed. In another thread than the main one, or beside somebody's session, they stay
-    whose they are.
+    """Ctrl-C, SIGTERM and SIGHUP of a process that is the job's own: what Spark does is cancelled, then the job
+    unwinds, so that what it had staged is removed. SIGHUP stays ignored where nohup has it ignored. In another thread
+    than the main one, or beside somebody's session, all stay whose they are.
     """
 
     def __init__(self):
@@ -218,6 +226,8 @@ class _Signals:
 
     def __enter__(self):
         self._former = {number: signal.getsignal(number) for number in _SIGNALS}
+        if self._former[signal.SIGHUP] == signal.SIG_IGN:
+            del self._former[signal.SIGHUP]
         self.take()
         return self
 
@@ -228,17 +238,17 @@ class _Signals:
 
     def take(self) -> None:
         if self._is_own:
-            for number in _SIGNALS:
+            for number in self._former:
                 signal.signal(number, self._end)
 
     def number(self, error: BaseException) -> int | None:
         """The signal that ended the job; None where it is another `error` that did."""
         if not self._is_own or self.received is not None:
             return self.received
-        if isinstance(error, KeyboardInterrupt):  # Horovod, while ranks run, takes signals itself.
+        if isinstance(error, KeyboardInterrupt):  # While ranks run, what waits for them takes signals itself.
             return signal.SIGINT
-        is_term = isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM
-        return signal.SIGTERM if is_term else None
+        codes = {128 + number: number for number in _SIGNALS}
+        return codes.get(error.code) if isinstance(error, SystemExit) else None
 
     def _end(self, number: int, _) -> None:
         if self.received is not None:  # The job is unwinding already; some send it twice.

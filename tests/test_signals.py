@@ -15,7 +15,11 @@ from conftest import ROOT, make_config, write_config
 from gan_spark import failures, job
 from gan_spark.training import driver
 
-SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "stopped by SIGTERM")]
+SIGNALS = [
+    (signal.SIGINT, 130, "interrupted"),
+    (signal.SIGTERM, 143, "stopped by SIGTERM"),
+    (signal.SIGHUP, 129, "stopped by SIGHUP"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +147,16 @@ def test_no_signal_is_no_signal(monkeypatch):
         assert signals.number(ValueError()) is None and signals.number(SystemExit(2)) is None
         assert signals.number(KeyboardInterrupt()) == signal.SIGINT  # raised by Horovod's handler
         assert signals.number(SystemExit(143)) == signal.SIGTERM
+        assert signals.number(SystemExit(129)) == signal.SIGHUP
+
+
+def test_a_process_that_nohup_started_goes_on(monkeypatch):
+    monkeypatch.setattr(job, "running_session", lambda: None)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with job._Signals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.received is None and signal.getsignal(signal.SIGTERM) == signals._end
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
