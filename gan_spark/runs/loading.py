@@ -177,14 +177,25 @@ def restore(model, run: Run, step: int = 0) -> int:
         if checkpoint is None:
             return 0
         step, prefix = checkpoint
-        _read(model, prefix)
+        _read(model, prefix, f"run {run.url}: checkpoint at step {step}")
     return step
 
 
-def _read(model, prefix: str) -> None:
+def _read(model, prefix: str, name: str) -> None:
+    """Loads TensorFlow's files at `prefix`; `UserError` with the `name` of the checkpoint where it is of another model.
+
+    Its files are whole, so that nothing but another checkpoint, or the model that it was written by, can help.
+    """
     import tensorflow as tf
 
-    tf.train.Checkpoint(model=model).read(prefix).assert_existing_objects_matched()
+    try:
+        tf.train.Checkpoint(model=model).read(prefix).assert_existing_objects_matched()
+    except (ValueError, AssertionError, tf.errors.OpError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{name} does not fit the model that the run's config.json describes, and is left as it is ({reason:.400});"
+            " restore the config.json, or the code, that it was written with, or name another run"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +230,8 @@ def carried_model(checkpoint: Checkpoint, weights: str = "average"):
         with tempfile.TemporaryDirectory() as folder:
             for name, data in checkpoint.files.value.items():
                 Path(folder, name).write_bytes(data)
-            _read(model, os.path.join(folder, "checkpoint"))
+            name = f"run {checkpoint.url}: checkpoint at step {checkpoint.step}"
+            _read(model, os.path.join(folder, "checkpoint"), name)
         if weights == "newest":
             model.use_newest_weights()
 

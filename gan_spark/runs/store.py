@@ -285,8 +285,11 @@ class Run:
 
     @contextlib.contextmanager
     def checkpoint(self, step: int = 0) -> Iterator[tuple[int, str] | None]:
-        """(step, local prefix) of checkpoint `step`, or of the newest whole one for 0; None where there is none."""
-        steps, tried = self.checkpoints(), []
+        """(step, local prefix) of checkpoint `step`, or of the newest whole one for 0; None where there is none at all.
+
+        `UserError` where `step` is missing or damaged, and where all are damaged: to begin anew would remove them.
+        """
+        steps, tried, damaged = self.checkpoints(), [], {}
         if step and step not in steps:
             raise self._no_checkpoint(step, steps)
         with tempfile.TemporaryDirectory() as temporary:
@@ -299,12 +302,19 @@ class Run:
                     return
                 steps = self.checkpoints()  # A training may have removed it while it was read, and saved a newer one.
                 if candidate in steps:
+                    damaged[candidate] = problem
                     log.warning(
                         "run %s: checkpoint at step %d is damaged (%s) and is passed over", self.url, candidate, problem
                     )
                 if step:
-                    damaged = UserError(f"run {self.url}: checkpoint at step {step} is damaged: {problem}")
-                    raise damaged if step in steps else self._no_checkpoint(step, steps)
+                    refusal = UserError(f"run {self.url}: checkpoint at step {step} is damaged: {problem}")
+                    raise refusal if step in steps else self._no_checkpoint(step, steps)
+            if damaged:
+                problems = "; ".join(f"step {candidate}: {problem}" for candidate, problem in sorted(damaged.items()))
+                raise UserError(
+                    f"run {self.url}: none of its checkpoints is whole ({problems}); put one back from a copy, or"
+                    f" remove {self.path('checkpoints')} to begin anew"
+                )
             yield None
 
     def _no_checkpoint(self, step: int, steps: list[int]) -> UserError:
