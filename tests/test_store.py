@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from gan_spark import lake
-from gan_spark.config import UserError
+from gan_spark.config import TaskFailure, UserError
 from gan_spark.runs.store import Run
 
 
@@ -258,7 +258,7 @@ def test_a_run_that_was_taken_over_stops_its_former_owner(run):
     run.check_owner(first)
     second = run.start({})
     run.check_owner(second)
-    with pytest.raises(RuntimeError, match="taken over"):
+    with pytest.raises(TaskFailure, match="taken over"):
         run.check_owner(first)
     assert run.is_owner(second) and not run.is_owner(first)
     lake.remove(run.url)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import cast
 
 from .. import lake
-from ..config import Config, UserError, differences
+from ..config import Config, TaskFailure, UserError, differences
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +123,11 @@ class Run:
         former = self._record()
         if former is None:
             self.check_is_run()
+            if steps := self.checkpoints():
+                raise UserError(
+                    f"run {self.url} has checkpoints ({', '.join(map(str, steps))}) and no config.json that says of"
+                    " what model and dataset; put it back, remove the run, or name another one"
+                )
             return
         former["config"] |= {name: {**values, **former["config"].get(name, {})} for name, values in defaults.items()}
         keys = ("config", "dataset")
@@ -181,9 +186,11 @@ class Run:
         return (self._read("owner.json") or {}).get("token") == token
 
     def check_owner(self, token: str) -> None:
-        """Stops a job that was left behind by a dead driver, once another has taken the run over."""
+        """Stops a job that was left behind by a dead driver, once another has taken the run over, and one whose run was
+        removed: `TaskFailure`.
+        """
         if not self.is_owner(token):
-            raise RuntimeError(f"run {self.url} was taken over by another job; this one stops")
+            raise TaskFailure(f"run {self.url} was taken over by another job, or removed; this one stops")
 
     def _read(self, name: str) -> dict | None:
         """A JSON file of the run; None where it is missing.

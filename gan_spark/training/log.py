@@ -10,7 +10,11 @@ from ..runs.store import Run
 
 
 class Diary:
-    """What rank 0 writes down: metrics, TensorBoard, samples, checkpoints. Other ranks keep only the time."""
+    """What rank 0 writes down: metrics, TensorBoard, samples, checkpoints. Other ranks keep only the time.
+
+    Each time it looks first whether the run is still this job's, so that one that was removed does not come back:
+    `TaskFailure` where it is not.
+    """
 
     def __init__(self, run: Run, job: dict, team: Team, start: int):
         self.run, self.job, self.leads = run, job, team.rank == 0
@@ -32,8 +36,11 @@ class Diary:
             if kind is None and not self.has_begun:  # There was no step left to make.
                 self._note_start()
             self.writer.close()
-            self.run.put_events(self.temporary.name)
-            self.temporary.cleanup()
+            with self.temporary:
+                if kind is None:
+                    self._check_owner()
+                if kind is None or self.run.is_owner(self.job["owner"]):
+                    self.run.put_events(self.temporary.name)
 
     def begin(self) -> None:
         """The first step is made: from here on the run has begun, and its name is taken."""
@@ -44,6 +51,7 @@ class Diary:
         self.logged = self.start + 1
 
     def _note_start(self) -> None:
+        self._check_owner()
         self.run.append_metrics(
             {
                 "event": "start",
@@ -71,6 +79,7 @@ class Diary:
             return
         import tensorflow as tf
 
+        self._check_owner()
         self.run.append_metrics({"step": step, **scalars, "scalars": list(scalars), "time": _now(), **more})
         with self.writer.as_default(step):
             for name, value in scalars.items():
@@ -78,12 +87,14 @@ class Diary:
 
     def warn(self, step: int, text: str | None) -> None:
         if text and self.leads:
+            self._check_owner()
             self.run.append_metrics({"event": "warning", "step": step, "text": text, "time": _now()})
 
     def sample(self, step: int, pixels) -> None:
         import tensorflow as tf
 
         sheet = images.grid(pixels)
+        self._check_owner()
         self.run.save_sample(step, images.encode_png(sheet))
         with self.writer.as_default(step):
             tf.summary.image("samples", sheet[None])
@@ -91,7 +102,7 @@ class Diary:
     def save(self, step: int, write, keep: int) -> None:
         import tensorflow as tf
 
-        self.run.check_owner(self.job["owner"])
+        self._check_owner()
         self.run.save_checkpoint(step, write, keep)
         # TensorBoard reads many files as one; each goes to the lake once.
         self.writer.close()
@@ -99,6 +110,9 @@ class Diary:
         self.temporary.cleanup()
         self.temporary = tempfile.TemporaryDirectory()
         self.writer = tf.summary.create_file_writer(self.temporary.name)
+
+    def _check_owner(self) -> None:
+        self.run.check_owner(self.job["owner"])
 
     def rate(self) -> dict:
         """Images a second after the first step, and seconds since the loop was entered."""

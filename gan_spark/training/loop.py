@@ -25,6 +25,8 @@ def work(team: Team, job: dict) -> dict:
     except Exception as error:
         # The driver sees only that a rank has failed; this is how it learns why.
         run = Run.of(parse(job["config"], models.config_class))
+        if not run.is_owner(job["owner"]):  # A line would bring back a run that was removed.
+            raise
         line = {"event": "error", "rank": team.rank, "attempt": job["attempt"], "owner": job["owner"]}
         # What is wrong with the config, the data or what is installed, no restart mends.
         if isinstance(error, UserError) and not isinstance(error, NotFetched):
