@@ -23,7 +23,7 @@ def ends(monkeypatch, *ways) -> list:
     """
     begun = []
 
-    def run(spark, function, job, config):
+    def run(spark, function, job, config, ask_to_end):
         begun.append(job)
         return ways[len(begun) - 1](Run.of(parse(job["config"], models.config_class)), job)
 
@@ -205,7 +205,7 @@ def test_a_job_whose_run_was_taken_over_stops_for_good(spark, lake, digits, monk
     def fails(run, job):
         try:
             taken_over(run, job)
-        except RuntimeError as error:
+        except TaskFailure as error:
             raise ranks.RankFailure(str(error)) from error
 
     config = make_config(lake, run="taken-over", train={"restarts": 2})

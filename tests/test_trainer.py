@@ -294,7 +294,7 @@ def test_a_non_finite_loss_stops_with_the_step_and_keeps_the_checkpoint_from_bef
 
 def test_ranks_are_told_of_paths_that_are_the_same_in_every_folder(spark, lake, digits, monkeypatch):
     told = []
-    monkeypatch.setattr(ranks, "run", lambda spark, function, job, config: told.append(job["config"]) or [])
+    monkeypatch.setattr(ranks, "run", lambda spark, function, job, *_: told.append(job["config"]) or [])
     monkeypatch.chdir(os.path.dirname(lake))
     config = make_config(os.path.basename(lake), "srgan", run="relative")
     config = dataclasses.replace(
@@ -515,18 +515,24 @@ def wait_for(condition, what: str, seconds: float = 120):
     raise AssertionError(f"no {what} in {seconds} s")
 
 
-def test_sigterm_ends_the_job_instead_of_starting_it_again(lake, digits, tmp_path):
+@pytest.mark.fault(
+    "training",
+    "SIGTERM of the job (preemption), far from its next checkpoint",
+    "the ranks save one within its grace, exit code 143, and the last line says at which step the run is",
+)
+def test_sigterm_ends_the_job_with_a_checkpoint_instead_of_starting_it_again(lake, digits, tmp_path):
     """What a scheduler sends to stop a job."""
     config = make_config(lake, run="told-to-stop")
-    begun = subprocess.Popen(
-        train_command(tmp_path, lake, config.run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    wait_for(Run.of(config).checkpoints, "checkpoint")
+    command = [*train_command(tmp_path, lake, config.run), "--set", "train.checkpoint_every=1500"]
+    begun = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = Run.of(config)
+    wait_for(lambda: [line for line in run.metrics() if line.get("step", 0) >= 50], "progress")
     begun.send_signal(signal.SIGTERM)
-    output, errors = begun.communicate(timeout=60)
+    output, errors = begun.communicate(timeout=180)
     assert begun.returncode == 128 + signal.SIGTERM, errors
     assert output == "" and "attempt 1 of" not in errors
-    step = Run.of(config).checkpoints()[-1]
+    (step,) = run.checkpoints()
+    assert 50 <= step < 1500 and run.read_checkpoint(step)[0] == step
     assert errors.splitlines()[-1] == (
         f"error: stopped by SIGTERM; the run told-to-stop is at step {step}; the same command goes on"
     )

@@ -185,6 +185,13 @@ class Run:
         """
         return (self._read("owner.json") or {}).get("token") == token
 
+    def ask_to_end(self) -> None:
+        """Asks the job that trains the run to save a checkpoint and end."""
+        lake.write_json(self.path("owner.json"), {**(self._read("owner.json") or {}), "end": True})
+
+    def is_asked_to_end(self) -> bool:
+        return bool((self._read("owner.json") or {}).get("end"))
+
     def check_owner(self, token: str) -> None:
         """Stops a job that was left behind by a dead driver, once another has taken the run over, and one whose run was
         removed: `TaskFailure`.

@@ -2,7 +2,9 @@
 failure.
 """
 
+import contextlib
 import dataclasses
+import functools
 import logging
 import time
 import uuid
@@ -172,7 +174,7 @@ def _attempt(spark, config: Config, run: Run, job: dict, tracker, start: int) ->
     """The ranks' results. Raises `RankFailure` with its reason where another attempt may go better."""
     try:
         with progress.part("training", spark), Progress(run, config, tracker, start):
-            return ranks.run(spark, work, job, config.train)
+            return ranks.run(spark, work, job, config.train, functools.partial(_ask_to_end, run, job["owner"]))
     except ranks.RankFailure as failure:
         if not run.is_owner(job["owner"]):
             raise TrainingStopped(
@@ -186,6 +188,15 @@ def _attempt(spark, config: Config, run: Run, job: dict, tracker, start: int) ->
         reason = "; ".join(line["error"] for line in errors)
         unknown = f"{failure} (a rank was killed, or its executor's stderr says more)"
         raise ranks.RankFailure(reason or unknown) from failure
+
+
+def _ask_to_end(run: Run, owner: str) -> bool:
+    """Asks the ranks of an attempt to save a checkpoint and end; whether there is something to save."""
+    has_begun = any(line.get("event") == "start" and line.get("owner") == owner for line in run.metrics())
+    if has_begun and run.is_owner(owner):
+        run.ask_to_end()
+        return True
+    return False
 
 
 def _summary(config: Config, run: Run, results: list[dict], restarts: int, seconds: float) -> dict:
@@ -229,4 +240,6 @@ def _remove_if_never_begun(run: Run, owner: str | None) -> None:
     another job's by now. Without an `owner`, this job did not get as far as claiming the run.
     """
     if (run.is_owner(owner) or run.is_owner(None)) and not run.has_begun():
-        lake.remove(run.url)
+        with contextlib.suppress(UserError):  # Where the run was removed, something else may stand there.
+            run.check_is_run()
+            lake.remove(run.url)

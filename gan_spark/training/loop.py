@@ -12,6 +12,7 @@ from ..runs.loading import begin_from, build, checksum, restore
 from ..runs.store import Run
 from .checks import parts_of
 from .collapse import Monitor
+from .ending import Ending
 from .log import Diary
 
 PREVIEW = 64  # images in a grid of samples
@@ -51,14 +52,15 @@ def _train_rank(team: Team, job: dict) -> dict:
     preview, held_out = tf.function(model.preview), tf.function(model.held_out, reduce_retracing=True)
     monitor, best = Monitor(model), Best(run, options, model.monitored, start)
     scalars, stopped, fixed = {}, None, None
-    with Diary(run, job, team, start) as diary:
+    with Diary(run, job, team, start) as diary, Ending(run, job["owner"], team, start) as ending:
         for step in range(start + 1, start + 1 if best.is_stale(start) else options.steps + 1):
             batches = [next(stream) for _ in range(model.batches_per_step)]
             fixed = fixed or tf.nest.map_structure(lambda values: values[:PREVIEW], batches[0])
             values = step_function(batches)
             if step == start + 1:
                 diary.begin()  # The first step traces the graph; the clock starts after it.
-            due = Due.at(step, options)
+            is_better, is_last = False, ending.is_asked(step)
+            due = Due.at(step, options, is_last)
             if not due.anything:
                 continue
             # The log, and whether to stop, come from values that all ranks share.
@@ -70,12 +72,11 @@ def _train_rank(team: Team, job: dict) -> dict:
             diary.warn(step, monitor.losses(step, scalars))
             if due.saves or due.samples or due.validates:
                 average_statistics(model, team)
-            is_better = is_last = False
             if due.validates:
                 measures = measure(held_out, job["dataset"], "validation", share, team)
                 diary.measured(step, {f"validation_{name}": value for name, value in measures.items()})
                 is_better = best.update(step, measures)
-                is_last = best.is_stale(step)
+                is_last = is_last or best.is_stale(step)
             saves = due.saves or is_better or is_last
             if saves and not _is_finite(model, team):
                 stopped = f"step {step}: this step made weights that are not finite; {_FROM_BEFORE}"
@@ -167,13 +168,15 @@ class Due:
     validates: bool
 
     @classmethod
-    def at(cls, step: int, options: Train) -> "Due":
-        """Each is due every so many steps, and all but the log after the last one."""
+    def at(cls, step: int, options: Train, is_asked: bool = False) -> "Due":
+        """Each is due every so many steps, and all but the log after the last one; a checkpoint too where the job is
+        asked to end.
+        """
         is_last = step == options.steps
         return cls(
             logs=step % options.log_every == 0,
             samples=is_last or step % options.sample_every == 0,
-            saves=is_last or step % options.checkpoint_every == 0,
+            saves=is_last or is_asked or step % options.checkpoint_every == 0,
             validates=bool(options.validate_every) and (is_last or step % options.validate_every == 0),
         )
 

@@ -13,12 +13,17 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable
+from typing import ClassVar
 
 from .. import lake, process
 from ..config import TaskFailure, Train, UserError
 from ..process import Team
 
 log = logging.getLogger(__name__)
+
+GRACE = 20  # seconds in which ranks that are asked to end save a checkpoint; Kubernetes gives a pod 30 in all
+_BEFORE_SPARK = 100  # priority of a hook of Hadoop's; that of Spark's is 40
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class RankFailure(TaskFailure):
@@ -135,21 +140,27 @@ def _reach(probe: str, files: list[str], index: int) -> tuple[str, str | None]:
     return host, None
 
 
-def run(spark, function: Callable, argument, config: Train) -> list:
+def run(spark, function: Callable, argument, config: Train, ask_to_end: Callable[[], bool] = lambda: False) -> list:
     """`function(team, argument)` on every rank; results in rank order.
+
+    A signal that ends the job calls `ask_to_end`, in a thread of its own: where it gives True the ranks are left
+    `GRACE` seconds to end by themselves. Then they are ended, and `KeyboardInterrupt` or `SystemExit` is raised.
 
     Raises `RankFailure` where a rank fails, `NoSlots` where too few slots came free in time, `NoNetwork`, and
     `UserError` where a rank cannot import what it runs.
     """
+    ending = _Ending(ask_to_end)
     if config.launcher == "local":
-        return [function(Team(), argument)]
+        with ending, _java_asks(spark, ending):
+            ending.take(in_process=True)
+            return [function(Team(), argument)]
     import cloudpickle
     import horovod.spark
     from horovod.runner.common.util.timeout import TimeoutException
 
     local = spark.sparkContext.master.startswith("local")
     try:
-        with _signals_end_the_job(), _quiet_thread():
+        with ending, _horovod_asks(ending), _java_asks(spark, ending), _quiet_thread():
             results = horovod.spark.run(
                 _on_rank,
                 args=(cloudpickle.dumps((function, argument)),),
@@ -191,27 +202,104 @@ class _NotImported:
     python: str
 
 
+class _Ending:
+    """How a signal ends ranks: they are asked first, and ended where that takes too long.
+
+    Without it Horovod would kill them at once, and make a failed rank of the signal, which would be restarted.
+    """
+
+    def __init__(self, ask: Callable[[], bool]):
+        self.ask, self.former, self.received, self.in_process = ask, {}, None, False
+        self.is_over = threading.Event()  # The ranks are to be killed.
+        self._have_ended = threading.Event()
+
+    def take(self, in_process: bool = False) -> threading.Event:
+        """Signals end the ranks from now on: what is `in_process` by an exception, others by whoever gets `is_over`."""
+        self.in_process = in_process
+        if threading.current_thread() is threading.main_thread():
+            former = {number: signal.getsignal(number) for number in _SIGNALS}
+            self.former = {
+                number: handler for number, handler in former.items() if handler not in (signal.SIG_IGN, None)
+            }
+            for number in self.former:
+                signal.signal(number, self._take_one)
+        return self.is_over
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._have_ended.set()
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+        if self.received is not None:
+            self._raise()
+
+    def _take_one(self, number: int, _) -> None:
+        if self.received is None:
+            self.received = number
+            threading.Thread(target=self._end, daemon=True).start()
+        elif self.in_process and self.is_over.is_set():
+            self._raise()
+
+    def run(self) -> None:
+        """Java's, when a signal reaches it: under spark-submit alone, else as well. Spark stops when this returns."""
+        if not self._have_ended.is_set():
+            if self.received is None:
+                self.received = signal.SIGTERM
+                self._end()
+            self._have_ended.wait(GRACE)
+
+    class Java:
+        implements: ClassVar = ["java.lang.Runnable"]
+
+    def _end(self) -> None:
+        try:
+            if self.ask():
+                log.info("train: told to end; the ranks have %d s to save a checkpoint", GRACE)
+                self._have_ended.wait(GRACE)
+        finally:
+            self.is_over.set()
+            if self.in_process and not self._have_ended.is_set():  # Only the main thread can raise there.
+                signal.pthread_kill(threading.main_thread().ident, self.received)
+
+    def _raise(self) -> None:
+        raise KeyboardInterrupt if self.received == signal.SIGINT else SystemExit(128 + self.received)
+
+
 @contextlib.contextmanager
-def _signals_end_the_job():
-    """Horovod takes SIGINT and SIGTERM over, for good, and makes a failed rank of them; that would be restarted."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    ours, theirs = socket.socketpair()
-    for end in (ours, theirs):
-        end.setblocking(False)
-    # Told of every signal, whoever handles it.
-    previous = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+def _horovod_asks(ending: _Ending):
+    """Horovod, where it would take signals over for good, is handed the event of `ending` in place of its own."""
+    from horovod.runner import gloo_run
+
+    former = gloo_run.register_shutdown_event
+    gloo_run.register_shutdown_event = ending.take
     try:
         yield
     finally:
-        signal.set_wakeup_fd(previous)
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-        with ours, theirs, contextlib.suppress(BlockingIOError):
-            received = set(ours.recv(64))
-            if signal.SIGTERM in received:
-                raise SystemExit(128 + signal.SIGTERM)
-            if signal.SIGINT in received:
-                raise KeyboardInterrupt
+        gloo_run.register_shutdown_event = former
+
+
+@contextlib.contextmanager
+def _java_asks(spark, ending: _Ending):
+    """Java, when a signal ends it, runs `ending` before Spark's own hook, which kills the ranks' tasks."""
+    from pyspark.java_gateway import ensure_callback_server_started
+
+    try:
+        ensure_callback_server_started(spark.sparkContext._gateway)
+        jvm = spark.sparkContext._jvm
+        hooks = jvm.org.apache.hadoop.util.ShutdownHookManager.get()
+        hook = jvm.java.util.concurrent.FutureTask(ending, None)  # The same object to Java when it is removed.
+        hooks.addShutdownHook(hook, _BEFORE_SPARK)
+    except Exception as error:  # Training goes on without.
+        log.debug("Java takes no hook", exc_info=error)
+        yield
+        return
+    try:
+        yield
+    finally:
+        with contextlib.suppress(Exception):  # Java refuses where it is ending.
+            hooks.removeShutdownHook(hook)
 
 
 @contextlib.contextmanager
