@@ -10,10 +10,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import tensorflow as tf
 from conftest import ROOT, make_config, write_config
 
-from gan_spark import failures, job
-from gan_spark.training import driver
+from gan_spark import failures, job, process
+from gan_spark import lake as lakes
+from gan_spark.config import Train
+from gan_spark.runs.store import Run
+from gan_spark.training import driver, ending, ranks
 
 SIGNALS = [
     (signal.SIGINT, 130, "interrupted"),
@@ -160,3 +164,70 @@ def test_a_process_that_nohup_started_goes_on(monkeypatch):
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+# --- ranks are asked first -------------------------------------------------------------
+
+
+class Rank:
+    """A rank in this process, which a signal reaches while it works, and which may take `patience` seconds to end."""
+
+    def __init__(self, number: int, patience: float):
+        self.number, self.patience = number, patience
+        self.asked, self.has_ended = threading.Event(), False
+
+    def __call__(self, team, argument):
+        signal.raise_signal(self.number)
+        self.asked.wait(60)
+        deadline = time.monotonic() + self.patience
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
+        self.has_ended = True
+
+
+@pytest.mark.parametrize("number, code, words", SIGNALS)
+def test_a_rank_that_is_asked_ends_by_itself(spark, number, code, words):
+    rank, before = Rank(number, 0.2), handlers()
+    with pytest.raises((SystemExit, KeyboardInterrupt)) as stop:
+        ranks.run(spark, rank, None, Train(launcher="local"), lambda: rank.asked.set() or True)
+    assert rank.has_ended and handlers() == before
+    assert getattr(stop.value, "code", 130) == code
+
+
+def test_a_rank_that_does_not_end_in_time_is_ended(spark, monkeypatch):
+    monkeypatch.setattr(ranks, "GRACE", 0.2)
+    rank = Rank(signal.SIGTERM, 600)
+    with pytest.raises(SystemExit, match="143"):
+        ranks.run(spark, rank, None, Train(launcher="local"), lambda: rank.asked.set() or True)
+    assert not rank.has_ended
+
+
+def test_a_rank_that_has_nothing_to_save_is_ended_at_once(spark):
+    rank = Rank(signal.SIGTERM, 600)
+    with pytest.raises(SystemExit, match="143"):
+        ranks.run(spark, rank, None, Train(launcher="local"))
+    assert not rank.has_ended
+
+
+def test_ranks_agree_about_once_a_second_and_on_the_same_step(tmp_path, monkeypatch):
+    run, now, exchanges = Run(lakes.to_url(str(tmp_path / "r"))), [0.0], []
+
+    def reduce(values):
+        exchanges.append(float(values[0][0]))
+        return [tf.constant([exchanges[-1] / 2, 0.04])]  # the other rank is not told, and as fast
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    ranks_end = ending.Ending(run, "token", process.Team(0, 2, reduce=reduce), 100)
+    for step in range(101, 201):
+        now[0] += 0.04
+        assert not ranks_end.is_asked(step)
+    assert len(exchanges) == 4  # after the first step, and then every 25
+    ranks_end._is_told.set()
+    assert next(step for step in range(201, 301) if ranks_end.is_asked(step)) == 201 and exchanges[-1] == 1.0
+
+
+def test_who_is_asked_to_end_is_the_job_that_has_the_run(tmp_path):
+    run = Run(lakes.to_url(str(tmp_path / "r")))
+    assert not run.is_asked_to_end("one")
+    run.ask_to_end("one")
+    assert run.is_asked_to_end("one") and not run.is_asked_to_end("two")

@@ -2,6 +2,7 @@
 
     best.json                 step and value of the checkpoint that was best on split validation
     config.json               resolved config, dataset and its fingerprint, versions
+    owner.json                the job that trains it; end.json asks that job to end
     checkpoints/step-NNNNNNNN TensorFlow checkpoint files and manifest.json, which is written last
     metrics.jsonl             one JSON object a line, and one for every start
     samples/step-NNNNNNNN.png images from fixed seeds
@@ -56,7 +57,7 @@ RESUMABLE = (
 )
 # What a run holds at its first level.
 _CONTENTS = {
-    *("best.json", "config.json", "owner.json", "metrics.jsonl", "network.h5"),
+    *("best.json", "config.json", "owner.json", "end.json", "metrics.jsonl", "network.h5"),
     *("checkpoints", "samples", "events"),
 }
 _HALF_WRITTEN = re.compile(r"^\.(.+)\.[0-9a-f]{8}$")
@@ -185,12 +186,12 @@ class Run:
         """
         return (self._read("owner.json") or {}).get("token") == token
 
-    def ask_to_end(self) -> None:
-        """Asks the job that trains the run to save a checkpoint and end."""
-        lake.write_json(self.path("owner.json"), {**(self._read("owner.json") or {}), "end": True})
+    def ask_to_end(self, token: str) -> None:
+        """Asks the ranks of the job that claimed the run by `token` to save a checkpoint and end."""
+        lake.write_json(self.path("end.json"), {"token": token})
 
-    def is_asked_to_end(self) -> bool:
-        return bool((self._read("owner.json") or {}).get("end"))
+    def is_asked_to_end(self, token: str) -> bool:
+        return (self._read("end.json") or {}).get("token") == token
 
     def check_owner(self, token: str) -> None:
         """Stops a job that was left behind by a dead driver, once another has taken the run over, and one whose run was

@@ -194,7 +194,7 @@ def _ask_to_end(run: Run, owner: str) -> bool:
     """Asks the ranks of an attempt to save a checkpoint and end; whether there is something to save."""
     has_begun = any(line.get("event") == "start" and line.get("owner") == owner for line in run.metrics())
     if has_begun and run.is_owner(owner):
-        run.ask_to_end()
+        run.ask_to_end(owner)
         return True
     return False
 

@@ -13,7 +13,7 @@ EVERY = 1.0  # seconds
 
 
 class Ending:
-    """Whether the job whose `token` the run has as its owner's is asked to end, or has lost the run.
+    """Whether the job that claimed the run by `token` is asked to end.
 
     Ranks have to agree on the step after which they end. An exchange takes Horovod some milliseconds, as long as a step
     of a small model, so that they make one a second: after as many steps of the ranks' mean length.
@@ -49,8 +49,8 @@ class Ending:
     def _look(self) -> None:
         while not self._is_over.wait(EVERY):
             try:
-                if not self.run.is_owner(self.token) or self.run.is_asked_to_end():
+                if self.run.is_asked_to_end(self.token):
                     self._is_told.set()
                     return
             except Exception as error:  # A store that fails to answer; the next look may go well.
-                log.debug("run %s: its owner could not be read", self.run.url, exc_info=error)
+                log.debug("run %s: whether it is to end could not be read", self.run.url, exc_info=error)

@@ -149,10 +149,10 @@ def run(spark, function: Callable, argument, config: Train, ask_to_end: Callable
     Raises `RankFailure` where a rank fails, `NoSlots` where too few slots came free in time, `NoNetwork`, and
     `UserError` where a rank cannot import what it runs.
     """
-    ending = _Ending(ask_to_end)
+    stopping = _Stopping(ask_to_end)
     if config.launcher == "local":
-        with ending, _java_asks(spark, ending):
-            ending.take(in_process=True)
+        with stopping, _java_asks(spark, stopping):
+            stopping.take(in_process=True)
             return [function(Team(), argument)]
     import cloudpickle
     import horovod.spark
@@ -160,7 +160,7 @@ def run(spark, function: Callable, argument, config: Train, ask_to_end: Callable
 
     local = spark.sparkContext.master.startswith("local")
     try:
-        with ending, _horovod_asks(ending), _java_asks(spark, ending), _quiet_thread():
+        with stopping, _horovod_asks(stopping), _java_asks(spark, stopping), _quiet_thread():
             results = horovod.spark.run(
                 _on_rank,
                 args=(cloudpickle.dumps((function, argument)),),
@@ -202,7 +202,7 @@ class _NotImported:
     python: str
 
 
-class _Ending:
+class _Stopping:
     """How a signal ends ranks: they are asked first, and ended where that takes too long.
 
     Without it Horovod would kill them at once, and make a failed rank of the signal, which would be restarted.
@@ -268,12 +268,12 @@ class _Ending:
 
 
 @contextlib.contextmanager
-def _horovod_asks(ending: _Ending):
-    """Horovod, where it would take signals over for good, is handed the event of `ending` in place of its own."""
+def _horovod_asks(stopping: _Stopping):
+    """Horovod, where it would take signals over for good, is handed the event of `stopping` in place of its own."""
     from horovod.runner import gloo_run
 
     former = gloo_run.register_shutdown_event
-    gloo_run.register_shutdown_event = ending.take
+    gloo_run.register_shutdown_event = stopping.take
     try:
         yield
     finally:
@@ -281,15 +281,15 @@ def _horovod_asks(ending: _Ending):
 
 
 @contextlib.contextmanager
-def _java_asks(spark, ending: _Ending):
-    """Java, when a signal ends it, runs `ending` before Spark's own hook, which kills the ranks' tasks."""
+def _java_asks(spark, stopping: _Stopping):
+    """Java, when a signal ends it, runs `stopping` before Spark's own hook, which kills the ranks' tasks."""
     from pyspark.java_gateway import ensure_callback_server_started
 
     try:
         ensure_callback_server_started(spark.sparkContext._gateway)
         jvm = spark.sparkContext._jvm
         hooks = jvm.org.apache.hadoop.util.ShutdownHookManager.get()
-        hook = jvm.java.util.concurrent.FutureTask(ending, None)  # The same object to Java when it is removed.
+        hook = jvm.java.util.concurrent.FutureTask(stopping, None)  # The same object to Java when it is removed.
         hooks.addShutdownHook(hook, _BEFORE_SPARK)
     except Exception as error:  # Training goes on without.
         log.debug("Java takes no hook", exc_info=error)
