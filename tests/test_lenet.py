@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gan_spark import lake as lakes
 from gan_spark import models
-from gan_spark.config import LeNet, UserError, parse
+from gan_spark.config import LeNet, TaskFailure, UserError, parse
 from gan_spark.ml import ImageClassifier, bigdl, columns
 from gan_spark.runs.store import Run
 
@@ -69,6 +69,19 @@ def test_it_resumes_and_refuses_another_config(spark, lake, trained):
     assert [line["step"] for line in Run(trained["run"]).metrics()] == [1, 2, 3]
     with pytest.raises(UserError, match="config.lenet.rate: was 0.2, is 0.1"):
         bigdl.train(spark, lenet_config(lake, rate=0.1))
+
+
+def test_a_run_that_is_removed_meanwhile_stays_removed(spark, lake, digits, monkeypatch):
+    config, make = lenet_config(lake, run="bigdl-removed", epochs=1), bigdl._optimizer
+
+    def removes(*arguments):
+        lakes.remove(Run.of(config).url)
+        return make(*arguments)
+
+    monkeypatch.setattr(bigdl, "_optimizer", removes)
+    with pytest.raises(TaskFailure, match="bigdl-removed was taken over by another job, or removed; this one stops"):
+        bigdl.train(spark, config)
+    assert not lakes.exists(Run.of(config).url)
 
 
 def test_a_resumed_rate_goes_on_where_it_was():

@@ -141,7 +141,7 @@ def train(spark, config: Config) -> dict:
     }
     record = describe(config, url, manifest, {"model": model_table, "lenet": resolved(options)})
     run.check(record, {"lenet": resolved(LeNet())})
-    run.start(record)
+    token = run.start(record)
 
     model, first = _restored(run, manifest, options.hidden)
     rates = rate_after(options, first * manifest.rows["train"] // options.batch_size)
@@ -152,7 +152,7 @@ def train(spark, config: Config) -> dict:
     ):
         optimizer, summaries = _optimizer(spark, model, url, options, rates, events)
         for epoch in range(first + 1, options.epochs + 1):
-            line = _epoch(optimizer, summaries, run, epoch, epoch - first, events)
+            line = _epoch(optimizer, summaries, run, token, epoch, epoch - first, events)
             bar.set_postfix_str(f"loss {line['loss']:.3f}, validation accuracy {line['accuracy']:.4f}", refresh=False)
             bar.update()
     lines = [line for line in run.metrics() if "scalars" in line]
@@ -211,7 +211,7 @@ def _optimizer(spark, model, url: str, options: LeNet, rates: tuple[float, float
     return optimizer, summaries
 
 
-def _epoch(optimizer, summaries: tuple, run: Run, epoch: int, last: int, events: str) -> dict:
+def _epoch(optimizer, summaries: tuple, run: Run, token: str, epoch: int, last: int, events: str) -> dict:
     """Trains up to the optimizer's own epoch `last`, which is `epoch` of the run, and stores it; its line of
     metrics.
     """
@@ -221,6 +221,7 @@ def _epoch(optimizer, summaries: tuple, run: Run, epoch: int, last: int, events:
     began = time.monotonic()
     optimizer.set_end_when(MaxEpoch(last))
     model = optimizer.optimize()
+    run.check_owner(token)  # It may have been removed, or taken over, meanwhile.
     line = {
         "step": epoch,
         "loss": training.read_scalar("Loss")[-1][1],
