@@ -14,7 +14,9 @@ import tensorflow as tf
 
 from .. import lake
 from ..config import NotFetched, UserError
-from . import safety
+from . import hdf5, safety
+
+_WEIGHTS = "model.weights.h5"  # in a .keras file
 
 
 def load(name: str, weights: str, **options) -> tf.keras.Model:
@@ -44,8 +46,11 @@ def load(name: str, weights: str, **options) -> tf.keras.Model:
     model = make(weights=None, **options)
     with _local(lake.read_bytes(url), "network.h5") as path:
         try:
+            _check_arrays(path, ".h5", url)
             model.load_weights(_named_after_its_format(path))
-        except (ValueError, OSError, KeyError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # Hostile bytes raise many types.
             raise UserError(f"{url}: does not fit {name}: {_misfit(path, model) or error}") from error
     return model
 
@@ -124,7 +129,10 @@ def from_bytes(data: bytes, url: str) -> tf.keras.Model:
     kind = os.path.splitext(url)[1]
     with _local(data, f"network{kind}") as path:
         try:
+            _check_arrays(path, kind, url)
             config = _config(path, kind)
+        except UserError:
+            raise
         except Exception as error:  # Hostile bytes raise many types.
             raise UserError(f"{url}: not a Keras model file: {error}") from error
         if foreign := safety.foreign_part(config):
@@ -142,7 +150,7 @@ def _config(path: str, kind: str) -> dict:
     """The model's architecture, parsed as Keras parses it."""
     if kind == ".keras":
         with zipfile.ZipFile(path) as archive:
-            archive.getinfo("model.weights.h5")  # Where there is none, Keras unpickles a model.weights.npz.
+            archive.getinfo(_WEIGHTS)  # Where there is none, Keras unpickles a model.weights.npz.
             config = json.loads(archive.read("config.json"))
         # Keras drops it too where it does not compile; it may name losses of the user's own.
         config.pop("compile_config", None)
@@ -152,6 +160,25 @@ def _config(path: str, kind: str) -> dict:
     with h5py.File(path, "r") as file:
         text = file.attrs["model_config"]
     return json.loads(text.decode() if isinstance(text, bytes) else text)
+
+
+def _check_arrays(path: str, kind: str, url: str) -> None:
+    """`UserError` where the arrays in a file of weights, or of a whole model, are in other files, or are far more than
+    it could hold.
+    """
+    size = os.path.getsize(path)
+    if kind == ".keras":
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())  # Keras may unpack all of it.
+            if unpacked > hdf5.limit(size):
+                foreign = f"{unpacked:,} bytes packed into {size:,}"
+            else:
+                with archive.open(_WEIGHTS) as weights:
+                    foreign = hdf5.foreign_part(weights, size)
+    else:
+        foreign = hdf5.foreign_part(path, size)
+    if foreign:
+        raise UserError(f"{url}: expected a file that holds a network's arrays itself, found {foreign}; save it anew")
 
 
 @contextlib.contextmanager
