@@ -74,11 +74,9 @@ def learn_on(spark, config: Config) -> dict | None:
     if number is None:
         return None
     config = _of_round(config, number)
-    run, version = Run.of(config), registry.current(config.lake, config.promote.model)
-    if config.stream.steps not in run.checkpoints():
+    if config.stream.steps not in Run.of(config).checkpoints():
         driver.train(spark, config)
-    compared = compare.compare(spark, config, version)
-    answer = registry.settle(config.lake, config.run, config.promote.model, compared["better"], compared)
+    version, compared, answer = _settled(spark, config)
     log.info(
         "stream: run %s against version %d of %s, split %s: %s %.4f, before %.4f (p = %.2g): %s",
         *(config.run, version["version"], config.promote.model, compared["split"], compared["measure"]),
@@ -86,6 +84,23 @@ def learn_on(spark, config: Config) -> dict | None:
         f"promoted, as version {answer['version']}" if answer["promoted"] else "not promoted",
     )
     return {**answer, "compared": compared}
+
+
+def _settled(spark, config: Config) -> tuple[dict, dict, dict]:
+    """(the promoted version that the round's run was compared with, the comparison, what `registry.settle` made of it);
+    with another one, where that was promoted meanwhile.
+    """
+    name = config.promote.model
+    while True:
+        version = registry.current(config.lake, name)
+        compared = compare.compare(spark, config, version)
+        try:
+            answer = registry.settle(
+                config.lake, config.run, name, compared["better"], compared, against=version["version"]
+            )
+            return version, compared, answer
+        except registry.Overtaken as error:
+            log.warning("stream: %s. They are compared again", error)
 
 
 def _round(config: Config) -> int | None:

@@ -74,15 +74,25 @@ def tell(folder: str, files: dict[str, int], anew: bool = False) -> None:
 
     What else is in the metadata, a pickled schema, is handed on as it is.
     """
-    schema = _schema(folder)
-    metadata = schema.metadata or {}
-    former = json.loads(metadata.get(_ROW_GROUPS, b"{}"))
-    told = dict(files) if anew else {**former, **files}
-    if told == former:
+    changes = []
+
+    def update(data: bytes | None) -> bytes:
+        if data is None:
+            raise FileNotFoundError(f"{folder}: no {_METADATA}")
+        schema = pq.read_schema(pa.BufferReader(data))
+        metadata = schema.metadata or {}
+        former = json.loads(metadata.get(_ROW_GROUPS, b"{}"))
+        told = dict(files) if anew else {**former, **files}
+        if told == former:
+            return data
+        sink = pa.BufferOutputStream()
+        pq.write_metadata(schema.with_metadata({**metadata, _ROW_GROUPS: json.dumps(told).encode()}), sink)
+        changes.append(told)
+        return sink.getvalue().to_pybytes()
+
+    lake.change(lake.join(folder, _METADATA), update)
+    if not changes:
         return
-    sink = pa.BufferOutputStream()
-    pq.write_metadata(schema.with_metadata({**metadata, _ROW_GROUPS: json.dumps(told).encode()}), sink)
-    lake.write_bytes(lake.join(folder, _METADATA), sink.getvalue().to_pybytes())
     checksum = lake.join(folder, f".{_METADATA}.crc")
     if lake.exists(checksum):  # Hadoop's, of what was there before
         lake.remove(checksum)

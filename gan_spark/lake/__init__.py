@@ -1,5 +1,6 @@
 """The data lake: its files, crash-safe replacement of its folders, and where everything is."""
 
+from .changes import change
 from .files import (
     create,
     exists,
@@ -35,6 +36,7 @@ from .references import (
     reference,
     relative,
     spellings,
+    to_record,
     write_record,
 )
 from .swap import (
@@ -60,6 +62,7 @@ __all__ = [
     "absolute",
     "at_snapshot",
     "canonical",
+    "change",
     "check_displaced",
     "check_file",
     "check_replaceable",
@@ -93,6 +96,7 @@ __all__ = [
     "staging",
     "table_url",
     "tidy",
+    "to_record",
     "to_url",
     "write_bytes",
     "write_figures",

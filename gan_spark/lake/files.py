@@ -145,7 +145,11 @@ def read_json(url: str) -> Any:
 
 
 def write_json(url: str, value: Any) -> None:
-    write_bytes(url, (json.dumps(value, indent=2) + "\n").encode())
+    write_bytes(url, to_json(value))
+
+
+def to_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def remove(url: str) -> None:

@@ -7,7 +7,7 @@ tells.
 
 from typing import Any
 
-from .files import exists, join, mounted, read_json, to_url, write_json
+from .files import exists, join, mounted, read_json, to_json, to_url, write_bytes
 
 _HERE = "lake:/"
 # Spellings of one store: the connectors of Hadoop, the store's own, and whether the connection is encrypted.
@@ -69,7 +69,12 @@ def read_record(root: str, url: str) -> Any:
 
 def write_record(root: str, url: str, value: Any) -> None:
     """Writes a JSON file of the lake at `root`, as `relative` gives it where the file is in the lake."""
-    write_json(url, relative(root, value) if _inside(to_url(root), url) is not None else value)
+    write_bytes(url, to_record(root, url, value))
+
+
+def to_record(root: str, url: str, value: Any) -> bytes:
+    """What `write_record` writes."""
+    return to_json(relative(root, value) if _inside(to_url(root), url) is not None else value)
 
 
 def reference(root: str, place: str, url: str) -> str:

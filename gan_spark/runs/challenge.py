@@ -2,7 +2,6 @@
 one.
 """
 
-from .. import lake
 from ..config import UserError
 from . import registry
 from .store import Run
@@ -19,32 +18,39 @@ def challenge(root: str, run_name: str, name: str = "default", share: float = 0.
         raise UserError(f"--share {share:g}: expected more than 0 and less than 1")
     run = Run.named(root, run_name)
     run.record()
-    table = registry.read(root, name)
-    if not table["promoted"]:
-        raise UserError(f"model {name!r}: no version is promoted, which the run could be compared with; promote one")
-    version = registry.registered(root, table, run_name, run.preferred())
-    if version["version"] == table["promoted"]:
-        raise UserError(f"model {name!r}: run {run_name} at step {version['step']} is the promoted version itself")
-    table["challenger"] = {"version": version["version"], "share": share, "at": registry.now()}
-    lake.write_record(root, lake.model_url(root, name), table)
-    return {
-        "model": name,
-        **{key: version[key] for key in ("version", "run", "step")},
-        "share": share,
-        "against": table["promoted"],
-    }
+
+    def update(table: dict) -> dict:
+        if not table["promoted"]:
+            raise UserError(
+                f"model {name!r}: no version is promoted, which the run could be compared with; promote one"
+            )
+        version = registry.registered(root, table, run_name, run.preferred())
+        if version["version"] == table["promoted"]:
+            raise UserError(f"model {name!r}: run {run_name} at step {version['step']} is the promoted version itself")
+        table["challenger"] = {"version": version["version"], "share": share, "at": registry.now()}
+        return {
+            "model": name,
+            **{key: version[key] for key in ("version", "run", "step")},
+            "share": share,
+            "against": table["promoted"],
+        }
+
+    return registry.change(root, name, update)
 
 
-def end(root: str, name: str = "default") -> dict:
+def end(root: str, name: str = "default", number: int = 0) -> dict:
     """Ends the challenge of model `name`: the promoted version answers all requests. Returns {"model", "ended":
-    version}.
+    version}. `UserError` where there is none, or another than of version `number`.
     """
-    table = registry.read(root, name)
-    if "challenger" not in table:
-        raise UserError(f"model {name!r} has no challenger")
-    former = table.pop("challenger")
-    lake.write_record(root, lake.model_url(root, name), table)
-    return {"model": name, "ended": former["version"]}
+
+    def update(table: dict) -> dict:
+        if "challenger" not in table:
+            raise UserError(f"model {name!r} has no challenger")
+        if number:
+            _check(table, name, number)
+        return {"model": name, "ended": table.pop("challenger")["version"]}
+
+    return registry.change(root, name, update)
 
 
 def served(root: str, name: str) -> tuple[dict | None, dict | None]:
@@ -61,10 +67,16 @@ def served(root: str, name: str) -> tuple[dict | None, dict | None]:
 
 def win(root: str, name: str, number: int) -> None:
     """Promotes the challenger of model `name`, which has to be version `number` still, and so ends the challenge."""
-    table = registry.read(root, name)
+
+    def update(table: dict) -> None:
+        _check(table, name, number)
+        del table["challenger"]
+        table["promoted"] = number
+        table["history"].append({"version": number, "at": registry.now()})
+
+    registry.change(root, name, update)
+
+
+def _check(table: dict, name: str, number: int) -> None:
     if table.get("challenger", {}).get("version") != number:
         raise UserError(f"model {name!r}: version {number} is not the challenger any more; nothing was changed")
-    del table["challenger"]
-    table["promoted"] = number
-    table["history"].append({"version": number, "at": registry.now()})
-    lake.write_record(root, lake.model_url(root, name), table)

@@ -4,8 +4,12 @@
 promoted, and which were before.
 """
 
+import copy
 import dataclasses
 import datetime
+import json
+from collections.abc import Callable
+from typing import TypeVar
 
 from .. import lake
 from ..config import Config, UserError
@@ -15,8 +19,15 @@ from .store import Run
 MEASURED = ("features", "features_hash", "dataset", "fingerprint", "split", "part", "generated_images")
 
 
+T = TypeVar("T")
+
+
 class Incomparable(UserError):
     """The run's FID and that of the promoted version were not measured alike."""
+
+
+class Overtaken(UserError):
+    """Another version was promoted while one was compared with the promoted one."""
 
 
 def names(url: str) -> list[str]:
@@ -54,11 +65,21 @@ def read(root: str, name: str) -> dict:
     "history": [{version, at}], "challenger": {version, share, at} where there is one}. `measured` is what the FID was
     measured with, by the names in MEASURED; it and `fid` are None where none was measured.
     """
-    url, empty = lake.model_url(root, name), {"versions": [], "promoted": 0, "history": []}
-    if not lake.exists(url):
+    url = lake.model_url(root, name)
+    try:
+        data = lake.read_bytes(url)
+    except FileNotFoundError:
+        data = None
+    return _parsed(root, url, data)
+
+
+def _parsed(root: str, url: str, data: bytes | None) -> dict:
+    """The registry that the bytes of its file are; None for none."""
+    empty = {"versions": [], "promoted": 0, "history": []}
+    if data is None:
         return empty
     try:
-        registry = lake.read_record(root, url)
+        registry = lake.absolute(root, json.loads(data))
     except ValueError as error:
         raise UserError(f"{url}: expected a registry that gan_spark wrote, found no JSON ({error})") from None
     if not isinstance(registry, dict) or not empty.keys() <= registry.keys():
@@ -67,6 +88,23 @@ def read(root: str, name: str) -> dict:
             " replaced: name another model, or move it away yourself"
         )
     return registry
+
+
+def change(root: str, name: str, update: Callable[[dict], T]) -> T:
+    """What `update` returns, which changes the registry of model `name` in place: of several jobs that do so at once,
+    each changes what the one before has written. `update` may be called several times, and is the last time with what
+    is replaced.
+    """
+    url, answers = lake.model_url(root, name), []
+
+    def changed(data: bytes | None) -> bytes:
+        registry = _parsed(root, url, data)
+        former = copy.deepcopy(registry)
+        answers.append(update(registry))
+        return data if data is not None and registry == former else lake.to_record(root, url, registry)
+
+    lake.change(url, changed)
+    return answers[-1]
 
 
 def current(root: str, name: str) -> dict | None:
@@ -94,33 +132,44 @@ def promote(root: str, run_name: str, name: str = "default", better: bool = Fals
             f"run {run_name}: no FID was measured at step {step}; generate from that step (generate.checkpoint ="
             f" {step}) and evaluate it with jobs/evaluate.py"
         )
-    registry = read(root, name)
-    before = _promoted(registry)
-    version = registered(root, registry, run_name, step)
-    wins = True
-    if better and before not in (None, version):
-        before |= _alike(root, name, before, version)
-        wins = version["fid"] < before["fid"]
-    return _settled(root, name, registry, version, wins)
+
+    def update(registry: dict) -> dict:
+        before = _promoted(registry)
+        version = registered(root, registry, run_name, step)
+        wins = True
+        if better and before not in (None, version):
+            before |= _alike(root, name, before, version)
+            wins = version["fid"] < before["fid"]
+        return _settled(name, registry, version, wins)
+
+    return change(root, name, update)
 
 
-def settle(root: str, run_name: str, name: str, wins: bool, compared: dict) -> dict:
+def settle(root: str, run_name: str, name: str, wins: bool, compared: dict, against: int) -> dict:
     """Registers the run at its preferred checkpoint, with what it was `compared` by, and promotes it where it `wins`;
-    what `promote` returns.
+    what `promote` returns. `Overtaken` where the version that it was compared `against` is not the promoted one any
+    more.
     """
-    registry = read(root, name)
-    version = registered(root, registry, run_name, Run.named(root, run_name).preferred())
-    version["compared"] = compared
-    return _settled(root, name, registry, version, wins)
+
+    def update(registry: dict) -> dict:
+        if registry["promoted"] != against:
+            raise Overtaken(
+                f"model {name!r}: run {run_name} was compared with version {against}, and version"
+                f" {registry['promoted']} is promoted by now; nothing was changed"
+            )
+        version = registered(root, registry, run_name, Run.named(root, run_name).preferred())
+        version["compared"] = compared
+        return _settled(name, registry, version, wins)
+
+    return change(root, name, update)
 
 
-def _settled(root: str, name: str, registry: dict, version: dict, wins: bool) -> dict:
+def _settled(name: str, registry: dict, version: dict, wins: bool) -> dict:
     before = registry["promoted"]
     if wins and before != version["version"]:
         registry["promoted"] = version["version"]
         registry["history"].append({"version": version["version"], "at": now()})
         registry.pop("challenger", None)  # Who is to be compared with whom is another question now.
-    lake.write_record(root, lake.model_url(root, name), registry)
     return {
         "model": name,
         **{key: version[key] for key in ("version", "run", "step", "fid")},
@@ -206,19 +255,22 @@ def promoted(config: Config) -> Config:
 
 def rollback(root: str, name: str = "default") -> dict:
     """Promotes the version that was promoted before the present one."""
-    registry = read(root, name)
-    if len(registry["history"]) < 2:
-        raise UserError(
-            f"model {name!r}: there is no version from before to go back to ({len(registry['versions'])} registered)"
-        )
-    registry["history"].pop()
-    registry.pop("challenger", None)
-    registry["promoted"] = registry["history"][-1]["version"]
-    version = _promoted(registry)
-    if version is None:
-        raise UserError(f"model {name!r}: version {registry['promoted']} of its history is not registered")
-    lake.write_record(root, lake.model_url(root, name), registry)
-    return {"model": name, **version}
+
+    def update(registry: dict) -> dict:
+        if len(registry["history"]) < 2:
+            raise UserError(
+                f"model {name!r}: there is no version from before to go back to ({len(registry['versions'])}"
+                " registered)"
+            )
+        registry["history"].pop()
+        registry.pop("challenger", None)
+        registry["promoted"] = registry["history"][-1]["version"]
+        version = _promoted(registry)
+        if version is None:
+            raise UserError(f"model {name!r}: version {registry['promoted']} of its history is not registered")
+        return {"model": name, **version}
+
+    return change(root, name, update)
 
 
 def now() -> str:

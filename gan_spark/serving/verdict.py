@@ -84,7 +84,7 @@ def _acted(root: str, name: str, number: int, verdict: str) -> str:
         challenge.win(root, name, number)
         return "promoted"
     if verdict in ("worse", "no difference that matters"):
-        challenge.end(root, name)
+        challenge.end(root, name, number)
         return "ended"
     return "nothing"
 

@@ -1,0 +1,136 @@
+"""Faults of the lake: stores that do not answer, disks that are full, files that are not what they were, and jobs that
+change one thing at once.
+"""
+
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import store
+from conftest import make_config
+from test_registry import add_run
+
+from gan_spark import lake, online
+from gan_spark.config import UserError
+from gan_spark.quality import compare
+from gan_spark.runs import challenge, registry
+
+
+@pytest.fixture(scope="module")
+def proxy():
+    """A proxy before an S3 store, by which this process reaches it."""
+    with pytest.MonkeyPatch.context() as patch, store.serving(patch) as proxy:
+        yield proxy
+
+
+@pytest.fixture(params=["file", "s3"])
+def root(request, tmp_path):
+    """A folder on the disk, and one in a bucket."""
+    if request.param == "file":
+        return lake.to_url(str(tmp_path))
+    request.getfixturevalue("proxy")
+    return f"s3a://lake/{uuid.uuid4().hex}"
+
+
+# --- two at once -----------------------------------------------------------------------
+
+
+def at_once(monkeypatch, *calls) -> list:
+    """What these calls return, or the `UserError` that they raise; each has read the registry before any writes it."""
+    barrier, seen = threading.Barrier(len(calls), timeout=60), threading.local()
+    parsed = registry._parsed
+
+    def read(*arguments):
+        value = parsed(*arguments)
+        if not hasattr(seen, "once"):
+            seen.once = True
+            barrier.wait()
+        return value
+
+    def outcome(call):
+        try:
+            return call()
+        except UserError as error:
+            return error
+
+    monkeypatch.setattr(registry, "_parsed", read)
+    with ThreadPoolExecutor(len(calls)) as threads:
+        answers = list(threads.map(outcome, calls))
+    monkeypatch.setattr(registry, "_parsed", parsed)
+    return answers
+
+
+@pytest.mark.fault(
+    "lake",
+    "two promotions of a model at once, where neither, one or both come first",
+    "both versions are registered, the history has both, and the later one is promoted",
+)
+@pytest.mark.parametrize("there", [False, True])
+def test_of_two_promotions_at_once_none_is_lost(root, monkeypatch, there):
+    for name, step in (("first", 10), ("second", 11), ("third", 12)):
+        add_run(root, name, None, step)
+    if there:
+        registry.promote(root, "first")
+    answers = at_once(monkeypatch, *(lambda name=name: registry.promote(root, name) for name in ("second", "third")))
+    table = registry.read(root, "default")
+    assert [entry["run"] for entry in table["versions"]][there:] in (["second", "third"], ["third", "second"])
+    assert [entry["version"] for entry in table["history"]] == list(range(1, 3 + there))
+    assert table["promoted"] == 2 + there == max(answer["version"] for answer in answers)
+    assert sorted(answer["before"] for answer in answers) == [there, there + 1]
+
+
+@pytest.mark.fault(
+    "lake",
+    "a rollback, the end of a challenge and a challenger's victory while another version is promoted",
+    "each is of what is promoted by then, or refused; no version is lost",
+)
+@pytest.mark.parametrize("root", ["file"], indirect=True)
+def test_what_changes_a_model_at_once_is_of_what_the_other_wrote(root, monkeypatch):
+    for name, step in (("first", 10), ("second", 11), ("third", 12), ("fourth", 13)):
+        add_run(root, name, None, step)
+    for name in ("first", "second"):
+        registry.promote(root, name)
+    back, forth = at_once(monkeypatch, lambda: registry.rollback(root), lambda: registry.promote(root, "third"))
+    table = registry.read(root, "default")
+    assert len(table["versions"]) == 3 and back["version"] in (1, 2) and forth["version"] == 3
+    assert table["promoted"] == table["history"][-1]["version"] in (2, 3)
+
+    number = challenge.challenge(root, "fourth", share=0.5)["version"]
+    won, promoted = at_once(
+        monkeypatch, lambda: challenge.win(root, "default", number), lambda: registry.promote(root, "first")
+    )
+    table = registry.read(root, "default")
+    assert promoted["promoted"] and "challenger" not in table
+    if isinstance(won, UserError):
+        assert "is not the challenger any more" in str(won) and table["promoted"] == 1
+    else:
+        assert [entry["version"] for entry in table["history"]][-2:] == [number, 1]
+    with pytest.raises(UserError, match="version 9 is not the challenger any more"):
+        challenge.challenge(root, "second", share=0.5)
+        challenge.end(root, "default", 9)
+    assert registry.read(root, "default")["challenger"]["version"] == 2
+
+
+@pytest.mark.fault(
+    "lake",
+    "another version is promoted while a run of a stream is compared with the promoted one",
+    "the run is compared again, with that one; nothing is decided by the former comparison",
+)
+def test_a_run_is_compared_again_where_another_version_was_promoted_meanwhile(tmp_path, monkeypatch):
+    root, against = str(tmp_path), []
+    for name, step in (("first", 10), ("second", 11), ("third", 12)):
+        add_run(root, name, None, step)
+    registry.promote(root, "first")
+
+    def compared(spark, config, version):
+        against.append(version["run"])
+        if len(against) == 1:
+            registry.promote(root, "second")
+        return {"better": version["run"] == "first"}
+
+    monkeypatch.setattr(compare, "compare", compared)
+    version, comparison, answer = online._settled(None, make_config(root, run="third", promote={"model": "default"}))
+    assert against == ["first", "second"] and version["run"] == "second" and comparison == {"better": False}
+    assert answer["promoted"] is False and registry.current(root, "default")["run"] == "second"
+    assert len(registry.read(root, "default")["versions"]) == 3
