@@ -149,13 +149,16 @@ def _fetch_to(remote: Remote, part: str, timeout: float) -> None:
                 open(part, "ab" if response.status == 206 else "wb") as out,
             ):
                 while block := response.read(2**20):
-                    out.write(block)
+                    with lake.writing(part):
+                        out.write(block)
                     add(len(block))
             if response.length:
                 raise OSError(f"connection lost with {response.length} bytes to come")
     except urllib.error.HTTPError as error:
         if error.code != 416:  # 416: nothing is left to fetch; the checksum decides.
             raise UserError(f"{remote.url}: the server answered {error.code} {error.reason}") from error
+    except UserError:
+        raise
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
             f"{remote.url}: not reached ({error}); {part} keeps what came, run the same command again to resume"

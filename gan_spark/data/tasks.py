@@ -88,6 +88,10 @@ class ParquetFile:
         self.pending, self.pending_rows = [], 0
 
     def _put(self, table: pa.Table) -> None:
+        with lake.writing(self.url):
+            self._write(table)
+
+    def _write(self, table: pa.Table) -> None:
         if self.writer is None:
             fs, path = lake.filesystem(self.url)
             fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
@@ -109,8 +113,9 @@ class ParquetFile:
         if kind is None and self.pending_rows:
             self.flush()
         if self.writer is not None:
-            self.writer.close()
-            self.stream.close()
+            with lake.writing(self.url):
+                self.writer.close()
+                self.stream.close()
 
 
 def write(work: Work, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -14,6 +14,7 @@ from .files import (
     to_url,
     write_bytes,
     write_json,
+    writing,
 )
 from .layout import (
     at_snapshot,
@@ -103,4 +104,5 @@ __all__ = [
     "write_json",
     "write_picture",
     "write_record",
+    "writing",
 ]

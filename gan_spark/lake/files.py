@@ -6,7 +6,9 @@
 import contextlib
 import json
 import os
+import re
 import uuid
+from collections.abc import Iterator
 from typing import Any, cast
 
 import fsspec
@@ -95,10 +97,8 @@ def write_bytes(url: str, data: bytes) -> None:
     if is_object_store(url):
         fs.pipe_file(path, data)
         return
-    fs.makedirs(os.path.dirname(path), exist_ok=True)
-    part = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex[:8]}"
-    fs.pipe_file(part, data)
-    fs.mv(part, path)
+    with writing(url), _part(fs, path, data) as part:
+        fs.mv(part, path)
 
 
 def create(url: str, data: bytes) -> bool:
@@ -110,10 +110,7 @@ def create(url: str, data: bytes) -> bool:
     fs, path = filesystem(url)
     if is_object_store(url):
         return _create_object(fs, path, data)
-    fs.makedirs(os.path.dirname(path), exist_ok=True)
-    part = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex[:8]}"
-    fs.pipe_file(part, data)
-    try:
+    with writing(url), _part(fs, path, data) as part:
         if mounted(url).startswith("file:"):
             with contextlib.suppress(OSError):  # Not every mount has links; where the file is there, it is told below.
                 os.link(part, path)
@@ -124,9 +121,44 @@ def create(url: str, data: bytes) -> bool:
             return False
         fs.mv(part, path)
         return True
+
+
+@contextlib.contextmanager
+def _part(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> Iterator[str]:
+    """The path of a file beside `path` that holds `data`; it goes, whatever happens, unless it is moved."""
+    fs.makedirs(os.path.dirname(path), exist_ok=True)
+    part = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{uuid.uuid4().hex[:8]}"
+    try:
+        fs.pipe_file(part, data)
+        yield part
     finally:
-        if fs.exists(part):
+        with contextlib.suppress(Exception):  # It was moved; or what else went wrong is to be told.
             fs.rm_file(part)
+
+
+class Full(UserError, OSError):
+    """There is no room for a file."""
+
+
+_IS_FULL = re.compile("No space left on device|Disk quota exceeded")
+
+
+@contextlib.contextmanager
+def writing(url: str) -> Iterator[None]:
+    """Whatever is written meanwhile is of `url`: `Full` names it where a disk is full, which is an error without a
+    file's name in Python, and one of their own in other libraries.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not (reason := _IS_FULL.search(str(error))):
+            raise
+        raise Full(
+            f"{url}: cannot be written: {reason[0]}; what was there is as it was. Make room, or name another place, and"
+            " run this job again"
+        ) from error
 
 
 def _create_object(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> bool:

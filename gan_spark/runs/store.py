@@ -241,19 +241,30 @@ class Run:
                 self._remove(later)
         folder = self._checkpoint(step)
         lake.remove(folder)
-        fs, path = lake.filesystem(folder)
-        fs.makedirs(path, exist_ok=True)
-        files = {}
-        with tempfile.TemporaryDirectory() as temporary:
-            write(os.path.join(temporary, "checkpoint"))
-            for name in sorted(os.listdir(temporary)):
-                local = os.path.join(temporary, name)
-                files[name] = {"bytes": os.path.getsize(local), "sha256": _sha256(local)}
-                fs.put_file(local, f"{path}/{name}")
-        lake.write_json(lake.join(folder, "manifest.json"), {"step": step, "files": files})
+        try:
+            self._write_checkpoint(step, write)
+        except BaseException:
+            with contextlib.suppress(Exception):  # A store that does not answer may leave it: it has no manifest.
+                lake.remove(folder)
+            raise
         for old in self.checkpoints()[:-keep]:
             if old != best:
                 self._remove(old)
+
+    def _write_checkpoint(self, step: int, write: Callable[[str], object]) -> None:
+        folder = self._checkpoint(step)
+        fs, path = lake.filesystem(folder)
+        files = {}
+        with tempfile.TemporaryDirectory() as temporary:
+            with lake.writing(temporary):
+                write(os.path.join(temporary, "checkpoint"))
+            with lake.writing(folder):
+                fs.makedirs(path, exist_ok=True)
+                for name in sorted(os.listdir(temporary)):
+                    local = os.path.join(temporary, name)
+                    files[name] = {"bytes": os.path.getsize(local), "sha256": _sha256(local)}
+                    fs.put_file(local, f"{path}/{name}")
+        lake.write_json(lake.join(folder, "manifest.json"), {"step": step, "files": files})
 
     def best(self) -> dict | None:
         """{"step", the value that it was measured by} of the checkpoint that was best on split validation.
@@ -392,10 +403,11 @@ class Run:
             lake.write_bytes(url, former + _newline_after(former[-1:]) + data)
             return
         fs, path = lake.filesystem(url)
-        fs.makedirs(posixpath.dirname(path), exist_ok=True)
-        with open(path, "a+b") as stream:
-            stream.seek(max(stream.tell() - 1, 0))
-            stream.write(_newline_after(stream.read()[-1:]) + data)
+        with lake.writing(url):
+            fs.makedirs(posixpath.dirname(path), exist_ok=True)
+            with open(path, "a+b") as stream:
+                stream.seek(max(stream.tell() - 1, 0))
+                stream.write(_newline_after(stream.read()[-1:]) + data)
 
     def metrics(self) -> list[dict]:
         """Lines of metrics.jsonl, in order; those that were cut off are left out."""

@@ -183,9 +183,10 @@ def _put(folder: str, url: str) -> None:
     try:
         lake.claim(staged, KIND, files=names)
         fs, path = lake.filesystem(staged)
-        for name in names:
-            fs.makedirs(posixpath.dirname(f"{path}/{name}"), exist_ok=True)
-            fs.put_file(os.path.join(folder, name), f"{path}/{name}")
+        with lake.writing(url):
+            for name in names:
+                fs.makedirs(posixpath.dirname(f"{path}/{name}"), exist_ok=True)
+                fs.put_file(os.path.join(folder, name), f"{path}/{name}")
         lake.write_bytes(lake.join(staged, lake.SUCCESS), b"")
         lake.check_replaceable(url, KIND)  # Writing took a while.
         lake.replace(staged, url)

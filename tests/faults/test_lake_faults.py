@@ -2,6 +2,9 @@
 change one thing at once.
 """
 
+import contextlib
+import os
+import subprocess
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +18,7 @@ from gan_spark import lake, online
 from gan_spark.config import UserError
 from gan_spark.quality import compare
 from gan_spark.runs import challenge, registry
+from gan_spark.runs.store import Run
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +138,88 @@ def test_a_run_is_compared_again_where_another_version_was_promoted_meanwhile(tm
     assert against == ["first", "second"] and version["run"] == "second" and comparison == {"better": False}
     assert answer["promoted"] is False and registry.current(root, "default")["run"] == "second"
     assert len(registry.read(root, "default")["versions"]) == 3
+
+
+# --- a full disk -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that mounts a disk of so many KiB, and gives its folder."""
+    mounts = []
+
+    def mounted(kibibytes: int):
+        place = tmp_path / "disk"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(place)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no disk of its own can be mounted here: {done.stderr.strip()}")
+        mounts.append(place)
+        return place
+
+    yield mounted
+    for place in mounts:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(folder, but: int = 0):
+    """The file that takes all of the disk that is left, but for some KiB."""
+    path = folder / "somebody's"
+    with contextlib.suppress(OSError), open(path, "wb", buffering=0) as out:
+        while True:
+            out.write(bytes(4096))
+    with open(path, "r+b") as out:
+        out.truncate(path.stat().st_size - but * 1024)
+    return path
+
+
+def files_in(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.fault(
+    "lake",
+    "the disk is full while a registry is written",
+    "the registry is as it was, nothing else is left, and the error names the file; once there is room, it goes on",
+)
+def test_a_full_disk_leaves_a_registry_as_it_was(small_disk):
+    disk = small_disk(256)
+    for name, step in (("first", 10), ("second", 11)):
+        add_run(str(disk), name, None, step)
+    registry.promote(str(disk), "first")
+    theirs = fill(disk)
+    before = files_in(disk)
+    for call in (lambda: registry.promote(str(disk), "second"), lambda: registry.promote(str(disk), "first", "other")):
+        with pytest.raises(UserError, match=r"/models/\w+.json: cannot be written: No space left on device"):
+            call()
+        assert files_in(disk) == before
+    theirs.unlink()
+    assert registry.promote(str(disk), "second")["promoted"] and registry.promote(str(disk), "first", "other")
+
+
+@pytest.mark.fault(
+    "lake",
+    "the disk is full while a checkpoint is written",
+    "the checkpoints before are whole, nothing of the new one is left, and the error names it; with room, it is saved",
+)
+def test_a_full_disk_leaves_the_checkpoints_before(small_disk):
+    disk = small_disk(512)
+    run = Run.named(str(disk), "run")
+    run.start({"config": {}, "dataset": {}})
+
+    def write(prefix):
+        for part, size in (("index", 1000), ("data-00000-of-00001", 100_000)):
+            with open(f"{prefix}.{part}", "wb") as out:
+                out.write(os.urandom(size))
+
+    for step in (1, 2):
+        run.save_checkpoint(step, write, 3)
+    theirs = fill(disk, but=16)
+    before = files_in(disk)
+    with pytest.raises(UserError, match=r"/runs/run/checkpoints/step-00000003.*cannot be written: No space left"):
+        run.save_checkpoint(3, write, 3)
+    assert files_in(disk) == before and run.checkpoints() == [1, 2] and run.checkpoint_step() == 2
+    theirs.unlink()
+    run.save_checkpoint(3, write, 3)
+    assert run.checkpoint_step() == 3
