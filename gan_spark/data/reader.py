@@ -24,6 +24,7 @@ _POOL_BYTES = 48 * 2**20
 _PIECES_AHEAD = 4
 _FOOTERS_AT_ONCE = 16
 _BLOCK_BYTES = 2**20
+_TEXT_BYTES = 64  # of a text in Python beside its characters, each of which takes 1 to 4
 
 
 def batches(
@@ -84,7 +85,7 @@ def _stream(groups: "RowGroups", batch_size: int, rank: int, size: int, seed: in
     if manifest.embedding:
         kinds["embedding"] = (manifest.embedding, tf.float32)
     signature = {name: tf.TensorSpec((None, batch_size, *shape), kind) for name, (shape, kind) in kinds.items()}
-    row_bytes = int(np.prod(manifest.shape)) + 4 * int(np.prod(manifest.embedding or (1,)))
+    row_bytes = int(np.prod(manifest.shape)) + 4 * int(np.prod(manifest.embedding or (1,))) + groups.caption_bytes()
     pool = max(1, min(shuffle_buffer, _POOL_BYTES // row_bytes))
     # tf.data takes some 0.4 ms for whatever a generator hands it, so it is handed several batches at once.
     block_size = max(1, min(16, _BLOCK_BYTES // (batch_size * row_bytes)))
@@ -165,6 +166,14 @@ class RowGroups:
         ]
         self.counts = [group.footer.row_group(group.index).num_rows for group in self.groups]
 
+    def caption_bytes(self) -> int:
+        """Bytes of memory that a caption takes, on average over the row group in which they are longest; 0 for none."""
+        if not self.manifest.captioned:
+            return 0
+        stored = [_column_bytes(group.footer.row_group(group.index), "caption") for group in self.groups]
+        text = max(size / max(1, count) for size, count in zip(stored, self.counts, strict=True))
+        return int(_TEXT_BYTES + 2 * text)
+
     def load(self, piece: order.Piece) -> dict[str, np.ndarray]:
         """The rows of a piece, as arrays."""
         import pyarrow.parquet as pq
@@ -191,6 +200,12 @@ class RowGroups:
             finally:
                 for waiting in ahead:
                     waiting.cancel()
+
+
+def _column_bytes(group, name: str) -> int:
+    """Bytes of a column in a row group, before they were compressed."""
+    columns = [group.column(index) for index in range(group.num_columns)]
+    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == name)
 
 
 def _opened(url: str):

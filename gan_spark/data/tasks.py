@@ -17,7 +17,7 @@ from pyspark import TaskContext
 
 from .. import lake
 from ..config import Ingest
-from . import images, parts, schema, sources, splits
+from . import captions, images, parts, schema, sources, splits
 
 REPORT = "split string, part string, name string, rows long, groups long, flat long, digest binary"
 REJECTED = ""  # stands for a split in what tasks report
@@ -67,7 +67,9 @@ def rejects_schema() -> pa.Schema:
 
 
 class ParquetFile:
-    """A Parquet file of row groups of `group_rows` rows, opened when it has some."""
+    """A Parquet file of row groups of `group_rows` rows, or of fewer where their captions are long; opened when it has
+    some.
+    """
 
     def __init__(self, url: str, schema: pa.Schema, group_rows: int):
         self.url, self.schema, self.group_rows = url, schema, group_rows
@@ -82,6 +84,8 @@ class ParquetFile:
             rows = pa.concat_tables(self.pending)
             self._put(rows.slice(0, self.group_rows))
             self.pending, self.pending_rows = [rows.slice(self.group_rows)], self.pending_rows - self.group_rows
+        if sum(rows.nbytes for rows in self.pending) > 2 * ROW_GROUP_BYTES:  # Images are counted, captions are not.
+            self.flush()
 
     def flush(self) -> None:
         self._put(pa.concat_tables(self.pending) if self.pending else self.schema.empty_table())
@@ -235,8 +239,7 @@ def _decoded_rows(row: dict, work: Work, labels: dict[str, int]) -> list[tuple]:
         raise images.BadImage(CHANGED)
     if labels and row["label"] not in labels:
         raise images.BadImage("no label, in a dataset with labels")
-    if manifest.captioned and not (row["caption"] or "").strip():
-        raise images.BadImage("no caption, in a dataset with captions")
+    caption = captions.phrasings(row["caption"]) if manifest.captioned else None
     embedding = _embedding(row["embedding"], manifest.embedding) if manifest.embedding else None
     split, label = _split(row["id"], row["split"], config), labels.get(row["label"], -1)
     pixels = _pixels(row, content, config)
@@ -246,7 +249,7 @@ def _decoded_rows(row: dict, work: Work, labels: dict[str, int]) -> list[tuple]:
             id,
             _encoded(version, manifest.encoding),
             kept_label,
-            row["caption"],
+            caption,
             embedding,
             row["source_version"],
             content_hash,

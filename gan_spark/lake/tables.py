@@ -144,7 +144,8 @@ def replacing(frame, url: str, kind: str, former: Sequence[str] = ()) -> Iterato
     staged = lake.staging(url)
     try:
         lake.claim(staged, kind, frame.columns)
-        frame.write.mode("append").parquet(staged)
+        with lake.writing(url):
+            frame.write.mode("append").parquet(staged)
         lake.write_bytes(lake.join(staged, lake.SUCCESS), b"")  # Not every committer leaves one.
         yield frame.sparkSession.read.parquet(staged)
         lake.check_replaceable(url, kind, former or frame.columns)  # Writing took a while.
@@ -165,7 +166,8 @@ def add_file(frame, url: str, name: str) -> None:
     staged = lake.staging(url)
     try:
         lake.claim(staged, "rows to add")
-        frame.coalesce(1).write.mode("append").parquet(staged)
+        with lake.writing(url):
+            frame.coalesce(1).write.mode("append").parquet(staged)
         fs, path = lake.filesystem(files(staged)[0])
         fs.mv(path, lake.filesystem(lake.join(url, name))[1])
     finally:
@@ -177,4 +179,5 @@ def write_delta(frame, url: str, mode: str) -> None:
 
     `mode` is "append" or "overwrite"; former versions survive either.
     """
-    frame.write.format("delta").mode(mode).option("overwriteSchema", mode == "overwrite").save(url)
+    with lake.writing(url):
+        frame.write.format("delta").mode(mode).option("overwriteSchema", mode == "overwrite").save(url)

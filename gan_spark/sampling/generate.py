@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 
 from .. import lake, models, progress
 from ..config import Config, Generate, UserError
-from ..data import batches, images, schema, splits
+from ..data import batches, captions, images, schema, splits
 from ..lake import tables
 from ..runs import loading, registry, tracking
 from ..runs.record import dataset_of
@@ -211,8 +211,14 @@ def check_settings(config: Config, model) -> None:
     ):
         if value and not fits:
             raise UserError(
-                f"generate.{name} = {value!r}: model {model.name!r} of run {config.run!r} takes"
+                f"generate.{name} = {value!r:.200}: model {model.name!r} of run {config.run!r} takes"
                 f" {', '.join(takes) or 'seeds alone'}; leave it out"
+            )
+    for text in options.captions:
+        if len(text) > captions.LIMIT or not captions.has_text(text):
+            raise UserError(
+                f"generate.captions: expected texts of 1 to {captions.LIMIT} characters, found {text[:40]!r}, of"
+                f" {len(text)}"
             )
     if options.weights == "newest" and not hasattr(model, "average"):
         raise UserError(

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ..data import images
+from ..data import captions, images
 from .functions import Answers
 from .limits import Limits
 from .refusal import Refused
 
 SEEDS = 2**63  # seeds are below
-_TEXT = 10_000  # characters of a caption at most
 
 
 def parsed(body: bytes, keys: tuple[str, ...]) -> dict[str, Any]:
@@ -162,8 +161,8 @@ def label_index(value: Any, classes: tuple[str, ...]) -> int:
 
 
 def _caption(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip() or len(value) > _TEXT:
-        raise Refused(400, f"caption: expected text of 1 to {_TEXT} characters, found {_kind(value)}")
+    if not isinstance(value, str) or len(value) > captions.LIMIT or not captions.has_text(value):
+        raise Refused(400, f"caption: expected text of 1 to {captions.LIMIT} characters, found {_kind(value)}")
     try:
         value.encode()
     except UnicodeEncodeError:

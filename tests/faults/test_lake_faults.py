@@ -4,6 +4,7 @@ change one thing at once.
 
 import contextlib
 import os
+import re
 import subprocess
 import threading
 import uuid
@@ -14,11 +15,15 @@ import store
 from conftest import make_config
 from test_registry import add_run
 
-from gan_spark import lake, online
-from gan_spark.config import UserError
+from gan_spark import failures, online
+from gan_spark import lake as lakes
+from gan_spark.config import UserError, replaced
+from gan_spark.data import ingest
 from gan_spark.quality import compare
 from gan_spark.runs import challenge, registry
 from gan_spark.runs.store import Run
+from gan_spark.sampling import generate
+from gan_spark.training import driver
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,7 @@ def proxy():
 def root(request, tmp_path):
     """A folder on the disk, and one in a bucket."""
     if request.param == "file":
-        return lake.to_url(str(tmp_path))
+        return lakes.to_url(str(tmp_path))
     request.getfixturevalue("proxy")
     return f"s3a://lake/{uuid.uuid4().hex}"
 
@@ -223,3 +228,66 @@ def test_a_full_disk_leaves_the_checkpoints_before(small_disk):
     theirs.unlink()
     run.save_checkpoint(3, write, 3)
     assert run.checkpoint_step() == 3
+
+
+def told(error: Exception, capsys) -> tuple[int, str]:
+    """(exit code, what the command line prints of the error)."""
+    capsys.readouterr()
+    code = failures.report(error)
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.fault(
+    "lake",
+    "the disk is full in an ingest, one that replaces a dataset and one that adds to it",
+    "the dataset before is whole, nothing else is left, and one line names the file; with room, the same job ends",
+)
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["replace", "append"])
+def test_a_full_disk_in_an_ingest_leaves_the_dataset_before(spark, small_disk, capsys, mode):
+    disk = small_disk(3 * 1024)
+    config = make_config(str(disk), ingest={"source": "shapes", "count": 40, "height": 16, "width": 16})
+    config = replaced(config, ingest={"channels": 3})
+    url = ingest.ingest(spark, config)["dataset"]
+    before = files_in(disk)
+    theirs = fill(disk, but=100)
+    more = replaced(config, ingest={"mode": mode, "count": 1500})
+    with pytest.raises(Exception) as raised:
+        ingest.ingest(spark, more)
+    code, line = told(raised.value, capsys)
+    assert code == 2 and line.count("\n") == 1
+    assert re.search(r"^error: .*/datasets/\S+: cannot be written: No space left on device; what was there", line), line
+    theirs.unlink()
+    assert files_in(disk) == before and spark.read.parquet(url).count() == 40
+    assert ingest.ingest(spark, more)["rows"] == 1500
+
+
+@pytest.fixture(scope="module")
+def trained(spark, lake, digits):
+    """The config of a run of two steps."""
+    config = make_config(lake, "vae", "of-the-faults", train={"steps": 2})
+    driver.train(spark, config)
+    return config
+
+
+@pytest.mark.fault(
+    "lake",
+    "the disk is full while generated images are written",
+    "the table before is whole, nothing else is left, and one line says so; with room, the same job ends",
+)
+@pytest.mark.long
+def test_a_full_disk_in_generate_leaves_the_table_before(spark, trained, small_disk, capsys):
+    disk = small_disk(2 * 1024)
+    config = replaced(trained, generate={"images": 30, "table": str(disk / "table")})
+    generate.generate(spark, config)
+    before = files_in(disk)
+    theirs = fill(disk, but=24)
+    more = replaced(config, generate={"images": 300, "first_seed": 100})
+    with pytest.raises(Exception) as raised:
+        generate.generate(spark, more)
+    code, line = told(raised.value, capsys)
+    assert code == 2 and line.count("\n") == 1
+    assert re.search(r"^error: .*/disk/table: cannot be written: No space left on device; what was there", line), line
+    theirs.unlink()
+    assert files_in(disk) == before and spark.read.parquet(str(disk / "table")).count() == 30
+    assert generate.generate(spark, more)["images"] == 300

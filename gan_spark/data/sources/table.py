@@ -13,7 +13,7 @@ from pyspark.sql import types as T
 from ... import failures, lake
 from ...config import Ingest, UserError
 from ...lake import tables
-from .. import images
+from .. import captions, images
 from .rows import ROW, SPLIT_NAMES, Source, are_numbers, chunk, class_names, padded
 
 _WHOLE = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
@@ -92,11 +92,17 @@ def from_frame(
     split, split_reason = _split(frame, split_column)
     image = _image(frame, image_column)
     is_large = image.size > max_file_mb * 2**20
+    caption = _caption(frame, caption_column)
+    is_long = F.length(caption) > captions.LIMIT
     reason = F.coalesce(
         F.when(image.column.isNull(), "no image (null)"),
         label_reason,
         split_reason,
         F.when(is_large, F.concat(image.size, F.lit(f" bytes, over the limit of {max_file_mb} MB"))),
+        F.when(
+            is_long,
+            F.format_string(f"caption of %d characters, over the limit of {captions.LIMIT}", F.length(caption)),
+        ),
     )
     id = _column(frame, "id", id_column)[0].cast("string") if id_column else F.lit(None).cast("string")
     labels = {row[0] for row in frame.select(label).distinct().collect() if row[0] is not None} if label_column else {}
@@ -110,7 +116,7 @@ def from_frame(
             reason,
             F.when(label.isNotNull() & ~is_named, F.format_string("label %s has no name in ingest.classes", label)),
         ).alias("reason"),
-        _caption(frame, caption_column).alias("caption"),
+        F.when(~is_long, caption).alias("caption"),
         _flat(frame, embedding_column).alias("embedding"),
     )
     rows = padded(chosen)
@@ -217,7 +223,7 @@ def _label(frame, name: str) -> tuple[Any, Any]:
     if not is_whole and not isinstance(kind, (T.StringType, T.BooleanType)):
         raise _refuse("label", name, "text or whole numbers", kind)
     text = column.cast("string")
-    is_blank = ~text.rlike(r"\S")
+    is_blank = ~text.rlike(captions.VISIBLE)
     reason = F.when(text.isNull(), "no label (null)").when(is_blank, "no label (blank)")
     return F.when(~is_blank, text), reason
 
