@@ -136,6 +136,11 @@ def test_a_reader_leaves_an_unfinished_replacement_alone(tmp_path):
     assert os.listdir(tmp_path) == [".d.old"]
 
 
+@pytest.mark.fault(
+    "lake",
+    "the manifest of a dataset is cut, or is something else",
+    "refused by an error that says to ingest again",
+)
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"height": 8}', '{"classes": 5}'])
 def test_a_damaged_manifest_is_refused(tmp_path, text):
     (tmp_path / "_gan_spark.json").write_text(text)

@@ -180,6 +180,11 @@ def huge_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 
 
+@pytest.mark.fault(
+    "data",
+    "images that declare gigapixels in a few bytes, and files that are none",
+    "refused unread, with the size that they declare",
+)
 @pytest.mark.parametrize(
     "data, message",
     [

@@ -250,6 +250,11 @@ def damaged(tmp_path, digits: str, start: int, end: int) -> tuple[str, str]:
     return f"{tmp_path}/lake", path.name
 
 
+@pytest.mark.fault(
+    "lake",
+    "bytes of a dataset's file are damaged",
+    "the job ends with one line that names the file",
+)
 def test_a_damaged_file_of_a_dataset_is_named_by_the_job_that_reads_it(capsys, spark, digits, toml, tmp_path):
     reads = lambda spark, config: splits.frame(spark, lakes.dataset_url(config), "train").collect()
     lake, name = damaged(tmp_path, digits, 4, 400)  # in the first page of the first column

@@ -158,6 +158,11 @@ def dies_at(monkeypatch, fs, method: str, call: int, error=Died):
     monkeypatch.setattr(type(fs), method, counted)
 
 
+@pytest.mark.fault(
+    "lake",
+    "a job dies between the renames by which a folder is replaced",
+    "the old folder is put back, or the new one is in place: never neither",
+)
 @pytest.mark.parametrize("method, call, left", [("mv", 1, b"old"), ("mv", 2, b"old"), ("rm", 1, b"new")])
 def test_a_replacement_that_dies_is_recovered(tmp_path, monkeypatch, method, call, left):
     url = lake.to_url(str(tmp_path / "d"))
@@ -213,6 +218,11 @@ def shown(root: str) -> dict[str, bytes]:
 
 
 # Two folders are displaced, two put in place, and what was displaced is removed.
+@pytest.mark.fault(
+    "lake",
+    "a job dies while a dataset and its rejects are replaced",
+    "both are the old ones, or both are the new ones",
+)
 @pytest.mark.parametrize(
     "method, call, left", [*(("mv", call, b"old") for call in range(1, 5)), ("rm", 1, b"new"), ("rm", 2, b"new")]
 )
@@ -256,6 +266,11 @@ def test_a_new_folder_does_not_stay_where_the_other_could_not_be_put_in_place(ro
     assert shown(root) == {"d/sub/a": b"old"}
 
 
+@pytest.mark.fault(
+    "lake",
+    "two jobs replace one dataset at once",
+    "what the other put there stays, and nothing of this one; it is refused by name",
+)
 @pytest.mark.parametrize(
     "there, left",
     [
@@ -378,6 +393,11 @@ def test_a_store_has_its_folders_replaced_and_its_files_written_in_one_go(store,
 
 # Removed are the old folder's marker and the rest of it, the staged folder, the journal (from then on the new one
 # counts), and the displaced folder.
+@pytest.mark.fault(
+    "lake",
+    "a job dies while a store that has no rename copies a folder",
+    "what has its marker is whole; recovered, it is the old folder or the new one",
+)
 @pytest.mark.parametrize(
     "method, call, left",
     [

@@ -34,6 +34,11 @@ def test_a_saved_network_is_loaded(tmp_path, kind):
     np.testing.assert_allclose(networks.load_file("file://" + path)(x), network(x), rtol=1e-5)
 
 
+@pytest.mark.fault(
+    "data",
+    "a Keras file with code",
+    "refused before it is built; the error names the layer",
+)
 @pytest.mark.parametrize("kind", ["keras", "h5"])
 def test_one_that_carries_code_is_refused(tmp_path, kind):
     path = str(tmp_path / f"network.{kind}")
@@ -82,6 +87,11 @@ def functional(inner: tf.keras.Model | None = None) -> tf.keras.Model:
     return tf.keras.Model(x, (inner or tf.keras.layers.Dense(3, name="dense"))(x))
 
 
+@pytest.mark.fault(
+    "data",
+    "a Keras file with operations that read or write files",
+    "refused before it is built; nothing is written",
+)
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize(
     "function",
@@ -194,6 +204,11 @@ class Unpickled:
         return os.mkdir, (self.path,)
 
 
+@pytest.mark.fault(
+    "data",
+    "a Keras file whose weights are a pickle",
+    "refused; nothing is unpickled",
+)
 def test_weights_are_not_unpickled(tmp_path):
     path, written = str(tmp_path / "network.keras"), tmp_path / "written"
     functional().save(path)

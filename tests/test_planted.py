@@ -172,6 +172,11 @@ max_file_mb = 1
     return json.loads(job.stdout), stored(spark, url), rejected(spark, url)
 
 
+@pytest.mark.fault(
+    "data",
+    "a folder with every kind of bad file, through the job of its own",
+    "each file is an image or a reject: none is lost, and the job ends well",
+)
 def test_every_planted_file_is_written_or_rejected(planted):
     answer, written, rejects = planted
     assert written.keys() == {*GOOD, *ODD}

@@ -168,6 +168,11 @@ def small(forty, tmp_path) -> str:
     return lake.to_url(str(tmp_path / "datasets" / "small"))
 
 
+@pytest.mark.fault(
+    "data",
+    "images change under their ids between two ingests",
+    "the changed ones are rejected, and what is stored stays",
+)
 def test_a_changed_image_under_a_known_id_is_rejected(spark, small):
     pixels = some(IDS[:50])
     pixels[IDS[7]] = 255 - pixels[IDS[7]]
@@ -183,6 +188,11 @@ def test_a_changed_image_under_a_known_id_is_rejected(spark, small):
     np.testing.assert_array_equal(schema.unpack([rows[IDS[7]]], (8, 8, 1), "raw")[0, :, :, 0], PIXELS[IDS[7]])
 
 
+@pytest.mark.fault(
+    "data",
+    "labels change between two ingests of the same images",
+    "the changed images are rejected, and what is stored stays",
+)
 def test_a_changed_label_is_a_change(spark, small):
     frame = make_frame(spark, some(IDS[:40]))
     frame = frame.withColumn("label", F.when(F.col("id") == IDS[3], "even").otherwise(F.col("label")))
@@ -314,6 +324,11 @@ def test_replacing_goes_on_counting_and_former_snapshots_go(spark, small):
 # --- several jobs, and jobs that died --------------------------------------------------
 
 
+@pytest.mark.fault(
+    "lake",
+    "two ingests add to a dataset at once",
+    "one is added whole, the other refused by name with nothing left of it; run again, it adds what is missing",
+)
 def test_of_two_that_add_at_the_same_moment_one_is_refused_by_name(spark, small, monkeypatch):
     """Both have compared ids and written their files when the first one commits."""
     commit, both = snapshots.commit, threading.Barrier(2, timeout=300)
@@ -347,6 +362,11 @@ def test_of_two_that_add_at_the_same_moment_one_is_refused_by_name(spark, small,
     assert read_ids(small, schema.read_manifest(small)) == IDS[:70]
 
 
+@pytest.mark.fault(
+    "lake",
+    "a dataset is replaced while an ingest adds to it",
+    "the new dataset is whole, and what was to be added is refused",
+)
 def test_what_is_added_to_a_dataset_that_is_replaced_meanwhile_is_refused(spark, small, monkeypatch):
     commit = snapshots.commit
 
@@ -399,6 +419,11 @@ def test_what_dead_jobs_left_goes_after_a_day(small):
     assert os.listdir(f"{path}/split=train") == ["part-00000-1-abcd0124-train.parquet"]
 
 
+@pytest.mark.fault(
+    "lake",
+    "a file of a dataset is removed",
+    "whatever reads the dataset is refused, by an error that names the file",
+)
 def test_a_file_that_is_gone_is_told(small):
     place = splits.files(small, "train")[0]
     lake.remove(place)

@@ -403,6 +403,11 @@ def test_a_class_may_be_named_as_a_split_beside_others(spark, tmp_path):
     assert found["train/1.png"].split is None
 
 
+@pytest.mark.fault(
+    "data",
+    "links to folders, out of the root, to one another and in circles",
+    "each folder is read once; a link that leads back is told",
+)
 def test_links_to_folders_are_followed_once_and_not_in_circles(spark, tmp_path):
     put(tmp_path, "elsewhere/cats/1.png", "elsewhere/cats/more/2.png", "images/dog/1.png")
     images = tmp_path / "images"
@@ -451,6 +456,11 @@ def test_folders_of_digits_sort_as_numbers_and_can_be_named(spark, tmp_path):
     assert (found["10/1.png"].label, found["10/1.png"].reason) == (None, "label 10 has no name in ingest.classes")
 
 
+@pytest.mark.fault(
+    "data",
+    "files and folders whose names are not UTF-8",
+    "rejected with that reason, their bytes written out",
+)
 def test_a_name_that_is_not_utf8_gets_that_reason(spark, tmp_path):
     config = put(tmp_path, "cat/1.png")
     os.mkdir(os.fsencode(tmp_path) + b"/d\xf6g")
