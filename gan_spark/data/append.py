@@ -160,6 +160,9 @@ def _compared(spark, source: sources.Source, former: schema.Manifest, url: str) 
         F.col("id").alias("known_id"), F.col("source_version").alias("known_version"), F.col("source_hash")
     )
     rows = passes.versioned(source.frame).select("id", "source_version", "reason").persist(StorageLevel.DISK_ONLY)
+    # Row groups whose ids are all before or behind these are not read: where ids count up, or begin with a date.
+    first, last = rows.agg(F.min("id"), F.max("id")).first()
+    stored = stored.where(F.col("known_id").between(first, last))
     if source.count <= _BROADCAST_ROWS:  # What is there is read, and neither sorted nor sent about.
         stored = stored.join(F.broadcast(rows.select("id")), F.col("known_id") == F.col("id"), "left_semi")
     has_changed = ~F.col("source_version").eqNullSafe(F.col("known_version"))
