@@ -11,7 +11,6 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import store
 from conftest import make_config
 from test_registry import add_run
 
@@ -24,6 +23,8 @@ from gan_spark.runs import challenge, registry
 from gan_spark.runs.store import Run
 from gan_spark.sampling import generate
 from gan_spark.training import driver
+
+from . import store
 
 
 @pytest.fixture(scope="module")
