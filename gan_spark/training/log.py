@@ -31,7 +31,7 @@ class Diary:
             self.writer = tf.summary.create_file_writer(self.temporary.name)
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind, error, _):
         if self.leads:
             if kind is None and not self.has_begun:  # There was no step left to make.
                 self._note_start()
@@ -41,6 +41,10 @@ class Diary:
                     self._check_owner()
                 if kind is None or self.run.is_owner(self.job["owner"]):
                     self.run.put_events(self.temporary.name)
+            if isinstance(
+                error, OSError
+            ):  # Where the run was removed while something was written to it, that says more.
+                self._check_owner()
 
     def begin(self) -> None:
         """The first step is made: from here on the run has begun, and its name is taken."""
