@@ -76,7 +76,6 @@ def _added(
     token, rejects = uuid.uuid4().hex[:8], f"{url}.rejected"
     staged_rejects = lake.staging(rejects)
     work = tasks.Work(config, manifest, frozenset(), snapshots.aside(url), staged_rejects, group_rows, token)
-    names: set[str] = set()  # of the files that are in a snapshot
     try:
         lake.claim(staged_rejects, "rejects", tasks.rejects_schema().names)
         with passes.batches_that_fit(spark, source, config), progress.part("writing images", spark, source.count):
@@ -91,11 +90,11 @@ def _added(
             with progress.part("putting in place", spark):
                 manifest = _filled(spark, manifest, written, counts, fresh, url)
                 snapshots.commit(url, manifest)
-            names = written.names()
+    except BaseException:
+        snapshots.remove_uncommitted(url, token, manifest.number)
+        raise
     finally:
         lake.remove(staged_rejects)
-        if not names:
-            snapshots.remove_unfinished(url, token, names)
     answer = {"known": known, "added": added, "rejected": rejected, "classes": by_class}
     if not added:
         return answer
@@ -221,6 +220,7 @@ def _filled(
         sums=sums,
         fingerprint=fingerprint,
         files={**snapshots.row_groups(url, manifest), **written.files()},
+        seals={**manifest.seals, **written.seals()},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         base=manifest.base or base.identity,
         made_by=snapshots.job_name(spark),

@@ -41,16 +41,17 @@ def compact(spark, url: str) -> dict:
     if not merges:
         return answer
     folder, group_rows, rows = snapshots.aside(url), _group_rows(manifest), tasks.rows_schema(manifest)
-    names: set[str] = set()
     try:
         written = dict(
             spark.sparkContext.parallelize(merges, len(merges))
-            .map(lambda merge: _merged(merge[0], merge[1], folder, group_rows, rows))
+            .map(lambda merge: _merged(merge[0], merge[1], folder, group_rows, rows, manifest))
             .collect()
         )
         merged = {name for _, sources in merges for name in sources}
         files = {name: groups for name, groups in snapshots.row_groups(url, manifest).items() if name not in merged}
-        files |= written
+        files |= {name: groups for name, (groups, _) in written.items()}
+        seals = {name: seal for name, seal in manifest.seals.items() if name in files}
+        seals |= {name: seal for name, (_, seal) in written.items()}
         base = schema.read_base(url)
         snapshots.commit(
             url,
@@ -58,15 +59,15 @@ def compact(spark, url: str) -> dict:
                 manifest,
                 number=number,
                 files=files,
+                seals=seals,
                 base=manifest.base or base.identity,
                 created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 made_by=snapshots.job_name(spark),
             ),
         )
-        names = {name.rsplit("/", 1)[1] for name in written}
-    finally:
-        if not names:
-            snapshots.remove_unfinished(url, token, names)
+    except BaseException:
+        snapshots.remove_uncommitted(url, token, number)
+        raise
     return {**answer, "snapshot": number, "files": len(files)}
 
 
@@ -100,14 +101,19 @@ def _merges(places: dict[str, str], token: str) -> Iterator[tuple[str, dict[str,
             total += size
 
 
-def _merged(name: str, sources: dict[str, str], folder: str, group_rows: int, rows: pa.Schema) -> tuple[str, int]:
-    """In a task: writes the file, of all rows of its sources in their order; (its path, how many row groups)."""
+def _merged(
+    name: str, sources: dict[str, str], folder: str, group_rows: int, rows: pa.Schema, manifest: schema.Manifest
+) -> tuple[str, tuple[int, str]]:
+    """In a task: writes the file, of all rows of its sources in their order; (its path, (how many row groups, its
+    seal)).
+    """
     with tasks.ParquetFile(lake.join(folder, name), rows, group_rows) as file:
         count = 0
         for url in sources.values():
             fs, path = lake.filesystem(url)
             with fs.open(path, "rb") as stream:
                 source = pq.ParquetFile(stream)
+                schema.check_seal(manifest, url, mark=(source.metadata.metadata or {}).get(schema.MARK, b""))
                 count += source.metadata.num_rows
                 for group in range(source.num_row_groups):
                     table = source.read_row_group(group)
@@ -116,4 +122,4 @@ def _merged(name: str, sources: dict[str, str], folder: str, group_rows: int, ro
                     file.add(table.select(rows.names).cast(rows))
     if file.rows != count:
         raise RuntimeError(f"{name}: {file.rows} rows of {count} were written: nothing was changed")
-    return name, file.groups
+    return name, (file.groups, file.seal)

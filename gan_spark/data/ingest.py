@@ -182,6 +182,7 @@ def _filled(
         fingerprint=passes.fingerprint(written.sums()),
         sums=written.sums(),
         files=written.files(),
+        seals=written.seals(),
         number=_number(url),
     )
 

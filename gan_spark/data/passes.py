@@ -46,8 +46,15 @@ class Written:
 
     def files(self) -> dict[str, int]:
         """Row groups of the files of images, by their paths in the dataset."""
+        return {name: file["groups"] for name, file in self._images().items()}
+
+    def seals(self) -> dict[str, str]:
+        """Seals of the files of images, by their paths in the dataset."""
+        return {name: file["seal"] for name, file in self._images().items()}
+
+    def _images(self) -> dict:
         return {
-            lake.join(splits.folder("", file["split"], file["part"]), file["name"]).lstrip("/"): file["groups"]
+            lake.join(splits.folder("", file["split"], file["part"]), file["name"]).lstrip("/"): file
             for file in self.report
             if file["split"] in schema.SPLITS
         }

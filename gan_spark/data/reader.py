@@ -159,6 +159,8 @@ class RowGroups:
         names = check_split(url, split, part, since, are_new)
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as threads:
             footers = list(threads.map(_footer, names))
+        for name, footer in zip(names, footers, strict=True):
+            schema.check_seal(manifest, name, mark=(footer.metadata or {}).get(schema.MARK, b""))
         self.groups = [
             _Group(name, index, footer)
             for name, footer in zip(names, footers, strict=True)

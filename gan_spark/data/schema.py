@@ -23,6 +23,7 @@ from .images import decode_png
 
 SPLITS = ("train", "validation", "test")
 MANIFEST = lake.MANIFEST
+MARK = b"gan_spark.mark"  # in the metadata of a Parquet file: no other file has its value
 SOURCE_COLUMNS = ("source_version", "source_hash")  # by which an ingest that adds tells what changed in the source
 _RAW_LIMIT = 64 * 1024
 _FILE = re.compile(rf"split=({'|'.join(SPLITS)})/(part=\w+/)?part-[\w.-]+\.parquet")
@@ -52,6 +53,7 @@ class Manifest:
     sums: dict[str, str] = dataclasses.field(default_factory=dict)  # what the fingerprint is made of; empty: not known
     base: str = ""  # `identity` of the whole ingest that it adds to; empty for that itself
     made_by: str = ""  # the job
+    seals: dict[str, str] = dataclasses.field(default_factory=dict)  # "bytes:MARK" of each file; empty: not known
 
     @property
     def identity(self) -> str:
@@ -184,6 +186,24 @@ def write_manifest(url: str, manifest: Manifest) -> None:
 
 def to_json(manifest: Manifest) -> bytes:
     return (json.dumps(dataclasses.asdict(manifest), indent=2) + "\n").encode()
+
+
+def check_seal(manifest: Manifest, place: str, size: int | None = None, mark: bytes | None = None) -> None:
+    """`UserError` where the file at the URL `place`, of that size or MARK, is not the one that the manifest means."""
+    name = "split=" + place.rpartition("/split=")[2]
+    expected_size, _, expected_mark = manifest.seals.get(name, "").partition(":")
+    if not expected_mark:
+        return
+    wrong = ""
+    if size is not None and size != int(expected_size):
+        wrong = f"{size:,} bytes where {int(expected_size):,} were written"
+    elif mark is not None and mark.decode("ascii", "replace") != expected_mark:
+        wrong = "a file of another dataset, or of another place in this one"
+    if wrong:
+        raise UserError(
+            f"{place}: expected the file that snapshot {manifest.number} of the dataset was made with, found {wrong};"
+            " put it back, or ingest the dataset again (ingest.mode = 'replace')"
+        )
 
 
 def is_file(name: str) -> bool:

@@ -31,7 +31,7 @@ _STALE = 24 * 3600  # seconds after which what was written aside for no snapshot
 def files(url: str) -> dict[str, str]:
     """URLs of the files of a snapshot, the newest unless `url` names one, by their paths in the dataset, sorted.
 
-    `UserError` where one is gone.
+    `UserError` where one is gone, or is not the one that was written.
     """
     folder, _ = lake.split_snapshot(url)
     manifest = schema.read_manifest(url)
@@ -42,6 +42,7 @@ def files(url: str) -> dict[str, str]:
         if place is None:
             raise UserError(f"dataset {folder}: {name} of snapshot {manifest.number} is gone; ingest it again")
         places[name] = lake.join(folder, place)
+        schema.check_seal(manifest, places[name], size=present[place])
     return places
 
 
@@ -96,7 +97,14 @@ def commit(folder: str, manifest: schema.Manifest) -> None:
             f" ({f'{taken.created}, {taken.made_by}' if taken else 'by another job'}); nothing of this one was added."
             " Run it again: what is not there by then is added"
         )
-    publish(folder)
+    try:
+        publish(folder)
+    except Exception as error:  # A store that does not answer, a disk that is full: the snapshot is made all the same.
+        log.warning(
+            "dataset %s: snapshot %d is made, and not all of its files are in sight yet (%s: %s): readers of gan_spark"
+            " find them, others once the next job that writes the dataset has put them there",
+            *(folder, manifest.number, type(error).__name__, error),
+        )
 
 
 def _describe_base(folder: str, base: schema.Manifest) -> None:
@@ -152,6 +160,18 @@ def tidy(folder: str) -> None:
     for name in old:
         if name.removeprefix(f"{ASIDE}/") in present or name not in needed:
             lake.remove(lake.join(folder, name))
+
+
+def remove_uncommitted(folder: str, token: str, number: int) -> None:
+    """`remove_unfinished` of a job that fails, unless it had made its snapshot, of this number. Where a store does not
+    say whether it had, all stays: `tidy` removes in a day what is in no snapshot.
+    """
+    with contextlib.suppress(Exception):
+        try:
+            committed = lake.read_json(schema.snapshot_url(folder, number))["files"]
+        except FileNotFoundError:
+            committed = ()
+        remove_unfinished(folder, token, set(map(posixpath.basename, committed)))
 
 
 def remove_unfinished(folder: str, token: str, keep: set[str]) -> None:
@@ -248,10 +268,10 @@ def _aside(name: str) -> str:
     return f"{ASIDE}/{name}"
 
 
-def _present(folder: str) -> set[str]:
-    """Paths of all files in the dataset's folder."""
+def _present(folder: str) -> dict[str, int]:
+    """Bytes of all files in the dataset's folder, by their paths in it."""
     fs, path = lake.filesystem(folder)
-    return {posixpath.relpath(name, path) for name in fs.find(path)}
+    return {posixpath.relpath(name, path): entry["size"] for name, entry in fs.find(path, detail=True).items()}
 
 
 def _move(folder: str, source: str, target: str, keeps: bool = False) -> None:

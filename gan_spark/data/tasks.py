@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+import uuid
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,7 +20,7 @@ from .. import lake
 from ..config import Ingest
 from . import captions, images, parts, schema, sources, splits
 
-REPORT = "split string, part string, name string, rows long, groups long, flat long, digest binary"
+REPORT = "split string, part string, name string, rows long, groups long, flat long, digest binary, seal string"
 REJECTED = ""  # stands for a split in what tasks report
 UNCHANGED = "unchanged"  # likewise: rows that are in the dataset already, as their file's bytes show
 CHANGED = "changed since it was ingested under this id; ingest.mode = 'replace', or give it a new id"
@@ -71,10 +72,11 @@ class ParquetFile:
     some.
     """
 
-    def __init__(self, url: str, schema: pa.Schema, group_rows: int):
-        self.url, self.schema, self.group_rows = url, schema, group_rows
+    def __init__(self, url: str, columns: pa.Schema, group_rows: int):
+        self.url, self.schema, self.group_rows = url, columns, group_rows
         self.pending, self.pending_rows, self.writer = [], 0, None
         self.rows, self.groups, self.flat, self.digest = 0, 0, 0, 0
+        self.mark, self.seal = uuid.uuid4().hex[:16], ""  # the seal once it is closed
 
     def add(self, table: pa.Table) -> None:
         self.rows += table.num_rows
@@ -102,7 +104,7 @@ class ParquetFile:
             self.stream = fs.open(path, "wb")
             self.writer = pq.ParquetWriter(
                 self.stream,
-                self.schema,
+                self.schema.with_metadata({schema.MARK: self.mark}),
                 compression="snappy",
                 use_dictionary=["label", "reason"],
                 write_statistics=["id", "label"],
@@ -119,6 +121,7 @@ class ParquetFile:
         if self.writer is not None:
             with lake.writing(self.url):
                 self.writer.close()
+                self.seal = f"{self.stream.tell()}:{self.mark}"
                 self.stream.close()
 
 
@@ -164,15 +167,15 @@ def write(work: Work, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBa
 
 def _report(files: dict[tuple[str, str], ParquetFile], unchanged: int) -> pa.RecordBatch:
     rows = [
-        (split, part, file.url.rsplit("/", 1)[1], file.rows, file.groups, file.flat, file.digest)
+        (split, part, file.url.rsplit("/", 1)[1], file.rows, file.groups, file.flat, file.digest, file.seal)
         for (split, part), file in files.items()
     ]
     if unchanged:
-        rows.append((UNCHANGED, "", "", unchanged, 0, 0, 0))
-    columns = list(zip(*rows, strict=True)) or [()] * 7
+        rows.append((UNCHANGED, "", "", unchanged, 0, 0, 0, ""))
+    columns = list(zip(*rows, strict=True)) or [()] * 8
     digests = [(digest % 2**64).to_bytes(8, "big") for digest in columns[6]]
-    kinds = (pa.string(), pa.string(), pa.string(), pa.int64(), pa.int64(), pa.int64(), pa.binary())
-    arrays = [pa.array(values, kind) for values, kind in zip((*columns[:6], digests), kinds, strict=True)]
+    kinds = (pa.string(), pa.string(), pa.string(), pa.int64(), pa.int64(), pa.int64(), pa.binary(), pa.string())
+    arrays = [pa.array(values, kind) for values, kind in zip((*columns[:6], digests, columns[7]), kinds, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, [column.split()[0] for column in REPORT.split(", ")])
 
 
