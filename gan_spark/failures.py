@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 _LAST_OF_TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n(?:(?:[ \t].*)?\n)*(\S.*)")
 _LAKE_URL = re.compile(r"\b(?:file|dbfs|hdfs|s3a?|gs|wasbs?|abfss?):/[^\s,;'\"`()<>{}\[\]]+")
 
+_STORES = ("s3fs", "gcsfs", "adlfs", "hdfs_native", "botocore", "aiobotocore", "aiohttp")  # their clients' packages
+
 
 def report(error: Exception) -> int:
     """Prints the error to stderr; the exit code: 2 for a `UserError`, also one that a task of Spark raised, else 1.
@@ -35,6 +37,14 @@ def report(error: Exception) -> int:
         log.debug("where it failed:", exc_info=error)
         print(f"error: {summary(error)} (--verbose shows more)", file=sys.stderr)
         return 1
+    if _is_of_a_store(error):
+        log.debug("what was asked of the store:", exc_info=error)
+        print(
+            f"error: a store does not do as it is asked: {summary(error)}; once it does, run the same command again"
+            " (--verbose shows more)",
+            file=sys.stderr,
+        )
+        return 1
     traceback.print_exception(error)
     print(f"error: {summary(error)}", file=sys.stderr)
     return 1
@@ -47,6 +57,14 @@ def stopped(error: BaseException, number: int) -> int:
     with contextlib.suppress(OSError):  # The terminal that was closed takes no more.
         print("error: " + "; ".join([reason, *getattr(error, "__notes__", [])]), file=sys.stderr, flush=True)
     return 128 + number
+
+
+def _is_of_a_store(error: BaseException) -> bool:
+    """Whether a client of a store raised it because of what the store answered, or did not."""
+    names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    kind = type(error).__module__.partition(".")[0]
+    is_answer = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    return kind in _STORES or (is_answer and any(name.partition(".")[0] in _STORES for name in names))
 
 
 def _users_error(error: Exception) -> str | None:

@@ -2,9 +2,11 @@
 
 import contextlib
 import fnmatch
+import json
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 from .. import lake
 from ..config import UserError
@@ -21,6 +23,7 @@ def read(spark, url: str):
         raise UserError(f"no generated table at {url}; make it with jobs/generate.py")
     if is_delta(url):
         _check_delta(spark, url)
+        _check_commit(url)
         return spark.read.format("delta").load(url)
     if lake.is_object_store(url) and not lake.exists(lake.join(url, lake.SUCCESS)):
         raise UserError(
@@ -39,6 +42,7 @@ def load(spark, url: str):
         if root != url:
             raise UserError(f"{url} lies in the Delta table {root}: name that, or its deleted rows come back")
         _check_delta(spark, url)
+        _check_commit(url)
         return spark.read.format("delta").load(url)
     check_parquet(url)
     return read_parquet(spark, url)
@@ -114,6 +118,8 @@ def check(spark, url: str, format: str, kind: str, columns: Sequence[str]) -> No
         return
     lake.check_displaced(url, kind, columns)
     _check_delta(spark, url)
+    if lake.exists(url):
+        _check_commit(url)
     if lake.exists(url) and sorted(existing := spark.read.format("delta").load(url).columns) != sorted(columns):
         raise UserError(
             f"table {url} is there, and is not replaced: expected {kind} that gan_spark made, with the columns"
@@ -130,6 +136,32 @@ def _check_delta(spark, url: str) -> None:
         )
     except Py4JJavaError as error:
         raise UserError(f"table {url}: {_DELTA}") from error
+
+
+def _check_commit(url: str) -> None:
+    """`UserError` where the newest commit of a Delta table is torn, as a machine leaves it that loses its power: Delta
+    fails over half a line, and takes a commit that ends after any of its lines for a whole one.
+    """
+    fs, path = lake.filesystem(lake.join(url, "_delta_log"))
+    names = [posixpath.basename(name) for name in fs.ls(path, detail=False)]
+    newest = max((name for name in names if re.fullmatch(r"\d{20}\.json", name)), default="")
+    if not newest:
+        return
+    data = cast(bytes, fs.cat_file(f"{path}/{newest}"))
+    try:
+        actions = [json.loads(line) for line in data.splitlines() if line.strip()]
+        told = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
+        count = sum("add" in action for action in actions)
+        is_write = told.get("operation") == "WRITE"
+        expected = int(told.get("operationMetrics", {}).get("numFiles", count)) if is_write else count
+        problem = "it is empty" if not actions else f"{count} files of {expected}" if count < expected else ""
+    except (ValueError, TypeError, AttributeError) as error:
+        problem = str(error)
+    if problem:
+        raise UserError(
+            f"table {url}: its newest commit, {newest}, is torn ({problem}): the job that wrote it died with its"
+            f" machine. Move that file out of {url}/_delta_log, which leaves the version before, and run the job again"
+        )
 
 
 @contextlib.contextmanager

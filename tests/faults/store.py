@@ -2,7 +2,9 @@
 
 import contextlib
 import http.client
+import itertools
 import logging
+import re
 import socket
 import struct
 import threading
@@ -11,7 +13,8 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 
-UNAVAILABLE = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>Please reduce your request rate</Message></Error>"
+REFUSED = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>%s, says the store</Message></Error>"
+SECONDS = 3  # that a client waits for an answer
 _OF_ONE_CONNECTION = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server"}
 
 
@@ -21,8 +24,9 @@ class Request(NamedTuple):
 
 
 # What becomes of a request: None to hand it on, a status (of the code) to answer, "reset" to close the connection
-# before the store has it, "lose" to close it once the store has done it, or seconds to wait before it is handed on.
-Rule = Callable[[Request], tuple[int, bytes] | str | float | None]
+# before the store has it, "lose" to close it once the store has done it, seconds to wait before it is handed on, or a
+# function of what the store answers.
+Rule = Callable[[Request], tuple[int, bytes] | str | float | Callable[[bytes], bytes] | None]
 
 
 class Proxy(ThreadingHTTPServer):
@@ -64,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.failed.append(request)
         if isinstance(action, tuple):
             status, code = action
-            return self._send(status, [("Content-Type", "application/xml")], UNAVAILABLE % code)
+            return self._send(status, [("Content-Type", "application/xml")], REFUSED % (code, code))
         if isinstance(action, (int, float)):
             time.sleep(action)
         if action == "reset":
@@ -77,6 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
         if action == "lose":
             return self._reset()
         headers = [(name, value) for name, value in answer.getheaders() if name.lower() not in _OF_ONE_CONNECTION]
+        data = action(data) if callable(action) else data
         self._send(answer.status, headers, data, answer.getheader("Content-Length"))
 
     def _send(self, status: int, headers: list, data: bytes, length: str | None = None) -> None:
@@ -100,9 +105,44 @@ class _Handler(BaseHTTPRequestHandler):
         """Tests count what failed."""
 
 
+def every(count: int, action) -> Rule:
+    """Each `count`-th request fails so."""
+    numbers = itertools.count(1)
+    return lambda request: None if next(numbers) % count else action
+
+
+def after(count: int, action) -> Rule:
+    """All requests but the first `count` fail so."""
+    numbers = itertools.count()
+    return lambda request: None if next(numbers) < count else action
+
+
+def once(method: str, name: str, action) -> Rule:
+    """The first request of this method that names this fails so."""
+    left = [action]
+    return lambda request: left.pop() if left and request.method == method and name in request.path else None
+
+
+def late(part: str) -> Rule:
+    """Listings do not show yet what has `part` in its name."""
+
+    def without(data: bytes) -> bytes:
+        kept = re.sub(
+            rb"<Contents>(?:(?!</Contents>).)*?%s.*?</Contents>" % re.escape(part).encode(), b"", data, flags=re.S
+        )
+        return re.sub(
+            rb"<CommonPrefixes>\s*<Prefix>[^<]*%s[^<]*</Prefix>\s*</CommonPrefixes>" % re.escape(part).encode(),
+            b"",
+            kept,
+        )
+
+    return lambda request: without if "list-type" in request.path else None
+
+
 @contextlib.contextmanager
 def serving(patch) -> Iterator[Proxy]:
     """moto's server with the bucket `lake`, and the environment of this process set to reach it through a proxy."""
+    import fsspec
     import s3fs
     from moto.server import ThreadedMotoServer
 
@@ -114,6 +154,8 @@ def serving(patch) -> Iterator[Proxy]:
         patch.setenv(key, "test")
     patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     patch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    patch.setenv("AWS_MAX_ATTEMPTS", "2")  # s3fs tries again by itself; both together take minutes
+    patch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": SECONDS, "connect_timeout": SECONDS}})
     s3fs.S3FileSystem.clear_instance_cache()
     try:
         s3fs.S3FileSystem().mkdir("lake")
