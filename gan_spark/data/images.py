@@ -115,12 +115,22 @@ def _loaded(data: bytes, format: str, max_megapixels: int) -> Image.Image:
 
 
 def _opened(data: bytes, format: str, max_megapixels: int) -> Image.Image:
-    with _pillow_limit(None):
+    # An icon holds images of their own size, and Pillow decodes one as it opens it. Beyond its limit it warns, and
+    # fails beyond twice that.
+    of_icon = max_megapixels * 1_000_000 // 2
+    try:
+        return _decoded(data, format, max_megapixels, of_icon if format == "ICO" else None)
+    except Image.DecompressionBombError:
+        raise BadImage(f"holds an image of more pixels than the limit of {max_megapixels} megapixels") from None
+
+
+def _decoded(data: bytes, format: str, max_megapixels: int, limit: int | None) -> Image.Image:
+    with _pillow_limit(limit):
         # `Image.open` says that it found no image, and not why.
         image = Image.OPEN[format][0](io.BytesIO(data), "")
     if image.width * image.height > max_megapixels * 1_000_000:
         raise BadImage(f"declares {image.width} x {image.height} pixels, over the limit of {max_megapixels} megapixels")
-    with _pillow_limit(max_megapixels * 1_000_000):
+    with _pillow_limit(limit or max_megapixels * 1_000_000):
         image.load()
     if format == "PNG" and "transparency" in image.info:
         image.info["transparency"] = _transparent_colour(image.info["transparency"], image.mode, bits=data[24])

@@ -14,6 +14,8 @@ from ... import lake
 from ...config import Ingest, UserError
 from .rows import CHUNK, ROW, Source, chunk
 
+_LARGEST = 256 * 2**20  # bytes of a batch; those of CIFAR-10 have 31 million
+_NOTHING = [], np.zeros((0, 3, 32, 32), np.uint8)  # labels and pixels
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -53,8 +55,7 @@ def source(spark, config: Ingest) -> Source:
 def _read(has_test: bool, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for frame in batches:
         for batch in frame.to_pandas().itertuples():
-            data = _member_bytes(batch.url, batch.member)
-            labels, pixels, problem = binary_batch(data) if batch.name.endswith(".bin") else pickled_batch(data)
+            labels, pixels, problem = _parsed(batch.name, _member_bytes(batch.url, batch.member))
             if problem:
                 yield chunk(id=[batch.name], reason=[problem])
             for start in range(0, len(labels), CHUNK):
@@ -78,14 +79,25 @@ def _read(has_test: bool, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Reco
                 )
 
 
+def _parsed(name: str, data: bytes) -> tuple[list[int], np.ndarray, str | None]:
+    """What `binary_batch` or `pickled_batch` gives of the batch of that name."""
+    if len(data) > _LARGEST:
+        return *_NOTHING, f"over {_LARGEST >> 20} MB, where a batch of CIFAR-10 has 30"
+    return binary_batch(data) if name.endswith(".bin") else pickled_batch(data)
+
+
 def _member_bytes(url: str, member: str | None) -> bytes:
-    if member is None:
-        return lake.read_bytes(url)
+    """Bytes of a file, or of a member of an archive, of which nothing is unpacked to a disk; one more than `_LARGEST`
+    of a larger one.
+    """
     fs, path = lake.filesystem(url)
-    with fs.open(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
-        for entry in archive:
-            if entry.name == member:
-                return archive.extractfile(entry).read()
+    with fs.open(path, "rb") as stream:
+        if member is None:
+            return stream.read(_LARGEST + 1)
+        with tarfile.open(fileobj=stream, mode="r|*") as archive:
+            for entry in archive:
+                if entry.isfile() and entry.name == member:
+                    return archive.extractfile(entry).read(_LARGEST + 1)
     raise FileNotFoundError(f"{member} in {url}")
 
 
@@ -117,11 +129,7 @@ def pickled_batch(data: bytes) -> tuple[list[int], np.ndarray, str | None]:
             elif opcode.name == "APPENDS" and len(labels) % 1000 == 0 and collecting:
                 last_text = b"labels"  # Pickle lists come in runs of 1,000.
     except Exception as error:  # genops raises many types on hostile bytes.
-        return [], np.zeros((0, 3, 32, 32), np.uint8), f"not a whole pickle of a CIFAR-10 batch: {error}"
+        return *_NOTHING, f"not a whole pickle of a CIFAR-10 batch: {error}"
     if not blob or len(labels) * 3072 != len(blob):
-        return (
-            [],
-            np.zeros((0, 3, 32, 32), np.uint8),
-            f"not a CIFAR-10 batch: {len(blob) // 3072} images and {len(labels)} labels in it",
-        )
+        return *_NOTHING, f"not a CIFAR-10 batch: {len(blob) // 3072} images and {len(labels)} labels in it"
     return labels, np.frombuffer(blob, np.uint8).reshape(-1, 3, 32, 32), None

@@ -92,17 +92,13 @@ def from_frame(
     split, split_reason = _split(frame, split_column)
     image = _image(frame, image_column)
     is_large = image.size > max_file_mb * 2**20
-    caption = _caption(frame, caption_column)
-    is_long = F.length(caption) > captions.LIMIT
+    caption, caption_reason = _caption(frame, caption_column)
     reason = F.coalesce(
         F.when(image.column.isNull(), "no image (null)"),
         label_reason,
         split_reason,
         F.when(is_large, F.concat(image.size, F.lit(f" bytes, over the limit of {max_file_mb} MB"))),
-        F.when(
-            is_long,
-            F.format_string(f"caption of %d characters, over the limit of {captions.LIMIT}", F.length(caption)),
-        ),
+        caption_reason,
     )
     id = _column(frame, "id", id_column)[0].cast("string") if id_column else F.lit(None).cast("string")
     labels = {row[0] for row in frame.select(label).distinct().collect() if row[0] is not None} if label_column else {}
@@ -116,7 +112,7 @@ def from_frame(
             reason,
             F.when(label.isNotNull() & ~is_named, F.format_string("label %s has no name in ingest.classes", label)),
         ).alias("reason"),
-        F.when(~is_long, caption).alias("caption"),
+        caption.alias("caption"),
         _flat(frame, embedding_column).alias("embedding"),
     )
     rows = padded(chosen)
@@ -258,15 +254,19 @@ def _split(frame, name: str) -> tuple[Any, Any]:
     return split, reason
 
 
-def _caption(frame, name: str):
+def _caption(frame, name: str) -> tuple[Any, Any]:
+    """(the caption, null where it is too long; why it is)."""
+    none = F.lit(None).cast("string")
     if not name:
-        return F.lit(None).cast("string")
+        return none, none
     column, kind = _column(frame, "caption", name)
     if isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.StringType):
-        return F.concat_ws("\n", column)
-    if not isinstance(kind, T.StringType):
+        column = F.concat_ws("\n", column)
+    elif not isinstance(kind, T.StringType):
         raise _refuse("caption", name, "text, or an array of text", kind)
-    return column
+    size = F.length(column)
+    reason = F.format_string(f"caption of %d characters, over the limit of {captions.LIMIT}", size)
+    return F.when(size <= captions.LIMIT, column), F.when(size > captions.LIMIT, reason)
 
 
 def _flat(frame, name: str):
