@@ -34,7 +34,9 @@ def work(team: Team, job: dict) -> dict:
             line["wrong"] = str(error)
         elif isinstance(error, ImportError):
             line["wrong"] = f"rank {team.rank} cannot import what it runs ({type(error).__name__}: {error})"
-        run.append_metrics({**line, "error": f"rank {team.rank}: {type(error).__name__}: {error}"[:2000]})
+        # TensorFlow names, in as many lines, where in the code each operation was made.
+        text = " ".join(part for part in str(error).splitlines() if part and not part.startswith("  File "))
+        run.append_metrics({**line, "error": f"rank {team.rank}: {type(error).__name__}: {text}"[:2000]})
         raise
 
 

@@ -22,6 +22,7 @@ from ..process import Team
 log = logging.getLogger(__name__)
 
 GRACE = 20  # seconds in which ranks that are asked to end save a checkpoint; Kubernetes gives a pod 30 in all
+_OTHERS = 10  # seconds in which ranks end by themselves, and say why, after another has failed
 _BEFORE_SPARK = 100  # priority of a hook of Hadoop's; that of Spark's is 40
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -269,15 +270,31 @@ class _Stopping:
 
 @contextlib.contextmanager
 def _horovod_asks(stopping: _Stopping):
-    """Horovod, where it would take signals over for good, is handed the event of `stopping` in place of its own."""
+    """Horovod, where it would take signals over for good, is handed the event of `stopping` in place of its own. Once a
+    rank has failed, the others are ended too: it would wait for one that stands still for ever.
+    """
+    import horovod.spark.gloo_run
     from horovod.runner import gloo_run
 
-    former = gloo_run.register_shutdown_event
-    gloo_run.register_shutdown_event = stopping.take
+    def make_exec_command(*arguments):
+        execute = former_make(*arguments)
+
+        def exec_command(*arguments):
+            code, when = execute(*arguments)
+            if code:
+                after = threading.Timer(_OTHERS, stopping.is_over.set)
+                after.daemon = True
+                after.start()
+            return code, when
+
+        return exec_command
+
+    former, gloo_run.register_shutdown_event = gloo_run.register_shutdown_event, stopping.take
+    former_make, horovod.spark.gloo_run._exec_command_fn = horovod.spark.gloo_run._exec_command_fn, make_exec_command
     try:
         yield
     finally:
-        gloo_run.register_shutdown_event = former
+        gloo_run.register_shutdown_event, horovod.spark.gloo_run._exec_command_fn = former, former_make
 
 
 @contextlib.contextmanager

@@ -350,7 +350,7 @@ def check_whole(run: Run, steps: list[int]) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.fault(
     "training",
-    "a rank stands still for a minute (SIGSTOP)",
+    "a rank stands still, for a minute or for ever (SIGSTOP)",
     "after 30 s it counts as dead: all start again from the newest checkpoint, and the run ends whole",
 )
 def test_a_rank_that_stands_still_is_given_up(lake, digits, tmp_path):
@@ -358,10 +358,8 @@ def test_a_rank_that_stands_still_is_given_up(lake, digits, tmp_path):
         reached = job.wait_for_checkpoint()
         stopped = job.rank(1)
         stopped.suspend()
-        time.sleep(60)
-        with contextlib.suppress(psutil.NoSuchProcess):
-            stopped.resume()
         answer = job.answer()
+        assert not stopped.is_running()
     assert answer["steps"] == 400 and answer["restarts"] == 1
     assert job.starts()[1] >= reached
     check_whole(job.run, [320, 360, 400])
@@ -390,23 +388,27 @@ def test_a_rank_without_memory_is_started_again(lake, digits, tmp_path):
 @pytest.mark.fault(
     "training",
     "a second job trains a run that another one trains",
-    "the first ends, says so, and writes nothing more; the second goes on from the newest checkpoint to the end",
+    "the first ends, says so, and writes nothing more; the second goes on from the newest checkpoint",
 )
 def test_of_two_jobs_on_one_run_the_second_has_it(lake, digits, tmp_path):
-    config = small_training(lake, "two-jobs", steps=3000, log_every=100, checkpoint_every=100, sample_every=3000)
+    options = {"steps": 100_000, "log_every": 100, "checkpoint_every": 100, "sample_every": 100_000}
+    config = small_training(lake, "two-jobs", **options)
     (tmp_path / "second").mkdir()
     with Training(config, tmp_path) as first:
         reached = first.wait_for_checkpoint()
         with Training(config, tmp_path / "second") as second:
             line = first.ends(code=1)
             assert "was taken over by another job, or removed, while this one trained it" in line
-            answer = second.answer()
-    assert answer["steps"] == 3000 and answer["restarts"] == 0
-    assert second.starts()[0] == 0 and second.starts()[1] >= reached and len(second.starts()) == 2
-    assert second.run.checkpoints() == [2800, 2900, 3000]
-    logged = [line["step"] for line in second.run.metrics() if "scalars" in line]
-    after = logged[logged.index(second.starts()[1] + 100) :]
-    assert after[-1] == 3000 and after.count(3000) == 1  # of the first, nothing beyond the second's start
+            start = second.wait_for(lambda: second.starts()[1:], "start of the second")[0]
+            second.wait_for_checkpoint(beyond=start)
+            second.process.terminate()
+            last = second.ends(code=128 + signal.SIGTERM)
+    assert start >= reached and f"is at step {second.run.checkpoints()[-1]};" in last
+    lines = second.run.metrics()
+    after = lines[[line.get("event") for line in lines].index("start", 1) :]
+    steps = [line["step"] for line in after if "scalars" in line]
+    assert steps == sorted(set(steps)) and steps[0] == start + 100  # of the first, nothing any more
+    assert [line for line in after if line.get("event") == "error"] == []
 
 
 @pytest.mark.fault(
