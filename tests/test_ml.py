@@ -257,6 +257,7 @@ def test_a_network_that_skips_rows_is_called_once_on_every_row(frame):
     assert "ArrowEvalPython" in plan(made.where("name < '3'")).partition("Filter")[0]
 
 
+@pytest.mark.long
 def test_tasks_are_handed_few_images_at_once(spark, default_batches, tmp_path, monkeypatch, caplog):
     plain = columns.values
 
@@ -317,6 +318,7 @@ def test_large_images_do_not_hang_a_session_of_sparks_own_defaults(tmp_path):
     assert answer.returncode == 0 and answer.stdout.split()[-1] == "30", answer.stderr[-3000:]
 
 
+@pytest.mark.long
 def test_a_pipeline_of_features_survives_save_and_load(spark, frame, tmp_path):
     labelled = frame.withColumn("label", (F.col("name") < "3").cast("double"))
     stages = [DeepImageFeaturizer(modelName="MobileNetV2", weights="", seed=3), LogisticRegression(maxIter=5)]
@@ -370,6 +372,7 @@ def test_weights_that_do_not_fit_name_a_layer(frame, tmp_path):
         DeepImageFeaturizer(modelName="VGG19", weights=path).transform(frame)
 
 
+@pytest.mark.long
 def test_a_network_is_built_once_in_each_python_worker(spark, frame):
     stage = DeepImageFeaturizer(modelName="MobileNetV2", weights="", seed=21)
 

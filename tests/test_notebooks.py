@@ -158,6 +158,7 @@ def test_text_to_image(spark, monkeypatch, root):
     assert {row["input"] for row in tables[1]} == {"a red circle", "a blue square"}
 
 
+@pytest.mark.long
 def test_transfer_learning(spark, monkeypatch, root, photographs):
     names, _, _ = run(
         spark,

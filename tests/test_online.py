@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import sklearn.datasets
-from conftest import MODEL_CONFIGS, ROOT, make_batch, make_config, write_config
+from conftest import MODEL_CONFIGS, ROOT, make_config, write_config
 from test_trainer import ranks_of, wait_for
 
 from gan_spark import config as configs
@@ -128,7 +128,7 @@ def test_a_share_that_a_batch_cannot_have_is_refused(grown, spark):
 # --- more classes ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["classifier", "lenet", "ssgan"])
+@pytest.mark.parametrize("name", [pytest.param("classifier", marks=pytest.mark.long), "lenet", "ssgan"])
 def test_a_wider_model_begins_with_the_narrower_ones_weights(name, tmp_path):
     import tensorflow as tf
 
@@ -154,7 +154,8 @@ def test_a_wider_model_begins_with_the_narrower_ones_weights(name, tmp_path):
         grew += 1
         assert (after[..., :8] == before).all() and (after[..., 8:] == fresh[..., 8:]).all()
     assert grew >= 2 * 3  # Kernel and bias, and their slots of Adam.
-    some = make_batch(name)["image"]
+    size, channels = model.config.image_size, getattr(model.config, "channels", 1)
+    some = tf.random.stateless_uniform([5, size, size, channels], [1, 2])
     narrow, wide = former.classify(some).numpy(), model.classify(some).numpy()[:, :8]
     assert np.allclose(narrow, wide / wide.sum(1, keepdims=True), atol=1e-5)
 

@@ -159,6 +159,7 @@ def test_workers_of_another_python_are_told_before_any_work(tmp_path):
     assert "\n" not in answer["error"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_workers_without_gan_spark_or_with_another_version_are_told_before_any_work(tmp_path):
     if sys._base_executable == sys.executable:

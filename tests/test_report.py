@@ -153,6 +153,7 @@ def test_it_opens_in_a_browser(page, tmp_path):
         assert "reported" in text and text.count("<img") >= 5
 
 
+@pytest.mark.long
 def test_a_promoted_model_is_measured_and_reported_where_it_generates(spark, lake, config):
     registry.promote(lake, "reported", "shown")
     asked = replaced(

@@ -60,6 +60,7 @@ def shell(spark, lake, digits, tmp_path):
         assert process.wait(60) == -signal.SIGTERM
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_walk_of_the_docs(shell, tmp_path):
     lines = walk()

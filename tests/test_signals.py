@@ -129,6 +129,15 @@ def test_a_borrowed_session_and_another_thread_keep_their_signals(spark):
     assert inside == [before, before]
 
 
+@pytest.fixture
+def not_under_nohup():
+    """SIGHUP is not ignored, whatever these tests were started by."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("not_under_nohup")
 @pytest.mark.parametrize("number, code, words", SIGNALS)
 def test_a_process_of_the_jobs_own_takes_them_and_gives_them_back(monkeypatch, capsys, number, code, words):
     monkeypatch.setattr(job, "running_session", lambda: None)
@@ -185,6 +194,7 @@ class Rank:
         self.has_ended = True
 
 
+@pytest.mark.usefixtures("not_under_nohup")
 @pytest.mark.parametrize("number, code, words", SIGNALS)
 def test_a_rank_that_is_asked_ends_by_itself(spark, number, code, words):
     rank, before = Rank(number, 0.2), handlers()

@@ -214,6 +214,7 @@ def test_a_run_starts_from_another_and_looks_through_a_third(spark, lake, digits
     assert lakes.exists(Run.of(first).url)
 
 
+@pytest.mark.long
 def test_tasks_are_handed_no_more_images_at_once_than_memory_holds(
     spark, lake, digits, handed, default_batches, monkeypatch
 ):

@@ -87,6 +87,7 @@ def test_a_batch_that_was_added_before_its_checkpoint_is_not_added_twice(spark, 
     assert again["rows"] == first["rows"] == 60 and again["snapshot"] == first["snapshot"]
 
 
+@pytest.mark.long
 def test_what_comes_first_may_be_bad_or_no_image_to_train_on(spark, tmp_path):
     lake, folder = str(tmp_path / "lake"), tmp_path / "in"
     bad(folder, "bad.png")

@@ -52,10 +52,9 @@ STEPS = {name: (name, QUIET.get(name, {})) for name in models.MODELS} | {
 }
 
 OWN = ("vae", "dcgan", "text_encoder")  # are tried by each rank's own statistics too
-# One whose statistics are none, one of batch norm, one of a contrastive loss, and the one that cannot.
-SHORT = (*OWN, "classifier")
-# Of each kind of network one; the others are as many minutes.
-MODELS = ("dcgan", "cyclegan", "vae", "classifier")
+# One whose statistics are none, one of batch norm, one of a contrastive loss; the others are as many minutes.
+SHORT = OWN
+MODELS = ("dcgan", "cyclegan", "vae")
 NAMES = [name if name in MODELS else pytest.param(name, marks=pytest.mark.long) for name in models.MODELS]
 CASES = [case if case in SHORT else pytest.param(case, marks=pytest.mark.long) for case in STEPS]
 

@@ -478,6 +478,7 @@ WORKS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.fault(
     "lake",
     "a store answers some requests with 503, closes their connections before or after it has done them, or is silent",

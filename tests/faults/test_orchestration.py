@@ -43,8 +43,13 @@ class Terminal:
         return {
             **dict.fromkeys(("stdin", "stdout", "stderr"), self.theirs),
             "start_new_session": True,
-            "preexec_fn": lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            "preexec_fn": self._take,
         }
+
+    @staticmethod
+    def _take() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which is ignored where these tests are under nohup
 
     def close(self) -> None:
         self._is_over.set()
