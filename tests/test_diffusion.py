@@ -114,6 +114,7 @@ def test_an_error_of_v_is_no_larger_an_error_of_the_image():
     assert errors["noise"][0] > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", [pytest.param("noise", marks=pytest.mark.long), "velocity"])
 def test_training_lowers_the_error_of_held_out_noise(output):
     model = make_model("diffusion", output=output, width=8, rate=3e-3, average=0.9)
@@ -183,6 +184,7 @@ def test_guidance_of_0_is_the_class_and_of_minus_1_is_none():
     np.testing.assert_allclose(diffusion.guided(of_class, of_none, 2.0), [2.0, 0.0])
 
 
+@pytest.mark.slow
 def test_guidance_drives_images_away_from_those_of_no_class():
     seeds, label = tf.range(6, dtype=tf.int64), {"label": tf.constant([0, 1, 2, 3, 4, 5])}
     none = {"label": tf.fill([6], -1)}

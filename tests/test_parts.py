@@ -84,6 +84,7 @@ def test_classes_become_domains_and_other_classes_are_rejected(spark, lake):
     assert "class '0' is in neither domain" in reasons and answer["rows"] + answer["rejected"] == 1797
 
 
+@pytest.mark.long
 def test_labels_are_kept_by_as_many_of_each_class(spark, lake):
     url, answer = write(spark, lake, "digits-50-labels", parts="labels", labels=50)
     found = rows(spark, url).values()

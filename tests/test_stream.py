@@ -113,6 +113,7 @@ def test_what_comes_first_may_be_bad_or_no_image_to_train_on(spark, tmp_path):
     assert [row["id"] for row in tables.load(spark, f"{answer['dataset']}.rejected").collect()] == ["0/bad.png"]
 
 
+@pytest.mark.long
 def test_a_label_that_the_dataset_has_not_is_rejected_or_added(spark, tmp_path):
     folder = tmp_path / "in"
     arrive(folder, 0, 60)
