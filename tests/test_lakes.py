@@ -11,6 +11,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import fsspec
 import psutil
 import pytest
 from conftest import ROOT, make_config, write_config
@@ -57,6 +58,7 @@ def s3(tmp_path_factory):
         server = subprocess.Popen([moto, "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log)
         try:
             wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, "answer from moto", 60)
+            fsspec.get_filesystem_class("s3").clear_instance_cache()  # of another file's moto, which has ended
             fs, _ = lake.filesystem("s3a://lake")
             fs.mkdir("lake")
             yield "s3a://lake/of/gan", {**os.environ, "SPARK_CONF_DIR": str(folder)}

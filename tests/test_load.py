@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 
+import fsspec
 import numpy as np
 import psutil
 import pytest
@@ -66,6 +67,7 @@ def store(tmp_path, monkeypatch):
         while socket.socket().connect_ex(("127.0.0.1", port)):
             assert time.monotonic() < end
             time.sleep(0.1)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # of another file's moto, which has ended
         lakes.filesystem("s3a://loaded")[0].mkdir("loaded")
         yield server, "s3a://loaded/lake"
     finally:
