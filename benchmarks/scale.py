@@ -5,7 +5,7 @@ added to a dataset in appends of --piece images each, until it has 10^5, 10^6 an
 At each size, every step in a process of its own, as the driver of a standalone cluster on loopback or as a rank:
 
 - `append`: the appends up to this size, in one session, each of --piece images. Seconds an image are the median of the
-  last three up to the size. Before them the session makes three appends to another dataset, which are not counted: by
+  last three up to the size. Before them the session makes four appends to another dataset, which are not counted: by
   the first ones of a session a JVM and Python's workers become warm, and they take up to three times as long.
 - `read`: two processes read the training images as two ranks do, in batches of 64, an epoch, or as many as it takes
   for 200,000 images each; seconds an image of both together, without what comes before the first batch.

@@ -4,14 +4,13 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
 
 import pytest
 from conftest import ROOT, SHORT_LIVED, make_config, write_config
+from processes import submit_environment
 from test_lakes import WAY
 
-from gan_spark import job
 from gan_spark import lake as lakes
 from gan_spark.runs.store import Run
 
@@ -34,26 +33,11 @@ def start(command, environment, pattern, log):
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """(URL of the master, environment for spark-submit)."""
-    import pyspark
-
-    home, folder = os.path.dirname(pyspark.__file__), tmp_path_factory.mktemp("cluster")
-    environment = {
-        **os.environ,
-        "SPARK_HOME": home,
-        "SPARK_LOCAL_IP": "127.0.0.1",
-        "PYSPARK_PYTHON": sys.executable,
-        "PYSPARK_DRIVER_PYTHON": sys.executable,
-        "SPARK_CONF_DIR": str(ROOT / "conf"),
-        "SPARK_LOCAL_DIRS": str(folder),
-        "SPARK_WORKER_DIR": str(folder / "work"),
-    }
-    environment.pop("PYSPARK_GATEWAY_PORT", None)
-    environment.pop("PYSPARK_GATEWAY_SECRET", None)
-    if packaged := job.java_home():
-        environment["JAVA_HOME"] = packaged
+    folder = tmp_path_factory.mktemp("cluster")
+    environment = submit_environment(SPARK_LOCAL_DIRS=str(folder), SPARK_WORKER_DIR=str(folder / "work"))
     # The daemons say that they are ready at level info, which conf/log4j2.properties leaves out.
     daemons = {**environment, "SPARK_CONF_DIR": str(folder)}
-    launcher, processes = os.path.join(home, "bin", "spark-class"), []
+    launcher, processes = os.path.join(environment["SPARK_HOME"], "bin", "spark-class"), []
     try:
         master, found = start(
             [

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, make_config, write_config
 from minicluster import Minicluster, Unavailable
+from processes import ranks_under, wait_for
 from pyspark import cloudpickle
-from test_trainer import ranks_of, wait_for
 
 from gan_spark import failures, lake
 from gan_spark.config import UserError
@@ -311,7 +311,7 @@ def test_the_whole_way_with_a_death_in_it(hdfs, tmp_path):
         first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
         wait_for(lambda: run.checkpoints() or first.poll() is not None, "checkpoint", 900)
         assert first.poll() is None, (tmp_path / "errors").read_text()[-3000:]
-        orphans = ranks_of(first.pid)
+        orphans = list(ranks_under(first.pid).values())
         os.kill(first.pid, signal.SIGKILL)
         first.communicate()
         psutil.wait_procs(orphans, timeout=120)

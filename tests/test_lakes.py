@@ -15,7 +15,7 @@ import fsspec
 import psutil
 import pytest
 from conftest import ROOT, make_config, write_config
-from test_trainer import ranks_of, wait_for
+from processes import ranks_under, wait_for
 
 from gan_spark import lake
 from gan_spark.runs.store import Run
@@ -204,7 +204,7 @@ def test_a_death_on_an_object_store_and_tables_that_are_added_to(s3, digits_fold
     wait_for(lambda: run.checkpoints() or first.poll() is not None, "checkpoint", 300)
     skip_without_packages(tmp_path)
     assert first.poll() is None, (tmp_path / "errors").read_text()[-3000:]
-    orphans = ranks_of(first.pid)
+    orphans = list(ranks_under(first.pid).values())
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
     psutil.wait_procs(orphans, timeout=60)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import sklearn.datasets
 from conftest import MODEL_CONFIGS, ROOT, make_config, write_config
-from test_trainer import ranks_of, wait_for
+from processes import ranks_under, wait_for
 
 from gan_spark import config as configs
 from gan_spark import lake as lakes
@@ -358,7 +358,7 @@ def test_two_ranks_learn_on_in_a_job_that_is_killed(spark, begun, tmp_path):
         job = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     wait_for(lambda: job.poll() is not None or run.checkpoints(), "save a checkpoint", 600)
     assert job.poll() is None, (tmp_path / "log").read_text()[-3000:]
-    ranks = ranks_of(job.pid)
+    ranks = list(ranks_under(job.pid).values())
     os.killpg(job.pid, signal.SIGKILL)
     job.wait()
     for rank in ranks:

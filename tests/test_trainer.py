@@ -8,18 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import cloudpickle
 import numpy as np
 import psutil
 import pytest
 import tensorflow as tf
-from conftest import (
-    ROOT,
-    make_config,
-    write_config,
-)
+from conftest import ROOT, make_config, write_config
+from processes import ranks_under, wait_for
 
 from gan_spark import check, job, models, process
 from gan_spark import lake as lakes
@@ -489,31 +485,6 @@ def train_command(folder, lake: str, run: str) -> list[str]:
     ]
 
 
-def ranks_of(pid: int) -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process(pid).children(recursive=True):
-        try:
-            command = child.cmdline()
-        except psutil.NoSuchProcess:
-            continue
-        if (
-            "horovod.spark.task.gloo_exec_fn" in command
-            and command[0].endswith(("python", "python3"))
-            and "-m" in command
-        ):
-            found.append(child)
-    return found
-
-
-def wait_for(condition, what: str, seconds: float = 120):
-    deadline = time.time() + seconds
-    while time.time() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.2)
-    raise AssertionError(f"no {what} in {seconds} s")
-
-
 @pytest.mark.fault(
     "training",
     "SIGTERM of the job (preemption), far from its next checkpoint",
@@ -551,7 +522,7 @@ def test_a_killed_driver_and_then_a_killed_rank_lose_nothing_but_time(lake, digi
 
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(run.checkpoints, "checkpoint")
-    orphans = ranks_of(first.pid)
+    orphans = list(ranks_under(first.pid).values())
     assert len(orphans) >= 2
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
@@ -564,7 +535,7 @@ def test_a_killed_driver_and_then_a_killed_rank_lose_nothing_but_time(lake, digi
     reader = threading.Thread(target=lambda: errors.extend(second.stderr), daemon=True)
     reader.start()
     wait_for(lambda: run.checkpoints()[-1] > reached, "checkpoint after the restart")
-    os.kill(ranks_of(second.pid)[-1].pid, signal.SIGKILL)
+    os.kill(ranks_under(second.pid)[1].pid, signal.SIGKILL)
     output = second.stdout.read()
     assert second.wait() == 0, "".join(errors)
     assert '"steps": 1500' in output and '"restarts": 1' in output

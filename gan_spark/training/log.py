@@ -41,9 +41,7 @@ class Diary:
                     self._check_owner()
                 if kind is None or self.run.is_owner(self.job["owner"]):
                     self.run.put_events(self.temporary.name)
-            if isinstance(
-                error, OSError
-            ):  # Where the run was removed while something was written to it, that says more.
+            if isinstance(error, OSError):  # That the run was removed while it was written to says more.
                 self._check_owner()
 
     def begin(self) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 from conftest import ROOT, make_config, write_config
+from processes import ranks_under, wait_for
 
 from gan_spark.config import Config
 from gan_spark.runs.store import Run
@@ -26,15 +27,6 @@ TRAIN = {
 def small_training(lake: str, run: str, **train) -> Config:
     """A config of 400 small steps on two ranks."""
     return make_config(lake, run=run, train={**TRAIN, **train})
-
-
-def wait_for(condition, what: str, seconds: float = 600):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.1)
-    raise AssertionError(f"no {what} in {seconds} s")
 
 
 class Training:
@@ -80,9 +72,7 @@ class Training:
     def rank(self, number: int) -> psutil.Process:
         """The process of a rank."""
         # Executors of a standalone cluster are not the job's, but of the daemons that the tests began.
-        ranks = ranks_under(self.process.pid) or ranks_under(os.getpid())
-        (found,) = [process for process, rank in ranks if rank == number]
-        return found
+        return (ranks_under(self.process.pid) or ranks_under(os.getpid()))[number]
 
     def ends(self, code: int = 0) -> str:
         """The last line of its output, or of its errors where `code` is not 0."""
@@ -92,16 +82,3 @@ class Training:
 
     def answer(self) -> dict:
         return json.loads(self.ends())
-
-
-def ranks_under(pid: int) -> list[tuple[psutil.Process, int]]:
-    """Ranks among the descendants of a process, with their numbers."""
-    found = []
-    for process in psutil.Process(pid).children(recursive=True):
-        try:
-            command = process.cmdline()
-            if "horovod.spark.task.gloo_exec_fn" in command and os.path.basename(command[0]).startswith("python"):
-                found.append((process, int(process.environ()["HOROVOD_RANK"])))
-        except (psutil.NoSuchProcess, KeyError):
-            continue
-    return found

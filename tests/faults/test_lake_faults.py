@@ -246,6 +246,13 @@ def told(error: Exception, capsys) -> tuple[int, str]:
     return code, capsys.readouterr().err
 
 
+def check_no_room(error: Exception, capsys, place: str) -> None:
+    """The one line that it ends with says that there was no room for `place`, a pattern."""
+    code, line = told(error, capsys)
+    assert code == 2 and line.count("\n") == 1
+    assert re.search(rf"^error: .*{place}: cannot be written: No space left on device; what was there", line), line
+
+
 @pytest.mark.fault(
     "lake",
     "the disk is full in an ingest, one that replaces a dataset and one that adds to it",
@@ -263,9 +270,7 @@ def test_a_full_disk_in_an_ingest_leaves_the_dataset_before(spark, small_disk, c
     more = replaced(config, ingest={"mode": mode, "count": 1500})
     with pytest.raises(Exception) as raised:
         ingest.ingest(spark, more)
-    code, line = told(raised.value, capsys)
-    assert code == 2 and line.count("\n") == 1
-    assert re.search(r"^error: .*/datasets/\S+: cannot be written: No space left on device; what was there", line), line
+    check_no_room(raised.value, capsys, r"/datasets/\S+")
     theirs.unlink()
     assert files_in(disk) == before and spark.read.parquet(url).count() == 40
     assert ingest.ingest(spark, more)["rows"] == 1500
@@ -294,9 +299,7 @@ def test_a_full_disk_in_generate_leaves_the_table_before(spark, trained, small_d
     more = replaced(config, generate={"images": 300, "first_seed": 100})
     with pytest.raises(Exception) as raised:
         generate.generate(spark, more)
-    code, line = told(raised.value, capsys)
-    assert code == 2 and line.count("\n") == 1
-    assert re.search(r"^error: .*/disk/table: cannot be written: No space left on device; what was there", line), line
+    check_no_room(raised.value, capsys, r"/disk/table")
     theirs.unlink()
     assert files_in(disk) == before and spark.read.parquet(str(disk / "table")).count() == 30
     assert generate.generate(spark, more)["images"] == 300

@@ -9,7 +9,6 @@ import pty
 import re
 import select
 import signal
-import sys
 import termios
 import threading
 from pathlib import Path
@@ -17,14 +16,14 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT, make_config
+from processes import ranks_under, submit_environment
 
-from gan_spark import job as jobs
 from gan_spark import lake as lakes
 from gan_spark.runs import registry
 from gan_spark.sampling import generate
 from gan_spark.training import driver
 
-from .jobs import Training, ranks_under, small_training
+from .jobs import Training, small_training
 
 # --- terminals -------------------------------------------------------------------------
 
@@ -66,19 +65,8 @@ class Terminal:
 
 def submitted_in_a_terminal(config, folder: Path, *before: str) -> tuple[Training, Terminal]:
     """jobs/train.py by spark-submit on this machine, as somebody types it."""
-    import pyspark
-
-    home = os.path.dirname(pyspark.__file__)
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("PYSPARK_GATEWAY")},
-        "SPARK_HOME": home,
-        "SPARK_LOCAL_IP": "127.0.0.1",
-        "PYSPARK_PYTHON": sys.executable,
-        "PYSPARK_DRIVER_PYTHON": sys.executable,
-        "SPARK_CONF_DIR": str(ROOT / "conf"),
-    }
-    if packaged := jobs.java_home():
-        environment["JAVA_HOME"] = packaged
+    environment = submit_environment()
+    home = environment["SPARK_HOME"]
     submit = [f"{home}/bin/spark-submit", "--master", "local[2]", "--conf", "spark.driver.host=127.0.0.1"]
     terminal = Terminal()
     command = [*before, *submit, str(ROOT / "jobs/train.py")]

@@ -26,6 +26,7 @@ from conftest import ROOT, make_config
 from horovod.runner.common.util import network as service_network
 from horovod.runner.http import http_server
 from PIL import Image
+from processes import wait_for
 from test_cluster import cluster  # noqa: F401 (a fixture)
 
 from gan_spark import lake as lakes
@@ -36,7 +37,7 @@ from gan_spark.runs import loading
 from gan_spark.runs.store import Run
 from gan_spark.training import driver, log, ranks
 
-from .jobs import Training, small_training, wait_for
+from .jobs import Training, small_training
 
 # Ranks cannot import this module, so what they run of it travels by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -346,6 +347,13 @@ def check_whole(run: Run, steps: list[int]) -> None:
     assert {line["step"] for line in run.metrics() if "scalars" in line} >= set(range(20, steps[-1] + 1, 20))
 
 
+def check_started_again(job: Training, answer: dict, reached: int) -> None:
+    """The job of 400 steps was started again once, from a checkpoint, and its run is whole."""
+    assert answer["steps"] == 400 and answer["restarts"] == 1, job.said()[-2000:]
+    assert job.starts()[1] >= reached
+    check_whole(job.run, [320, 360, 400])
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.fault(
@@ -360,9 +368,7 @@ def test_a_rank_that_stands_still_is_given_up(lake, digits, tmp_path):
         stopped.suspend()
         answer = job.answer()
         assert not stopped.is_running()
-    assert answer["steps"] == 400 and answer["restarts"] == 1
-    assert job.starts()[1] >= reached
-    check_whole(job.run, [320, 360, 400])
+    check_started_again(job, answer, reached)
 
 
 @pytest.mark.long
@@ -378,9 +384,7 @@ def test_a_rank_without_memory_is_started_again(lake, digits, tmp_path):
         rank = job.rank(0)
         rank.rlimit(psutil.RLIMIT_AS, (rank.memory_info().vms // 2,) * 2)
         answer = job.answer()
-    assert answer["steps"] == 400 and answer["restarts"] == 1, job.said()[-2000:]
-    assert job.starts()[1] >= reached
-    check_whole(job.run, [320, 360, 400])
+    check_started_again(job, answer, reached)
 
 
 @pytest.mark.long
