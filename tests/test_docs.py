@@ -58,7 +58,7 @@ ELSEWHERE = {
     "uv run spark-submit --master yarn": ("tests/test_hdfs.py", '"--master", "yarn"'),
     "export HADOOP_CONF_DIR": ("tests/test_hdfs.py", "HADOOP_CONF_DIR"),
     "export PYSPARK_PYTHON": ("tests/test_hdfs.py", "PYSPARK_PYTHON"),
-    "export JAVA_HOME": ("tests/test_cluster.py", "JAVA_HOME"),
+    "export JAVA_HOME": ("tests/processes.py", "JAVA_HOME"),
     "uv run benchmarks/": ("benchmarks/README.md", "measured"),
     "uv run jobs/stream.py": ("tests/test_stream.py", '"stream.py"'),
     "uv run jobs/verdict.py": ("tests/test_verdict_page.py", '"verdict.py"'),
