@@ -249,7 +249,7 @@ def contend(place: str, name: str, gate, wins) -> None:
             wins.put([text for text, is_made in zip(contents, made, strict=True) if is_made])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_of_many_that_commit_at_the_same_moment_one_does(hdfs):
     """Two processes of four threads each, ten times: the file is that of the one which was told so."""

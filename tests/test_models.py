@@ -20,14 +20,18 @@ def test_every_model_has_a_test_config():
     assert set(check.MODEL_CONFIGS) == set(models.MODELS)
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+def duration(title: str, name: str) -> list:
+    if "bfloat16" in title and name not in ("dcgan", "diffusion", "vae"):
+        return [pytest.mark.long]
+    return [pytest.mark.slow] * any(word in title for word in ("bfloat16", "restored", "gradient"))
+
+
 @pytest.mark.parametrize(
-    "title",
+    "title, name",
     [
-        pytest.param(
-            title, marks=[pytest.mark.slow] * any(word in title for word in ("bfloat16", "restored", "gradient"))
-        )
+        pytest.param(title, name, marks=duration(title, name), id=f"{title}-{name}")
         for title in check.MODEL_CHECKS
+        for name in models.MODELS
     ],
 )
 def test_every_model_passes(title, name):

@@ -214,6 +214,7 @@ def test_a_label_or_each_in_turn(spark, lake, digits):
         generate.generated(spark.range(3).withColumnRenamed("id", "seed"), Run.of(config), config.generate)
 
 
+@pytest.mark.long
 def test_an_ssgan_is_a_stage_of_a_spark_ml_pipeline(spark, lake, tmp_path):
     from pyspark.ml import Pipeline, PipelineModel
     from pyspark.ml.evaluation import MulticlassClassificationEvaluator

@@ -85,7 +85,7 @@ def test_a_signal_ends_a_job_and_leaves_nothing(large, lake, name, number, code,
     assert staged(lake, name) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.fault("training", "Ctrl-C before the first step", "exit code 130, and the name of the run is free again")
 def test_a_training_that_is_interrupted_before_its_first_step_frees_its_name(lake, digits, tmp_path):
     train = {"steps": 1500, "workers": 2, "launcher": "spark"}

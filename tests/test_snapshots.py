@@ -236,7 +236,7 @@ def test_duplicates_of_a_source_are_added_once(spark, small):
     assert read_ids(small, schema.read_manifest(small)) == IDS[:60]
 
 
-@pytest.mark.parametrize("kind", ["edges", "labels"])
+@pytest.mark.parametrize("kind", ["edges", pytest.param("labels", marks=pytest.mark.long)])
 def test_parts_grow(spark, tmp_path, kind):
     url = lake.to_url(str(tmp_path / kind))
     config = dataclasses.replace(APPEND, parts=kind, labels=10 if kind == "labels" else 0)
@@ -381,6 +381,7 @@ def test_what_is_added_to_a_dataset_that_is_replaced_meanwhile_is_refused(spark,
     assert read_ids(small, schema.read_manifest(small)) == IDS[:30]
 
 
+@pytest.mark.long
 def test_a_commit_of_what_was_replaced_is_no_snapshot(spark, small):
     """One that came in the very moment of the replacement."""
     write(spark, make_frame(spark, some(IDS[:50])), small, APPEND)
@@ -487,6 +488,7 @@ def run_command(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "gan_spark", *words], capture_output=True, text=True, timeout=500)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_compact_is_a_command(grown, tmp_path):
     """In a process of its own, with its own session, as somebody types it."""

@@ -50,7 +50,7 @@ STEPS = {name: (name, QUIET.get(name, {})) for name in models.MODELS} | {
 OWN = ("vae", "dcgan", "text_encoder")  # are tried by each rank's own statistics too
 # One whose statistics are none, one of batch norm, one of a contrastive loss; the others are as many minutes.
 SHORT = OWN
-MODELS = ("dcgan", "cyclegan", "vae")
+MODELS = ("dcgan", "began", "vae")
 NAMES = [name if name in MODELS else pytest.param(name, marks=pytest.mark.long) for name in models.MODELS]
 CASES = [case if case in SHORT else pytest.param(case, marks=pytest.mark.long) for case in STEPS]
 
@@ -451,6 +451,7 @@ def test_ranks_that_cannot_start_are_started_once_and_leave_no_run(spark, lake, 
     assert "attempt 2 of" not in caplog.text and not lakes.exists(Run.of(config).url)
 
 
+@pytest.mark.long
 def test_a_rank_that_cannot_import_what_it_runs_says_so(spark, tmp_path, monkeypatch):
     (tmp_path / "here_alone.py").write_text("def function(team, argument):\n    return 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
