@@ -67,7 +67,7 @@ def test_a_request_becomes_the_models_images(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lenet", "ssgan", "classifier"])
+@pytest.mark.parametrize("name", ["lenet", "ssgan", pytest.param("classifier", marks=pytest.mark.long)])
 def test_an_image_becomes_its_classes_whatever_it_is_computed_with(name):
     answers = answers_of(name)
     version = Version(1, "run", 2, answers, LIMITS, 2, Metrics())

@@ -100,6 +100,7 @@ def test_a_stage_of_before_gives_null_for_what_is_no_image(spark, former):
         assert stage.getHandleInvalid() == "keep" and stage.rejected == 1
 
 
+@pytest.mark.long
 def test_a_pipeline_of_a_lake_that_was_moved_finds_its_run(spark, moved, tmp_path):
     """One that a version before saved, and one of this version."""
     pipeline = PipelineModel.load(f"file://{moved}/pipelines/digits")

@@ -125,7 +125,12 @@ def test_all_tasks_load_the_checkpoint_that_was_chosen_whatever_a_training_makes
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "job, model",
-    [(generate.generate, "dcgan"), (inpaint.inpaint, "dcgan"), (latent.latent, "dcgan"), (dream.dream, "lenet")],
+    [
+        (generate.generate, "dcgan"),
+        pytest.param(inpaint.inpaint, "dcgan", marks=pytest.mark.long),
+        pytest.param(latent.latent, "dcgan", marks=pytest.mark.long),
+        (dream.dream, "lenet"),
+    ],
 )
 def test_a_checkpoint_that_a_training_removes_meanwhile_serves_the_job_to_its_end(
     spark, lake, digits, monkeypatch, job, model

@@ -467,7 +467,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["defaults", "MASTER"])
+@pytest.mark.parametrize("how", ["defaults", pytest.param("MASTER", marks=pytest.mark.long)])
 def test_the_master_that_the_environment_configures_counts(tmp_path, how):
     (tmp_path / "spark-defaults.conf").write_text("# spark.master local[9]\nspark.master  local[3]\n")
     variables = {"SPARK_CONF_DIR": str(tmp_path)} if how == "defaults" else {"MASTER": "local[3]"}

@@ -116,7 +116,15 @@ def test_features_are_those_of_keras(frame, folder, name, size):
 
 
 @pytest.mark.parametrize(
-    "name, size", [("EfficientNetB0", 1280), ("ResNet50", 2048), ("VGG16", 512), ("VGG19", 512), ("Xception", 2048)]
+    "name, size",
+    [
+        ("VGG16", 512),
+        ("Xception", 2048),
+        *(
+            pytest.param(*other, marks=pytest.mark.long)
+            for other in (("EfficientNetB0", 1280), ("ResNet50", 2048), ("VGG19", 512))
+        ),
+    ],
 )
 def test_the_siblings_have_their_own_sizes_and_scales(name, size):
     network = carry.KerasNetwork(name, weights="")

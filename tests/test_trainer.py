@@ -424,6 +424,7 @@ def refuses(team: process.Team, job: dict):
     return loop.work(team, job)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")  # as of Horovod's thread
 def test_a_users_error_on_a_rank_is_one_line_and_exit_code_2(spark, lake, digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(driver, "work", refuses)
@@ -441,6 +442,7 @@ def dies(team: process.Team, job: dict):
 @pytest.mark.fault(
     "training", "every rank dies before its first step", "the job ends at once, says so, and leaves no run behind"
 )
+@pytest.mark.long
 def test_ranks_that_cannot_start_are_started_once_and_leave_no_run(spark, lake, digits, monkeypatch, caplog):
     monkeypatch.setattr(driver, "work", dies)
     config = make_config(lake, run="cannot-start", train={"launcher": "spark", "workers": 1, "restarts": 2})

@@ -239,6 +239,7 @@ def test_finetune_tells_of_a_dataset_without_a_test_split_before_it_trains(spark
 # --- early stopping, in the trainer ----------------------------------------------------
 
 
+@pytest.mark.long
 def test_training_stops_when_nothing_gets_better_and_stays_stopped(spark, fine):
     lake, _ = fine
     config = classifier_config(

@@ -84,6 +84,7 @@ def test_a_person_draws_seeds_and_classes(browser, spark, lake, digits, tmp_path
         assert all(name.startswith((f"http://127.0.0.1:{service.port}/", "data:")) for name in loaded)
 
 
+@pytest.mark.long
 def test_a_person_has_an_image_classified(browser, spark, lake, digits, tmp_path):
     driver.train(spark, make_config(lake, "lenet", "shown-classes", train={"steps": 2}))
     registry.promote(lake, "shown-classes", "shown-classes")

@@ -420,7 +420,7 @@ def test_of_two_jobs_on_one_run_the_second_has_it(lake, digits, tmp_path):
     "the ports are taken at which Horovod would have ranks meet",
     "others are found, and the ranks meet there",
 )
-@pytest.mark.slow
+@pytest.mark.long
 def test_ranks_meet_where_ports_are_taken(spark, monkeypatch):
     from horovod.runner.util import network
 
