@@ -77,6 +77,10 @@ JOBS = {
     ),
     "inpaint": Job("Fill holes in images of a dataset with a trained DCGAN.", "gan_spark.sampling.inpaint.inpaint"),
     "dream": Job("Drive up layers of a network in images of a dataset: DeepDream.", "gan_spark.sampling.dream.dream"),
+    "enlarge": Job(
+        "Enlarge images of any size by a run's SRResNet or SRGAN, and measure it against originals.",
+        "gan_spark.sampling.enlarge.enlarge",
+    ),
     "attributes": Job(
         "Read generated pictures of shapes, and compare what they show with their captions.",
         "gan_spark.quality.attributes.attributes",

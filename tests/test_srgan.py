@@ -124,12 +124,13 @@ def test_each_image_of_a_batch_has_a_crop_of_its_own():
     assert set(whole) == {0.0, 15.0}  # where nothing is cropped, each is mirrored or not
 
 
-def test_features_of_vgg19_from_a_file(tmp_path):
+@pytest.mark.parametrize("name", ["VGG16", pytest.param("VGG19", marks=pytest.mark.long)])
+def test_features_of_vgg_from_a_file(tmp_path, name):
     tf.keras.utils.set_random_seed(1)
-    network = tf.keras.applications.VGG19(weights=None, include_top=False)
-    path = str(tmp_path / "vgg19.weights.h5")
+    network = getattr(tf.keras.applications, name)(weights=None, include_top=False)
+    path, content = str(tmp_path / "vgg.weights.h5"), name.lower()
     network.save_weights(path)
-    model = build(content="vgg19", content_weights=path, content_layer="block2_conv1")
+    model = build(content=content, content_weights=path, content_layer="block2_conv1")
     images = make_batch("srgan")["image"]
     expected = tf.keras.Model(network.input, network.get_layer("block2_conv1").output)(
         tf.keras.applications.vgg19.preprocess_input(tf.image.grayscale_to_rgb(images + 1.0) * 127.5)
@@ -137,10 +138,10 @@ def test_features_of_vgg19_from_a_file(tmp_path):
     np.testing.assert_allclose(model._features(images), expected, rtol=1e-4, atol=1e-4)
     assert float(model.content(images, images)) == 0.0 < float(model.content(images, -images))
     assert not {id(v) for v in network.trainable_variables} & {id(v) for group in model.groups.values() for v in group}
-    with pytest.raises(UserError, match="vgg19: no such layer: 'block9' .*block1_conv1"):
-        build(content="vgg19", content_weights=path, content_layer="block9").content(images, images)
+    with pytest.raises(UserError, match=f"{content}: no such layer: 'block9' .*block1_conv1"):
+        build(content=content, content_weights=path, content_layer="block9").content(images, images)
     # What draws does not look: it needs no weights.
-    without = build(content="vgg19", content_weights=str(tmp_path / "gone.h5"))
+    without = build(content=content, content_weights=str(tmp_path / "gone.h5"))
     assert without.generate({"image": images}, None).shape == images.shape
     with pytest.raises(UserError, match="no such file"):
         without.train_step([{"image": images}])

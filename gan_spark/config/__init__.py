@@ -8,6 +8,7 @@ from .options import option
 from .sections import (
     Config,
     Dream,
+    Enlarge,
     Evaluate,
     Featurize,
     Finetune,
@@ -26,6 +27,7 @@ from .sections import (
 __all__ = [
     "Config",
     "Dream",
+    "Enlarge",
     "Evaluate",
     "Featurize",
     "Finetune",

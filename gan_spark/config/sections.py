@@ -295,6 +295,16 @@ class Dream:
 
 
 @dataclasses.dataclass(frozen=True)
+class Enlarge:
+    """Images of any size, enlarged by a run's srgan: `jobs/enlarge.py`."""
+
+    input: str = option("", "an image file, or a folder of them")
+    originals: bool = option(
+        False, "each image is reduced by the model's factor first, and what is made of that is compared with it"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class LeNet:
     """BigDL's LeNet: `jobs/lenet.py`."""
 
@@ -383,6 +393,7 @@ class Config:
     latent: Latent = Latent()
     inpaint: Inpaint = Inpaint()
     dream: Dream = Dream()
+    enlarge: Enlarge = Enlarge()
     lenet: LeNet = LeNet()
     featurize: Featurize = Featurize()
     finetune: Finetune = Finetune()

@@ -2,7 +2,6 @@
 
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 
 import numpy as np
 from pyspark.ml.functions import vector_to_array
@@ -73,20 +72,8 @@ def _top(names: list[str], probabilities: np.ndarray, count: int) -> list[dict]:
     ]
 
 
-def _files(url: str) -> Iterator[tuple[str]]:
-    """URLs of the files in the folder, at any depth, and of folders that cannot be listed."""
-    fs, base = lake.filesystem(url)
-    for entry, problem in folder.walk(fs, base):
-        if problem is not None and entry["name"] == base:
-            raise OSError(f"{url}: the folder cannot be listed: {problem}")
-        if problem is not None or entry["type"] != "directory":
-            yield (lake.join(url, entry["name"].removeprefix(base.rstrip("/") + "/")),)
-
-
 def _folder(spark, stage: ImageClassifier, names: list[str], config: Config, url: str) -> dict:
-    context = spark.sparkContext
-    # Not Spark's own listing of files, which passes over names that begin with _ or a dot.
-    files = context.parallelize([url], 1).flatMap(_files).repartition(context.defaultParallelism).toDF("id string")
+    files = folder.files(spark, url)
     with progress.part("listing", spark):
         found = files.persist().count()
     predictions = stage.transform(files)

@@ -43,10 +43,10 @@ class Config:
     adversarial_weight: float = option(1e-3, "of the adversarial loss", low=0.0)
     content: str = option(
         "mse",
-        "mean squared error of pixels, or of features of VGG19 or of the network of a run",
-        choices=("mse", "vgg19", "run"),
+        "mean squared error of pixels, or of features of VGG16, of VGG19 (the paper's) or of the network of a run",
+        choices=("mse", "vgg16", "vgg19", "run"),
     )
-    content_weights: str = option("imagenet", "vgg19: 'imagenet', or a Keras weights file (.h5)", file=True)
+    content_weights: str = option("imagenet", "vgg16, vgg19: 'imagenet', or a Keras weights file (.h5)", file=True)
     content_run: str = option("", "run: a lenet that was trained", run="lenet")
     content_layer: str = option("block5_conv4", "layer whose features are compared")
     content_scale: float = option(
@@ -143,10 +143,11 @@ class SRGAN(GenerativeModel):
             return lambda images: layers_of(self.content_run.network, (self.config.content_layer,), images)[0]
         from .. import networks
 
-        network = networks.load("VGG19", self.config.content_weights, include_top=False)
+        name = self.config.content.upper()
+        network = networks.load(name, self.config.content_weights, include_top=False)
         network.trainable = False
         colour = (lambda images: images) if self.config.channels == 3 else tf.image.grayscale_to_rgb
-        scaled = tf.keras.applications.vgg19.preprocess_input
+        scaled = networks.preprocess(name)
         return lambda images: layers_of(network, (self.config.content_layer,), scaled(colour(images + 1.0) * 127.5))[0]
 
     def begin(self):
@@ -244,13 +245,18 @@ class SRGAN(GenerativeModel):
         images = batch["image"]
         low = self.reduced(images)
         values = {}
-        for name, enlarged in (("", self.enlarged(low, self.sampler)), ("_bicubic", self.bicubic(low))):
-            real, fake = (luminance(tf.clip_by_value(batch, -1.0, 1.0))[:, 4:-4, 4:-4] for batch in (images, enlarged))
-            values |= {
-                f"psnr{name}": tf.image.psnr(real, fake, 1.0),
-                f"ssim{name}": tf.image.ssim(real, fake, 1.0, min(11, images.shape[1] - 8)),
-            }
+        for suffix, enlarged in (("", self.enlarged(low, self.sampler)), ("_bicubic", self.bicubic(low))):
+            values |= {name + suffix: value for name, value in measured(images, enlarged).items()}
         return values
+
+
+def measured(images: tf.Tensor, enlarged: tf.Tensor) -> dict[str, tf.Tensor]:
+    """`psnr` in dB and `ssim`, [n], of enlarged images [n, h, w, channels] in [-1, 1] against the originals: of their
+    luminance, with 4 pixels left out at each side.
+    """
+    real, fake = (luminance(tf.clip_by_value(batch, -1.0, 1.0))[:, 4:-4, 4:-4] for batch in (images, enlarged))
+    window = min(11, *(side - 8 for side in images.shape[1:3]))
+    return {"psnr": tf.image.psnr(real, fake, 1.0), "ssim": tf.image.ssim(real, fake, 1.0, window)}
 
 
 def luminance(images: tf.Tensor) -> tf.Tensor:

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import math
+import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -31,7 +32,8 @@ TABLE = (
 _NEWEST = " (newest weights)"  # what column `model` ends with where images are not by moving averages
 COLUMNS, KIND = tables.column_names(TABLE), "generated images"
 _GRID = 64
-_HANDED_ON, _HANDED_ON_BYTES = 1024, 16 * 2**20  # images, and their pixels, that a task holds before it hands them on
+# What a task holds before it hands it on: images, their pixels, and seconds, so that Spark sees a slow model go on.
+_HANDED_ON, _HANDED_ON_BYTES, _HANDED_ON_SECONDS = 1024, 16 * 2**20, 10.0
 
 
 def generate(spark, config: Config) -> dict:
@@ -309,6 +311,7 @@ def _generate(
     sample = loading.compiled(model.generate)
     takes = taken_by_run(record)
     manifest, seeds, sources, pngs, shape = None, [], [], [], None
+    handed_on = time.monotonic()
 
     def table() -> pd.DataFrame:
         images_frame = pd.DataFrame(
@@ -340,8 +343,10 @@ def _generate(
         sources += rows["input"].tolist() if "input" in rows else [None] * len(rows)
         pngs += map(images.encode_png, pixels)
         # A table handed on costs as much as ten small images.
-        if len(pngs) >= _HANDED_ON or len(pngs) * math.prod(shape) >= _HANDED_ON_BYTES:
+        is_full = len(pngs) >= _HANDED_ON or len(pngs) * math.prod(shape) >= _HANDED_ON_BYTES
+        if is_full or time.monotonic() - handed_on > _HANDED_ON_SECONDS:
             yield table()
+            handed_on = time.monotonic()
     if pngs:
         yield table()
 

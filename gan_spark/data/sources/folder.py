@@ -151,6 +151,22 @@ def walk(fs, folder: str) -> Iterator[tuple[dict, str | None]]:
             yield entry, problem
 
 
+def files(spark, url: str):
+    """DataFrame of `id`, the URLs of the files in the folder, at any depth, and of folders that cannot be listed."""
+    # Not Spark's own listing of files, which passes over names that begin with _ or a dot.
+    context = spark.sparkContext
+    return context.parallelize([url], 1).flatMap(_urls).repartition(context.defaultParallelism).toDF("id string")
+
+
+def _urls(url: str) -> Iterator[tuple[str]]:
+    fs, base = lake.filesystem(url)
+    for entry, problem in walk(fs, base):
+        if problem is not None and entry["name"] == base:
+            raise OSError(f"{url}: the folder cannot be listed: {problem}")
+        if problem is not None or entry["type"] != "directory":
+            yield (lake.join(url, entry["name"].removeprefix(base.rstrip("/") + "/")),)
+
+
 def _entries(fs, folder: str) -> Iterator[tuple[dict, str | None]]:
     """(entry, None) of what is in the folder; a link to a folder is one, whose `target` is where it leads.
 
