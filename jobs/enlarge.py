@@ -1,4 +1,4 @@
-"""Images of any size, enlarged by a run's SRResNet or SRGAN."""
+"""Enlarge images of any size by a run's SRResNet or SRGAN, and measure it against originals."""
 
 import sys
 
