@@ -1,11 +1,13 @@
 """Parts of a job: how far the one that runs is, and how long each took.
 
-What is done of a part is what Spark counts of its stages while they run, so that no data is gone over for it; Spark's
+What is done of a part is what Spark counts while it runs, so that no data is gone over for it: rows that Python's
+workers gave back, or, where they have no part in it, rows of the stage. Executors tell it every ten seconds. Spark's
 own pages call these stages by the part's name. On a terminal it is a bar, elsewhere a line of the log every so often.
 """
 
 import contextlib
 import logging
+import re
 import sys
 import threading
 import time
@@ -14,6 +16,7 @@ from collections.abc import Callable, Iterator
 log = logging.getLogger(__name__)
 EVERY = 30.0  # seconds between lines of the log
 _DESCRIPTION = "spark.job.description"
+_NEWEST = 8  # queries that are looked at
 _seconds: dict[str, float] = {}
 
 
@@ -66,23 +69,44 @@ class _Stages:
     """Rows that Spark has counted of the newest stage of a name."""
 
     def __init__(self, spark, name: str, total: int):
-        self._context, self._name, self._total = spark.sparkContext, name, total
+        self._spark, self._name, self._total = spark, name, total
         self._newest = (-1, 0)
 
     def rows(self) -> tuple[int, int]:
         """(number of the stage, its rows so far)."""
         with contextlib.suppress(Exception):  # Java has gone, or is of a kind that does not tell.
-            stages = self._context._jsc.sc().statusStore().activeStages()
-            for place in range(stages.size()):
-                stage = stages.apply(place)
+            stages = self._spark.sparkContext._jsc.sc().statusStore().activeStages()
+            for stage in _each(stages):
                 if stage.description().isDefined() and stage.description().get() == self._name:
                     self._newest = max(self._newest, (stage.stageId(), self._of(stage)))
         return self._newest
 
     def _of(self, stage) -> int:
+        if answered := self._answered():
+            return min(self._total, max(answered))
         counted = (stage.inputRecords(), stage.shuffleReadRecords(), stage.outputRecords())
         tasks = self._total * stage.numCompleteTasks() // max(stage.numTasks(), 1)
         return min(self._total, max(*counted, tasks))
+
+    def _answered(self) -> list[int]:
+        """Rows that Python's workers gave back, by the steps that they do of the queries of the name that run."""
+        store, answered = self._spark._jsparkSession.sharedState().statusStore(), []
+        executions = store.executionsList(max(0, store.executionsCount() - _NEWEST), _NEWEST)
+        for execution in _each(executions):
+            if execution.description() != self._name or execution.completionTime().isDefined():
+                continue
+            values = store.executionMetrics(execution.executionId())
+            for node in _each(store.planGraph(execution.executionId()).allNodes()):
+                if re.search("Python|Pandas", node.name()):
+                    metrics = [each for each in _each(node.metrics()) if each.name() == "number of output rows"]
+                    told = [values.get(metric.accumulatorId()) for metric in metrics]
+                    answered += [int(re.sub(r"\D", "", each.get() if each.isDefined() else "0")) for each in told]
+        return answered
+
+
+def _each(sequence) -> Iterator:
+    """Of one of Scala's."""
+    return map(sequence.apply, range(sequence.size()))
 
 
 @contextlib.contextmanager

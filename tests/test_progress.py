@@ -33,6 +33,27 @@ def test_rows_of_a_stage_are_shown_while_it_runs(spark, often, caplog):
     assert all(int(match[2]) == 100 * int(match[1]) // 160 for match in shown)
 
 
+@pytest.mark.long  # Executors tell what their tasks have done every ten seconds.
+@pytest.mark.parametrize("kept", [False, True])
+def test_rows_that_pythons_workers_gave_back_are_shown_while_few_tasks_run(spark, often, caplog, kept):
+    def slowly(frames):
+        for frame in frames:
+            for number in frame["id"]:
+                time.sleep(0.2)
+                # As much as Python's workers gather before they send it.
+                yield frame[frame["id"] == number].assign(image=bytes(2**16))
+
+    caplog.set_level(logging.INFO, logger="gan_spark")
+    frame = spark.range(0, 300, 1, 2).mapInPandas(slowly, "id long, image binary")
+    frame = frame.persist() if kept else frame
+    with progress.part("answering", spark, 300):
+        assert frame.count() == 300
+    frame.unpersist()
+    lines = [record.getMessage() for record in caplog.records if "answering" in record.getMessage()]
+    done = [int(re.match(r"answering: (\d+) of 300 images", line)[1]) for line in lines]
+    assert done == sorted(done) and len({each for each in done if 0 < each < 300}) >= 2
+
+
 def test_sparks_pages_call_stages_by_the_part_and_then_as_before(spark):
     context = spark.sparkContext
     context.setJobDescription("a user's own")

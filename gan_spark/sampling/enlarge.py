@@ -109,7 +109,7 @@ def _by_tiles(
             for left in range(0, width, side):
                 above, before = min(margin, top), min(margin, left)
                 seen = low[top - above : top + side + margin, left - before : left + side + margin]
-                pixels = images.to_pixels(enlarged(images.to_unit(seen[None])))[0]
+                pixels = images.to_pixels(enlarged(_tensor(seen)))[0]
                 tile = pixels[factor * above : factor * (above + side), factor * before : factor * (before + side)]
                 place = made[factor * top : factor * (top + side), factor * left : factor * (left + side)]
                 place[:] = tile[: place.shape[0], : place.shape[1]]
@@ -145,7 +145,7 @@ def _row(model: srgan.SRGAN, ways: Sequence[Callable[[np.ndarray], np.ndarray]],
         if min(height, width) < 16:
             raise images.BadImage(f"{low.shape[0]} x {low.shape[1]} pixels: expected 16 a side to compare with")
         original = low[:height, :width]
-        low = images.to_pixels(model.reduced(images.to_unit(original[None])))[0]
+        low = images.to_pixels(model.reduced(_tensor(original)))[0]
     if low.shape[0] * low.shape[1] * factor**2 > options.max_megapixels * 1_000_000:
         raise images.BadImage(
             f"{low.shape[0]} x {low.shape[1]} pixels: enlarged they would be more than the limit of"
@@ -153,9 +153,9 @@ def _row(model: srgan.SRGAN, ways: Sequence[Callable[[np.ndarray], np.ndarray]],
         )
     made, bicubic = (enlarged(low) for enlarged in ways)
     if original is not None:
-        real = images.to_unit(original[None])
+        real = _tensor(original)
         for suffix, pixels in (("", made), ("_bicubic", bicubic)):
-            values = srgan.measured(real, images.to_unit(pixels[None]))
+            values = srgan.measured(real, _tensor(pixels))
             figures |= {measure + suffix: float(value[0]) for measure, value in values.items()}
     squares = low.repeat(factor, 0).repeat(factor, 1)
     parts = [_middle(pixels) for pixels in (squares, bicubic, made, original) if pixels is not None]
@@ -163,6 +163,10 @@ def _row(model: srgan.SRGAN, ways: Sequence[Callable[[np.ndarray], np.ndarray]],
     size = {"height": height, "width": width, "channels": channels}
     shown = images.encode_png(np.concatenate(parts, 1))
     return {"image": images.encode_png(made), **size, **figures, "shown": shown}
+
+
+def _tensor(pixels: np.ndarray) -> tf.Tensor:
+    return tf.constant(images.to_unit(pixels[None]))
 
 
 def _middle(pixels: np.ndarray) -> np.ndarray:
