@@ -1,7 +1,10 @@
-"""What may happen to whatever starts the jobs: a terminal that is closed, ten days at once."""
+"""What may happen to whatever starts the jobs: a terminal that is closed, Airflow's scheduler that dies, ten days at
+once.
+"""
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -9,6 +12,8 @@ import pty
 import re
 import select
 import signal
+import sqlite3
+import subprocess
 import termios
 import threading
 from pathlib import Path
@@ -16,9 +21,11 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT, make_config
-from processes import ranks_under, submit_environment
+from processes import ranks_under, submit_environment, wait_for
+from test_airflow import airflow  # noqa: F401 (a fixture)
 
 from gan_spark import lake as lakes
+from gan_spark.data import ingest
 from gan_spark.runs import registry
 from gan_spark.sampling import generate
 from gan_spark.training import driver
@@ -154,3 +161,107 @@ def test_ten_days_at_once_are_ten_whole_tables(spark, lake, digits):
         assert all(row["image"] for row in rows)
     hidden = [path for path in Path(lake, "generated", "days").glob(".*")]
     assert not [path for path in hidden if path.is_dir() and "whole" not in path.name], hidden
+
+
+# --- Airflow ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def daily(request, spark):
+    """(Airflow's command line, its lake with a model that DAG `gan_spark_generate` draws from)."""
+    call = request.getfixturevalue("airflow")
+    if not lakes.exists(lakes.join(lakes.to_url(call.lake), "models")):
+        config = dataclasses.replace(make_config(call.lake, run="for-days"), lake=call.lake)
+        ingest.ingest(spark, config)
+        driver.train(spark, config)
+        registry.promote(call.lake, config.run, "gan_spark_retrain")
+    return call
+
+
+def seeds_of(spark, root: str, date: str) -> list[int]:
+    table = lakes.join(lakes.to_url(root), "generated", "daily", date)
+    return sorted(row["seed"] for row in spark.read.parquet(table).select("seed").collect())
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.fault(
+    "orchestration",
+    "Airflow backfills ten days of `gan_spark_generate`, and then one of them again",
+    "every day has its own table, whole and with its own seeds; the day that is done again has the same images",
+)
+def test_a_backfill_of_ten_days(spark, daily):
+    conf = ["--conf", json.dumps({"images": 5})]
+    backfill = ("airflow", "dags", "backfill", "gan_spark_generate", *conf)
+    done = daily(*backfill, "-s", "2026-03-01", "-e", "2026-03-10")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    for day in range(1, 11):
+        first = (20512 + day) * 1_000_000  # days since 1970
+        assert seeds_of(spark, daily.lake, f"2026-03-{day:02d}") == list(range(first, first + 5))
+    table = lakes.join(lakes.to_url(daily.lake), "generated", "daily", "2026-03-05")
+    images = lambda: {row["seed"]: bytes(row["image"]) for row in spark.read.parquet(table).collect()}
+    before = images()
+    again = daily(*backfill, "-s", "2026-03-05", "-e", "2026-03-05", "--reset-dagruns", "--yes")
+    assert again.returncode == 0, (again.stdout + again.stderr)[-3000:]
+    assert images() == before
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.fault(
+    "orchestration",
+    "Airflow's scheduler is killed (SIGKILL) while a job runs, and started again",
+    "the job ends well, what was waiting is run, and each job once",
+)
+def test_a_scheduler_that_is_killed_and_started_again(spark, daily, tmp_path):
+    dag, dates = "gan_spark_generate", ("2026-04-01", "2026-04-02")
+    script = "import json, os, sys; print(json.dumps([sys.executable, dict(os.environ)]))"
+    python, environment = json.loads(daily("python", "-c", script).stdout.splitlines()[-1])
+    environment["AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE"] = "False"  # what is triggered, and no day of the calendar
+    database = sqlite3.connect(f"{environment['AIRFLOW_HOME']}/airflow.db", timeout=60)
+    for command in (("reserialize",), ("unpause", dag), *(("trigger", dag, "-e", f"{date}T00:00:00+00:00", "--conf",
+                    json.dumps({"images": 40})) for date in dates)):  # fmt: skip
+        done = daily("airflow", "dags", *command)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+    def states(table: str) -> list[str]:
+        where = "execution_date >= '2026-04-01'" if table == "dag_run" else "run_id LIKE 'manual__2026-04-%'"
+        rows = database.execute(f"SELECT state FROM {table} WHERE dag_id = '{dag}' AND {where}").fetchall()
+        return sorted(str(state) for (state,) in rows)
+
+    def scheduler() -> subprocess.Popen:
+        command = [python, "-m", "airflow", "scheduler", "--skip-serve-logs"]
+        with open(tmp_path / "scheduler", "a") as log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=tmp_path)
+
+    def job() -> psutil.Process | None:
+        for process in psutil.process_iter(["cmdline"]):
+            command = process.info["cmdline"] or []
+            if f"lake={daily.lake}" in command and any(part.endswith("jobs/generate.py") for part in command):
+                return process
+        return None
+
+    first = scheduler()
+    try:
+        working = wait_for(job, "job")
+        first.kill()
+        first.wait()
+        psutil.wait_procs([working], timeout=600)
+        assert states("dag_run") != ["success", "success"]
+        second = scheduler()
+        try:
+            wait_for(
+                lambda: states("dag_run") == ["success", "success"], f"end of both: {states('task_instance')}", 1500
+            )
+        finally:
+            second.terminate()
+            second.wait(120)
+    finally:
+        first.kill()
+    tries = database.execute(
+        f"SELECT try_number FROM task_instance WHERE dag_id = '{dag}' AND run_id LIKE 'manual__2026-04-%'"
+    ).fetchall()
+    assert tries == [(1,), (1,)]
+    for number, date in enumerate(dates):
+        first_seed = (20544 + number) * 1_000_000
+        assert seeds_of(spark, daily.lake, date) == list(range(first_seed, first_seed + 40))
