@@ -3,6 +3,7 @@
 And that every link and picture leads somewhere."""
 
 import json
+import pkgutil
 import re
 import runpy
 import shlex
@@ -202,6 +203,12 @@ def test_every_command_is_run_or_marked():
         sections = [section for section in sections if any(each.startswith(start) for each in commands(section))]
         assert sections, f"no page has {start} any more"
         assert all(mark in section for section in sections), f"`{start}` is not marked where it stands"
+
+
+def test_names_of_the_package_in_the_docs_are_there():
+    for path in PAGES:
+        for name in re.findall(r"(?<![\w./-])gan_spark(?:\.[A-Za-z_]\w*)+", path.read_text()):
+            assert name.endswith((".json", ".py")) or pkgutil.resolve_name(name), f"{path.name}: {name}"
 
 
 def links(text: str) -> list[str]:

@@ -23,7 +23,7 @@ from pyspark import cloudpickle
 
 from gan_spark import failures, lake
 from gan_spark.config import UserError
-from gan_spark.data import reader, schema
+from gan_spark.data import schema, snapshots, splits
 from gan_spark.lake import hdfs as filesystems
 from gan_spark.lake import swap
 from gan_spark.runs.store import Run
@@ -331,9 +331,9 @@ def check_petastorm_reads(url: str) -> None:
     """Petastorm's own reader gives every row of split train once."""
     from petastorm import make_batch_reader
 
-    names = reader.files(url, "train")
+    names = splits.files(url, "train")
     with make_batch_reader(
-        names, num_epochs=1, reader_pool_type="dummy", filesystem=reader.petastorm_filesystem(url)
+        names, num_epochs=1, reader_pool_type="dummy", filesystem=snapshots.petastorm_filesystem(url)
     ) as rows:
         ids = [row_id for batch in rows for row_id in batch.id]
     assert len(ids) == len(set(ids)) == schema.read_manifest(url).rows["train"]

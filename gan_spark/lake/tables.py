@@ -151,10 +151,12 @@ def _check_commit(url: str) -> None:
     try:
         actions = [json.loads(line) for line in data.splitlines() if line.strip()]
         told = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
-        count = sum("add" in action for action in actions)
-        is_write = told.get("operation") == "WRITE"
-        expected = int(told.get("operationMetrics", {}).get("numFiles", count)) if is_write else count
-        problem = "it is empty" if not actions else f"{count} files of {expected}" if count < expected else ""
+        files = [json.loads(action["add"].get("stats") or "{}") for action in actions if "add" in action]
+        rows = sum(int(stats.get("numRecords", 0)) for stats in files)
+        is_counted = told.get("operation") == "WRITE" and all("numRecords" in stats for stats in files)
+        # Not its number of files: it counts those that had no rows, and does not add them.
+        expected = int(told.get("operationMetrics", {}).get("numOutputRows", 0)) if is_counted else 0
+        problem = "it is empty" if not actions else f"{rows} rows of {expected}" if rows < expected else ""
     except (ValueError, TypeError, AttributeError) as error:
         problem = str(error)
     if problem:

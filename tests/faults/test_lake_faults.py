@@ -26,6 +26,7 @@ from gan_spark import failures, online
 from gan_spark import lake as lakes
 from gan_spark.config import UserError, replaced
 from gan_spark.data import ingest, reader, schema, snapshots, splits, tasks
+from gan_spark.lake import tables
 from gan_spark.quality import compare
 from gan_spark.runs import challenge, registry
 from gan_spark.runs.store import Run
@@ -670,6 +671,32 @@ newest.write_bytes(whole)
 found["leftovers"] = state()
 print(json.dumps(found))
 """
+
+
+@pytest.mark.parametrize(
+    "rows, added, problem",
+    [
+        (40, [20, 20], ""),
+        (40, [20], "20 rows of 40"),
+        (40, [], "0 rows of 40"),
+        (0, [], ""),  # An append of nothing: Delta tells of a file, which it has not added.
+        (40, [40], ""),  # The first of two files had no rows.
+        (40, [None], ""),  # Where the table has no statistics, nothing can be told.
+    ],
+)
+def test_a_commit_is_torn_where_rows_are_missing(tmp_path, rows, added, problem):
+    metrics = {"numFiles": "2", "numOutputRows": str(rows)}
+    actions = [{"commitInfo": {"operation": "WRITE", "operationMetrics": metrics}}]
+    for count in added:
+        stats = {} if count is None else {"stats": json.dumps({"numRecords": count})}
+        actions.append({"add": {"path": "part.parquet"} | stats})
+    (tmp_path / "_delta_log").mkdir()
+    (tmp_path / "_delta_log" / f"{1:020}.json").write_text("\n".join(map(json.dumps, actions)) + "\n")
+    if problem:
+        with pytest.raises(UserError, match=rf"{1:020}.json, is torn \({problem}\)"):
+            tables._check_commit(f"file://{tmp_path}")
+    else:
+        tables._check_commit(f"file://{tmp_path}")
 
 
 @pytest.mark.fault(
