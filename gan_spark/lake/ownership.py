@@ -20,7 +20,8 @@ from .swap import MANIFEST, OWNER, SNAPSHOTS, displaced, journal
 # Names of files that Spark, Petastorm and this project write into such folders.
 _OURS = re.compile(
     rf"part-[\w.-]+|_SUCCESS|_(started|committed)_\w+|_(common_)?metadata|{re.escape(MANIFEST)}|{re.escape(OWNER)}"
-    rf"|\.[\w.-]+\.crc|\._common_metadata\.lock|\.({re.escape(MANIFEST)}|{re.escape(OWNER)}|_SUCCESS|_common_metadata)\.[0-9a-f]{{8}}"
+    r"|\.[\w.-]+\.crc|\._common_metadata\.lock"
+    rf"|\.({re.escape(MANIFEST)}|{re.escape(OWNER)}|_SUCCESS|_common_metadata)\.[0-9a-f]{{8}}"
 )
 # And those of its snapshots, in a folder of theirs alone: a user's own file may well be named by a date.
 _SNAPSHOT = re.compile(rf"{SNAPSHOTS}/(\d{{8}}\.json|\.\d{{8}}\.json\.[0-9a-f]{{8}})")

@@ -118,11 +118,7 @@ def from_frame(
     rows = padded(chosen)
     if image.convert is not None:
         rows = rows.mapInArrow(image.convert, ROW)
-    if id_column:
-        rows = rows.withColumn("reason", F.when(F.col("id").isNull(), "no id (null)").otherwise(F.col("reason")))
-    else:
-        rows = rows.withColumn("id", F.substring(F.sha2("content", 256), 1, 32))
-    rows = rows.withColumn("id", F.coalesce("id", F.concat(F.lit("null id "), F.monotonically_increasing_id())))
+    rows = _with_ids(rows, bool(id_column))
     stated_splits = {row[0] for row in frame.select(split).distinct().collect()} if split_column else set()
     if "test" not in stated_splits:  # Then a training image's id decides.
         rows = rows.withColumn("split", F.when(F.col("split") != "train", F.col("split")))
@@ -135,6 +131,15 @@ def from_frame(
         holds_files=True,
         splits=frozenset(stated_splits - {None}),
     )
+
+
+def _with_ids(rows, are_stated: bool):
+    """The rows with an id each: the stated one, or a hash of the image."""
+    if are_stated:
+        rows = rows.withColumn("reason", F.when(F.col("id").isNull(), "no id (null)").otherwise(F.col("reason")))
+    else:
+        rows = rows.withColumn("id", F.substring(F.sha2("content", 256), 1, 32))
+    return rows.withColumn("id", F.coalesce("id", F.concat(F.lit("null id "), F.monotonically_increasing_id())))
 
 
 def _column(frame, key: str, name: str) -> tuple[Any, T.DataType]:
