@@ -364,6 +364,28 @@ def test_remove_is_done_once_or_many_times(root):
     assert content(root) == {"e/sub/a": b"2"}
 
 
+def test_two_that_remove_a_folder_at_the_same_moment_both_do(tmp_path):
+    url = lake.to_url(str(tmp_path / "d"))
+    for _ in range(10):
+        for number in range(300):
+            place = tmp_path / "d" / str(number % 7)
+            place.mkdir(parents=True, exist_ok=True)
+            (place / str(number)).touch()
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(lake.remove, [url] * 4)) == [None] * 4
+        assert not (tmp_path / "d").exists()
+
+
+def test_what_cannot_be_removed_is_told(tmp_path, monkeypatch):
+    def gone(self, path, recursive):
+        raise FileNotFoundError(path)
+
+    (tmp_path / "d").mkdir()
+    monkeypatch.setattr(fsspec.get_filesystem_class("file"), "rm", gone)
+    with pytest.raises(FileNotFoundError):
+        lake.remove(lake.to_url(str(tmp_path / "d")))
+
+
 def test_the_memory_lake_is_fsspec_own(root):
     lake.write_bytes(lake.join(root, "a"), b"1")
     with fsspec.open(lake.join(root, "a"), "rb") as stream:

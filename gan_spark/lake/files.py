@@ -17,6 +17,7 @@ from ..config import UserError
 
 _OBJECT_STORES = ("s3", "s3a", "s3n", "gs", "gcs", "abfs", "abfss", "wasb", "wasbs")
 _SCHEMES = (*_OBJECT_STORES, "hdfs", "webhdfs", "viewfs", "file", "dbfs", "http", "https", "ftp")
+_REMOVALS = 100  # times that it is tried to remove a folder which somebody else removes too
 _EXTRAS = {"hdfs": "hdfs", "s3": "s3", "s3a": "s3", "s3n": "s3"}  # what opens a scheme, as gan-spark[...]
 
 
@@ -185,6 +186,14 @@ def to_json(value: Any) -> bytes:
 
 
 def remove(url: str) -> None:
+    """Removes what is at `url`, if anything; somebody else may be removing it at the same moment."""
     fs, path = filesystem(url)
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+    for left in reversed(range(_REMOVALS)):
+        if not fs.exists(path):
+            return
+        try:
+            fs.rm(path, recursive=True)
+        except FileNotFoundError:  # What was listed is gone.
+            fs.invalidate_cache()
+            if not left:
+                raise
