@@ -197,6 +197,7 @@ def test_guidance_drives_images_away_from_those_of_no_class():
     assert not np.allclose(plain.generate(label, seeds), plain.generate(none, seeds), atol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [pytest.param(0.0, marks=pytest.mark.long), 2.0])
 def test_a_seed_is_one_image_in_batches_of_any_size(guidance):
     model = with_noise(guidance=guidance)
@@ -235,6 +236,7 @@ def test_classes_are_left_out_as_often_as_the_config_says():
     np.testing.assert_array_equal(seen[0].argmax(1)[kept == 1], labels[kept == 1])
 
 
+@pytest.mark.slow
 def test_an_image_of_a_class_that_nobody_knows_is_of_none():
     model, images = with_noise(), make_batch("diffusion", 4)["image"]
     without = model.held_out({"image": images})["noise_error"]
@@ -244,6 +246,7 @@ def test_an_image_of_a_class_that_nobody_knows_is_of_none():
     assert not np.allclose(known, without, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "size, channels, patch, blocks", [(16, 3, 1, 1), (18, 1, 1, 2), (28, 1, 2, 1), (50, 3, 1, 1), (64, 3, 2, 1)]
 )

@@ -399,6 +399,7 @@ def test_cyclegans_discriminators_are_shown_former_images_that_are_alike_on_all_
     assert drawn > 10
 
 
+@pytest.mark.slow
 def test_cyclegans_pool_is_what_its_discriminators_learn_from():
     """The first step finds the pool empty, and the second one image in it."""
     batch, same = make_batch("cyclegan"), []
